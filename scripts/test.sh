@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs vitvlm with its test extra into .venv, then: style, import order, tests. PYTHON=python3.12 picks another interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/venv.sh '.[test]'
+# The pages are tested in a real browser; pip brings its driver, the system the browser itself.
+if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+    echo "no Chromium found: installing it with apt-get (needs root; otherwise install chromium and run again)"
+    apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+fi
+ruff check .
+ruff format --check .
+lint-imports
+pytest -n 2 --dist loadgroup --durations 15 "$@"

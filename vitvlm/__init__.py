@@ -1,0 +1,1 @@
+"""vitvlm: train, ablate, evaluate and look inside vision transformers and vision-language models, in JAX."""

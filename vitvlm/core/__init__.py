@@ -1,0 +1,1 @@
+"""Paths and rules over parameter trees, durations, registries and config checking."""

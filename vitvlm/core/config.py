@@ -1,0 +1,77 @@
+"""Config fields onto functions and classes: unknown fields are errors that name the nearest, before anything compiles."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message says which field is wrong and what to do."""
+
+
+def call(function: Callable[..., T], fields: Mapping[str, Any], where: str, **given: Any) -> T:
+    """Calls `function(**fields, **given)` after checking the fields against its signature.
+
+    Works for functions, dataclasses and Flax modules. Nested ConfigDicts are passed on as plain dictionaries,
+    so nothing below the jobs layer ever sees a ConfigDict.
+
+    Args:
+      function: what the config section configures.
+      fields: the section, for example `config.optimizer`.
+      where: its name in the config, for error messages ("config.optimizer").
+      **given: arguments that the caller supplies; a section may not set them.
+
+    Raises ConfigError for an unknown field (the nearest name is offered), a field the caller supplies, or a
+    missing required one.
+    """
+    fields = plain(fields)
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in ("parent",)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    allowed = [name for name in parameters if name not in given and not (name == "name" and _is_module(function))]
+    if not takes_any:
+        check_names(fields, allowed, where)
+    required = {name for name in allowed if parameters[name].default is inspect.Parameter.empty}
+    missing = sorted(required - set(fields))
+    if missing:
+        raise ConfigError(f"{where}: missing field{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    return function(**fields, **given)
+
+
+def check_names(names: Iterable[str], allowed: Iterable[str], where: str) -> None:
+    """Raises ConfigError naming the first of `names` that is not in `allowed`, with the nearest allowed one."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{where}.{name}: no such field; {suggest(name, allowed)}")
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """`did you mean "x"?` for the nearest of the allowed names, or the list of them when none is near."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else f"there is: {', '.join(allowed) or 'nothing'}"
+
+
+def plain(value: Any) -> Any:
+    """Plain dictionaries, lists and tuples from a (nested) ConfigDict, its references resolved."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def _is_module(function: Any) -> bool:
+    """Flax modules have a `name` field that is the framework's, not the user's."""
+    return isinstance(function, type) and hasattr(function, "scope") and hasattr(function, "apply")

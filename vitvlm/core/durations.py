@@ -1,0 +1,45 @@
+"""Durations in configs: "300 steps", "20 epochs", "50_000 examples" or "5%" (of the whole training)."""
+
+import dataclasses
+import re
+
+from vitvlm.core.config import ConfigError
+
+_PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%|percent)\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What durations are relative to. `total_steps` is None while the total itself is being resolved."""
+
+    batch_size: int
+    train_examples: int
+    total_steps: int | None = None
+
+    def steps(self, duration: str | int, where: str) -> int:
+        """Whole steps in a duration, rounded to the nearest; an int counts steps.
+
+        Raises ConfigError for what is no duration, and for a percentage while the total is unknown.
+        """
+        if isinstance(duration, int) and not isinstance(duration, bool):
+            amount, unit = float(duration), "step"
+        else:
+            parsed = _PATTERN.fullmatch(duration) if isinstance(duration, str) else None
+            if parsed is None:
+                raise ConfigError(
+                    f'{where}: {duration!r} is not a duration; write "300 steps", "20 epochs", "50_000 examples" or "5%"'
+                )
+            amount, unit = float(parsed[1].replace("_", "")), parsed[2].rstrip("s")
+        if unit == "step":
+            steps = amount
+        elif unit == "epoch":
+            steps = amount * self.train_examples / self.batch_size
+        elif unit == "example":
+            steps = amount / self.batch_size
+        elif self.total_steps is None:
+            raise ConfigError(f"{where}: {duration!r} is a share of the training's length, which is not known here")
+        else:
+            steps = amount / 100 * self.total_steps
+        if steps < 0:
+            raise ConfigError(f"{where}: {duration!r} is negative")
+        return round(steps)

@@ -1,0 +1,63 @@
+"""Regex rules over parameter paths: one syntax for freezing, learning rates, weight decay, sharding and loading.
+
+A rule is a pair `(pattern, value)`. A pattern must match the WHOLE path (`re.fullmatch`); the first rule that
+matches wins; every path must be matched by some rule; and a rule that is never the first to match is an error,
+because it is a rule its author believes to be in force.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Rules = Sequence[tuple[str, Any]]
+
+
+class RuleError(ValueError):
+    """A rule list that leaves a path uncovered, holds an unused rule, or holds a pattern that is no regex."""
+
+
+def match(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:
+    """The value of the first rule that matches each path.
+
+    Args:
+      rules: `(pattern, value)` pairs.
+      paths: parameter paths such as "blocks/mlp/up/kernel".
+      where: the config field that the rules come from, for error messages ("optimizer.freeze").
+
+    Raises RuleError for a bad pattern, an uncovered path (all are listed) or an unused rule (all are listed).
+    """
+    return {path: rules[index][1] for path, index in match_indices(rules, paths, where).items()}
+
+
+def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, int]:
+    """Like `match`, but gives the index of the winning rule."""
+    patterns = [_compile(pattern, where) for pattern, _ in rules]
+    winners: dict[str, int] = {}
+    uncovered = []
+    for path in paths:
+        index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        if index is None:
+            uncovered.append(path)
+        else:
+            winners[path] = index
+    unused = sorted(set(range(len(patterns))) - set(winners.values()))
+    if uncovered:
+        raise RuleError(
+            f"{where}: no rule covers {_some(uncovered)}; add a last rule such as ('.*', value) for all the others"
+        )
+    if unused:
+        names = _some([patterns[i].pattern for i in unused])
+        raise RuleError(f"{where}: never used: {names}; a rule must be the first to match (fullmatch) some parameter")
+    return winners
+
+
+def _compile(pattern: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise RuleError(f"{where}: {pattern!r} is not a regular expression: {error}") from None
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
