@@ -1,0 +1,82 @@
+"""Which layer a parameter belongs to, by its path: blocks/... (scanned: leading depth axis) or blocks_{i}/... (looped).
+
+Layers that are scanned and layers that are looped over must train alike. What follows from a tensor's norm or
+from its rank (trust ratios, factored moments, orthogonalisation) or from its depth must therefore be computed for each
+layer of a scanned stack on its own.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import Tree, map_with_path
+
+_SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/.*")
+_LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/.*")
+
+
+def is_scanned(path: str) -> bool:
+    """Whether the parameter's first axis is the depth of a scanned stack of blocks."""
+    return _SCANNED.fullmatch(path) is not None
+
+
+def per_layer(inner: optax.GradientTransformation, params: Tree) -> optax.GradientTransformation:
+    """Transforms every layer of scanned blocks on its own, as if it were a tree of its own.
+
+    Stacks of one depth are mapped over that axis together; their state gets the same leading axis.
+    """
+
+    def labels(tree: Tree) -> Tree:
+        return map_with_path(lambda path, leaf: f"depth_{leaf.shape[0]}" if is_scanned(path) else "single", tree)
+
+    mapped = optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
+    kinds = sorted(set(jax.tree.leaves(labels(params))))
+    if kinds == ["single"]:
+        return inner
+    return optax.partition({kind: inner if kind == "single" else mapped for kind in kinds}, labels)
+
+
+def depth_factors(
+    decay: float, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, float | Float[np.ndarray, "depth"]]:
+    """Layer-wise learning-rate decay (BEiT, MAE's fine-tuning): decay^(depth + 1 - l) for layer l.
+
+    The embeddings (patches, cls, registers, positions) are layer 0, block i is layer i + 1, and all the
+    rest (final norm, pooling, head) is layer depth + 1, with factor 1. Scanned blocks get a vector over their depth.
+
+    Args:
+      shapes: the shape of every parameter, by path.
+      where: the config field, for error messages.
+
+    Raises ConfigError unless the parameters hold exactly one stack of blocks.
+    """
+    stack, depth = _only_stack(shapes, where)
+    embeddings = re.compile(re.escape(stack) + r"(patches|cls|registers|positions)(/.*)?")
+
+    def factor(path: str) -> float | Float[np.ndarray, "depth"]:
+        if is_scanned(path):
+            return decay ** np.arange(depth, 0, -1, dtype=np.float32)
+        if looped := _LOOPED.fullmatch(path):
+            return decay ** (depth - int(looped["layer"]))
+        return decay ** (depth + 1) if embeddings.fullmatch(path) else 1.0
+
+    return {path: factor(path) for path in shapes}
+
+
+def _only_stack(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, int]:
+    """Prefix and depth of the one stack of blocks among the paths."""
+    depths: dict[str, int] = {}
+    for path, shape in shapes.items():
+        if scanned := _SCANNED.fullmatch(path):
+            depths[scanned["stack"]] = shape[0]
+        elif looped := _LOOPED.fullmatch(path):
+            depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)
+    if len(depths) != 1:
+        found = ", ".join(f"{stack}blocks" for stack in sorted(depths)) or "none"
+        raise ConfigError(f"{where}: needs exactly one stack of blocks, found {found}; use lr_rules instead")
+    return next(iter(depths.items()))

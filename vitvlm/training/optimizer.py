@@ -1,0 +1,164 @@
+"""Optimizers from a config section: which parameters learn, by which method, at which rate, by rules over paths.
+
+One update, in this order: the gradients of the trainable parameters are clipped by their global norm; the method turns
+them into an update, with its weight decay; each update is multiplied by its parameter's own factor (`lr_rules`,
+`layer_decay`) and by the schedule's learning rate, and subtracted.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from vitvlm.core import config, rules
+from vitvlm.core.durations import Clock
+from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.training import layers, methods, schedules
+
+Factor = float | Float[np.ndarray, "depth"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Fields that every optimizer takes besides its own. Rules are `(regex, value)` pairs, see core.rules.
+
+    Attributes:
+      clip_norm: largest global norm of the gradients of all trainable parameters.
+      weight_decay: strength; multiplied by the learning rate, as PyTorch does.
+      weight_decay_rules: factor on `weight_decay` per path. By default kernels decay, and nothing else does: no bias,
+        norm, layer scale, token, position or register.
+      lr_rules: factor on the learning rate per path, above 0.
+      freeze: True or False per path.
+      layer_decay: learning-rate factor from one layer to the layer below it, see `layers.depth_factors`.
+    """
+
+    clip_norm: float | None = None
+    weight_decay: float = 0.0
+    weight_decay_rules: rules.Rules | None = None
+    lr_rules: rules.Rules | None = None
+    freeze: rules.Rules | None = None
+    layer_decay: float | None = None
+
+
+def build(
+    fields: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    params: Tree,
+    clock: Clock,
+    where: str = "config.optimizer",
+    schedule_where: str = "config.schedule",
+) -> tuple[optax.GradientTransformation, schedules.Schedule]:
+    """The gradient transformation for a tree of parameters, and its learning rate as a function of the step.
+
+    Args:
+      fields: `name` (see `methods`), that method's hyper-parameters, and those of `Common`.
+      schedule: see `schedules.build`.
+      params: arrays or `jax.ShapeDtypeStruct`s.
+      clock: what durations are relative to.
+      where, schedule_where: what error messages call the two sections.
+
+    Frozen parameters get no optimizer state and stay bit-identical. A model whose layers are scanned is trained exactly
+    as one that loops over them.
+
+    Raises ConfigError for a field that the optimizer does not take, and RuleError for rules that do not fit the
+    parameters.
+    """
+    learning_rate = schedules.build(schedule, clock, schedule_where)
+    name, own, common = _split(config.plain(fields), where)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    frozen = _frozen(common.freeze, shapes, f"{where}.freeze")
+    trainable = {path: shape for path, shape in shapes.items() if not frozen[path]}
+
+    decay = _add_decayed_weights(_decays(common, trainable, where))
+    method = config.call(methods.METHODS[name], own, where, decay=decay)
+    if name not in methods.ELEMENTWISE:
+        method = layers.per_layer(method, params)
+    steps = [method, _scale_by_factors(_factors(common, shapes, trainable, where))]
+    if common.clip_norm is not None:
+        if common.clip_norm <= 0:
+            raise config.ConfigError(f"{where}.clip_norm: {common.clip_norm} is not above 0; None turns clipping off")
+        steps.insert(0, optax.clip_by_global_norm(common.clip_norm))
+    transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
+    if any(frozen.values()):
+        labels = map_with_path(lambda path, _: "frozen" if frozen[path] else "trainable", params)
+        transform = optax.partition({"trainable": transform, "frozen": _keep()}, labels)
+    return transform, learning_rate
+
+
+def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Common]:
+    """Name, the method's own fields, and the common ones, all checked."""
+    if "name" not in fields:
+        raise config.ConfigError(f"{where}.name: missing; there is: {', '.join(sorted(methods.METHODS))}")
+    name = fields.pop("name")
+    if name not in methods.METHODS:
+        raise config.ConfigError(f"{where}.name: no optimizer {name!r}; {config.suggest(name, methods.METHODS)}")
+    of_common = {field.name for field in dataclasses.fields(Common)}
+    of_method = set(inspect.signature(methods.METHODS[name]).parameters) - {"decay"}
+    config.check_names(fields, of_common | of_method, where)
+    own = {field: value for field, value in fields.items() if field in of_method}
+    return name, own, Common(**{field: value for field, value in fields.items() if field in of_common})
+
+
+def _frozen(freeze: rules.Rules | None, shapes: Mapping[str, Any], where: str) -> dict[str, bool]:
+    if freeze is None:
+        return dict.fromkeys(shapes, False)
+    frozen = rules.match(freeze, shapes, where)
+    for path, value in frozen.items():
+        if not isinstance(value, bool):
+            raise config.ConfigError(f"{where}: {value!r} for {path!r} is neither True nor False")
+    if all(frozen.values()):
+        raise config.ConfigError(f"{where}: freezes every parameter; nothing is left to train")
+    return frozen
+
+
+def _decays(common: Common, paths: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Weight decay of each trainable parameter."""
+    if common.weight_decay_rules is None:
+        factors = {path: float(methods.is_kernel(path)) for path in paths}
+    else:
+        factors = rules.match(common.weight_decay_rules, paths, f"{where}.weight_decay_rules")
+    return {path: common.weight_decay * factor for path, factor in factors.items()}
+
+
+def _factors(common: Common, shapes: Mapping[str, tuple[int, ...]], trainable: Mapping[str, Any], where: str):
+    """Learning-rate factor of each trainable parameter: its rule's times its layer's."""
+    factors: dict[str, Factor] = dict.fromkeys(trainable, 1.0)
+    if common.lr_rules is not None:
+        factors = rules.match(common.lr_rules, trainable, f"{where}.lr_rules")
+        for path, factor in factors.items():
+            if factor <= 0:
+                raise config.ConfigError(
+                    f"{where}.lr_rules: {factor} for {path!r}; to hold a parameter still, freeze it"
+                )
+    if common.layer_decay is not None:
+        depth = layers.depth_factors(common.layer_decay, shapes, f"{where}.layer_decay")
+        factors = {path: factor * depth[path] for path, factor in factors.items()}
+    return factors
+
+
+def _add_decayed_weights(decays: Mapping[str, float]) -> optax.GradientTransformation:
+    def decay(path: str, update: Array, param: Array) -> Array:
+        return update + decays[path] * param if decays[path] else update
+
+    return optax.stateless(lambda updates, params: map_with_path(decay, updates, params))
+
+
+def _scale_by_factors(factors: Mapping[str, Factor]) -> optax.GradientTransformation:
+    def scale(path: str, update: Array) -> Array:
+        factor = factors[path]
+        if isinstance(factor, np.ndarray):
+            factor = factor.astype(update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+        return update * factor
+
+    return optax.stateless(lambda updates, _: map_with_path(scale, updates))
+
+
+def _keep() -> optax.GradientTransformation:
+    """Updates that leave parameters as they are, bit by bit: x + (-0.0) is x for every x, -0.0 included."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda update: jnp.full_like(update, -0.0), updates))
