@@ -1,0 +1,1 @@
+"""Loss functions: pure functions on arrays, with no model inside."""

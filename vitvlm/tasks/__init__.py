@@ -1,0 +1,12 @@
+"""Tasks by name: a model, an objective, and what can be predicted. See base.py for the contract."""
+
+from vitvlm.core.registry import Registry
+from vitvlm.tasks.base import Batch, PredictFn, Task, Variables
+from vitvlm.tasks.classify import Classify
+from vitvlm.tasks.reconstruct import Reconstruct
+
+TASKS = Registry("task")
+TASKS.register("classify")(Classify)
+TASKS.register("reconstruct")(Reconstruct)
+
+__all__ = ["TASKS", "Batch", "Classify", "PredictFn", "Reconstruct", "Task", "Variables"]

@@ -1,0 +1,35 @@
+"""What a task is: functions that the one train loop, the evaluators and the planner call. It owns no state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, PRNGKeyArray
+
+Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
+Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], mask [B] (1 = real), index [B], ...
+PredictFn = Callable[[Variables, Batch], dict[str, Array]]
+
+
+class Task(Protocol):
+    """A model, an objective, and what can be predicted."""
+
+    predict_fns: Mapping[str, PredictFn]
+
+    def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
+        """Fresh variables for batches of this shape."""
+
+    def loss(
+        self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+    ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+        """Loss (a float32 scalar, the mean over real examples), scalar metrics, and the updated collections."""
+
+
+def split_rng(rng: PRNGKeyArray, *names: str) -> dict[str, PRNGKeyArray]:
+    """One key per name."""
+    return dict(zip(names, jax.random.split(rng, len(names))))
+
+
+def collections(variables: Variables) -> list[str]:
+    """Names of the collections besides the parameters; training updates them."""
+    return [name for name in variables if name != "params"]
