@@ -1,0 +1,19 @@
+"""Architectures, called by name: `build("vit", variant="B/16", num_classes=1000)`."""
+
+from typing import Any
+
+from flax import linen as nn
+
+from vitvlm.models import mae as mae
+from vitvlm.models import vit as vit
+from vitvlm.models.registry import MODELS
+
+
+def build(name: str, **fields: Any) -> nn.Module:
+    """The model of that name. Raises ConfigError for an unknown name or field, and names the nearest."""
+    return MODELS.build(name, fields, "model")
+
+
+def names() -> list[str]:
+    """Names that `build` takes."""
+    return MODELS.names()

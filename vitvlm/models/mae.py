@@ -1,0 +1,214 @@
+"""The masked autoencoder (He et al. 2022)."""
+
+import functools
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vitvlm.core import config
+from vitvlm.models.outputs import EncoderOutput, MAEOutput
+from vitvlm.models.registry import MODELS, module_fields
+from vitvlm.models.vit import ViT, variant_fields
+from vitvlm.nn.blocks import Block
+from vitvlm.nn.dense import Dense
+from vitvlm.nn.masking import make_masking
+from vitvlm.nn.patches import Pair, as_pair, patch_grid, patchify, take_tokens
+from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.stack import Stacked, apply_blocks
+
+NORM_PIX_EPS = 1e-6
+
+
+class Decoder(nn.Module):
+    """Predicts the pixels of all patches from the visible ones: a mask token stands for each of the others."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    table_grid: Pair
+    qkv_bias: bool = True
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    scan: bool = True
+    remat: str = "none"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        prefix: Float[Array, "B R D"],
+        visible: Float[Array, "B n D"],
+        restore: Int[Array, "B N"],
+        grid: Pair,
+        values: int,
+        train: bool = False,
+        capture: Collection[str] = (),
+    ) -> tuple[Float[Array, "B N PPC"], Stacked]:
+        """Predictions of `values` = PPC numbers per patch, and the blocks' captured layers."""
+        B, R, _ = prefix.shape
+        n, N = visible.shape[1], restore.shape[1]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        embedded = Dense(self.width, name="embed", **dtypes)(jnp.concatenate([prefix, visible], axis=1))
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
+        masked = jnp.broadcast_to(mask_token.astype(self.dtype), (B, N - n, self.width))
+        tokens = take_tokens(jnp.concatenate([embedded[:, R:], masked], axis=1), restore)
+        table, _ = PositionTable("sincos", self.table_grid, self.width, name="positions")(grid)
+        tokens = tokens + table.astype(self.dtype)
+
+        block = functools.partial(
+            Block,
+            self.heads,
+            self.mlp_width,
+            qkv_bias=self.qkv_bias,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            **dtypes,
+        )
+        stacked = apply_blocks(
+            block,
+            jnp.concatenate([embedded[:, :R], tokens], axis=1),
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            train=train,
+            capture=capture,
+        )
+        x = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens[:, R:])
+        return Dense(values, name="prediction", **dtypes)(x), stacked
+
+
+class MAE(nn.Module):
+    """A ViT encodes the visible patches, a small decoder predicts the pixels of the masked ones.
+
+    Fields:
+      vit: the encoder; the decoder shares its patch size, norm_eps, activation, qkv_bias, scan, remat and dtypes.
+      mask_ratio, masking: see `nn.masking.make_masking`.
+      norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
+      decoder_mlp_width: 4 x decoder_width by default.
+    """
+
+    vit: ViT
+    mask_ratio: float = 0.75
+    masking: str = "random"
+    norm_pix: bool = True
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    decoder_mlp_width: int | None = None
+
+    def setup(self) -> None:
+        vit = self.vit
+        self.decoder = Decoder(
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_heads,
+            self.decoder_mlp_width or 4 * self.decoder_width,
+            table_grid=patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size)),
+            qkv_bias=vit.qkv_bias,
+            activation=vit.activation,
+            norm_eps=vit.norm_eps,
+            scan=vit.scan,
+            remat=vit.remat,
+            dtype=vit.dtype,
+            param_dtype=vit.param_dtype,
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        noise: Float[Array, "B N"] | None = None,
+        *,
+        mask: Float[Array, "B"] | None = None,
+        train: bool = False,
+        capture: Collection[str] = (),
+    ) -> MAEOutput:
+        """Masks, encodes, predicts, and compares.
+
+        Args:
+          noise: uniform in [0, 1), decides what is masked; drawn with rng "mask" if not given.
+          mask: 1 for each real example, 0 for padding, which does not count in the loss; all count by default.
+
+        Raises ValueError if the patch does not divide the image, ConfigError for a ratio that masks or keeps nothing.
+        """
+        patch = as_pair(self.vit.patch_size)
+        h, w = grid = patch_grid(images.shape[1:3], patch)
+        if noise is None:
+            noise = jax.random.uniform(self.make_rng("mask"), (images.shape[0], h * w))
+        masking = make_masking(self.masking, noise, grid, self.mask_ratio)
+        if masking.keep.shape[1] == h * w:
+            raise config.ConfigError(f"model.mask_ratio: {self.mask_ratio} masks none of the {h * w} patches: raise it")
+        encoded = self.vit(images, keep=masking.keep, train=train, capture=capture)
+        values = patch[0] * patch[1] * images.shape[-1]
+        reconstruction, decoded = self.decoder(
+            encoded.prefix, encoded.tokens, masking.restore, grid, values, train=train, capture=capture
+        )
+        loss_per_example = masked_error(reconstruction, self.target(images), masking.mask)
+        real = jnp.ones_like(loss_per_example) if mask is None else mask.astype(jnp.float32)
+        return MAEOutput(
+            loss=(loss_per_example * real).sum() / jnp.maximum(real.sum(), 1),
+            loss_per_example=loss_per_example,
+            mask=masking.mask,
+            keep=masking.keep,
+            reconstruction=reconstruction,
+            tokens=encoded.tokens,
+            grid=grid,
+            hidden=encoded.hidden,
+            attention=encoded.attention,
+            decoder_hidden=decoded.hidden,
+            decoder_attention=decoded.attention,
+        )
+
+    def encode(
+        self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+    ) -> EncoderOutput:
+        """The encoder on whole images: `model.apply(variables, images, method="encode")`."""
+        return self.vit(images, train=train, capture=capture)
+
+    def target(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N PPC"]:
+        """What the decoder should predict, float32."""
+        patches = patchify(images.astype(jnp.float32), as_pair(self.vit.patch_size))
+        if not self.norm_pix:
+            return patches
+        mean, std = patch_statistics(patches)
+        return (patches - mean) / std
+
+
+def patch_statistics(patches: Float[Array, "B N PPC"]) -> tuple[Float[Array, "B N 1"], Float[Array, "B N 1"]]:
+    """Mean and standard deviation of each patch as norm_pix has them: sqrt(unbiased variance + 1e-6)."""
+    variance = patches.var(axis=-1, keepdims=True, ddof=1)
+    return patches.mean(axis=-1, keepdims=True), jnp.sqrt(variance + NORM_PIX_EPS)
+
+
+def denormalise(reconstruction: Float[Array, "B N PPC"], patches: Float[Array, "B N PPC"]) -> Float[Array, "B N PPC"]:
+    """Predictions of a norm_pix model as pixels, with the mean and deviation of the original patches: to be looked at."""
+    mean, std = patch_statistics(patches)
+    return reconstruction * std + mean
+
+
+def masked_error(
+    predicted: Float[Array, "B N PPC"], target: Float[Array, "B N PPC"], mask: Float[Array, "B N"]
+) -> Float[Array, "B"]:
+    """Mean squared error of each image over its masked patches, float32."""
+    error = jnp.square(predicted.astype(jnp.float32) - target).mean(axis=-1)
+    return (error * mask).sum(axis=1) / mask.sum(axis=1)
+
+
+@MODELS.register("mae")
+def build_mae(variant: str | None = None, **fields: Any) -> MAE:
+    """An MAE from a variant such as "B/16" or explicit sizes: fields of `MAE` and, for its encoder, of `ViT`.
+
+    The encoder has a CLS token, fixed sin-cos positions and no head; these are not fields.
+    """
+    own = [name for name in module_fields(MAE) if name != "vit"]
+    fixed = {"positions": "sincos", "pool": "cls", "cls_token": True, "num_classes": 0, "representation": None}
+    config.check_names(fields, ["variant", *own, *(name for name in module_fields(ViT) if name not in fixed)], "model")
+    encoder = {name: value for name, value in fields.items() if name not in own}
+    vit = config.call(ViT, variant_fields(variant) | encoder, "model", **fixed)
+    return MAE(vit=vit, **{name: value for name, value in fields.items() if name in own})

@@ -1,0 +1,59 @@
+"""What models return. One struct per kind of model, so that heads, probes and connectors work on every one of a kind."""
+
+import flax.struct
+from jaxtyping import Array, Float, Int
+
+from vitvlm.nn.patches import Pair
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """An image encoder's answer.
+
+    Fields:
+      tokens [B, N, D]: patch tokens after the final norm, row by row; of the visible patches only, if some were kept.
+      prefix [B, R, D]: the tokens before them, after the final norm: CLS, if there is one, then the registers.
+      pooled [B, D]: one vector per image.
+      grid: (h, w) of the image in patches.
+      pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
+      logits [B, S]: None without a classifier.
+      hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; None unless captured.
+      attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
+    """
+
+    tokens: Float[Array, "B N D"]
+    prefix: Float[Array, "B R D"]
+    pooled: Float[Array, "B D"]
+    grid: Pair = flax.struct.field(pytree_node=False)
+    pyramid: tuple[Float[Array, "B h w D"], ...]
+    logits: Float[Array, "B S"] | None = None
+    hidden: Float[Array, "layers B M D"] | None = None
+    attention: Float[Array, "depth B K M M"] | None = None
+
+
+@flax.struct.dataclass
+class MAEOutput:
+    """A masked autoencoder's answer.
+
+    Fields:
+      loss: mean squared error over the masked patches of the batch, float32.
+      loss_per_example [B]: the same for each image.
+      mask [B, N]: 1 where a patch was masked, 0 where the encoder saw it.
+      keep [B, n]: indices of the visible patches, in the encoder's order.
+      reconstruction [B, N, PPC]: predicted patches, all of them; normalised per patch when the target is (norm_pix).
+      tokens [B, n, D]: the encoder's patch tokens, of the visible patches.
+      grid: (h, w) of the image in patches.
+      hidden, attention: of the encoder; decoder_hidden, decoder_attention: of the decoder; None unless captured.
+    """
+
+    loss: Float[Array, ""]
+    loss_per_example: Float[Array, "B"]
+    mask: Float[Array, "B N"]
+    keep: Int[Array, "B n"]
+    reconstruction: Float[Array, "B N PPC"]
+    tokens: Float[Array, "B n D"]
+    grid: Pair = flax.struct.field(pytree_node=False)
+    hidden: Float[Array, "layers B M D"] | None = None
+    attention: Float[Array, "depth B K M M"] | None = None
+    decoder_hidden: Float[Array, "layers B T E"] | None = None
+    decoder_attention: Float[Array, "depth B K T T"] | None = None

@@ -1,0 +1,88 @@
+"""The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from vitvlm.nn.activations import activation
+from vitvlm.nn.attention import Attention
+from vitvlm.nn.dense import Dense
+
+
+class Mlp(nn.Module):
+    """W2 act(W1 x): two linear layers with an activation between them."""
+
+    width: int
+    activation: str = "gelu"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        up = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="up")
+        down = Dense(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="down")
+        return down(activation(self.activation)(up(x)))
+
+
+class Block(nn.Module):
+    """x + Attention(LN(x)), then x + MLP(LN(x)).
+
+    Fields:
+      layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
+      dropout: of each branch's output; attention_dropout: of the attention weights (rng "dropout").
+
+    Call: `drop_path` is the probability, in training, that a branch is left out for a whole example (Huang et al.
+    2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the attention weights
+    [B, K, N, N] are returned too, else None in their place.
+    """
+
+    heads: int
+    mlp_width: int
+    head_dim: int | None = None
+    qkv_bias: bool = True
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "B N D"],
+        mask: Bool[Array, "#B #K #N #N"] | None = None,
+        drop_path: ArrayLike | None = None,
+        train: bool = False,
+        capture: bool = False,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B K N N"] | None]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        attention = Attention(
+            self.heads, self.head_dim, self.qkv_bias, dropout=self.attention_dropout, name="attention", **dtypes
+        )
+        mlp = Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)
+
+        def add(update: Float[Array, "B N D"], scale_name: str) -> Float[Array, "B N D"]:
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                scale = self.param(scale_name, init, (update.shape[-1],), self.param_dtype)
+                update = update * scale.astype(update.dtype)
+            update = nn.Dropout(self.dropout, deterministic=not train)(update)
+            if train and drop_path is not None:
+                update = drop_examples(update, drop_path, self.make_rng("dropout"))
+            return tokens + update
+
+        normed = nn.LayerNorm(self.norm_eps, name="attention_norm", **dtypes)(tokens)
+        update, weights = attention(normed, mask=mask, train=train, capture=capture)
+        tokens = add(update, "attention_scale")
+        tokens = add(mlp(nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(tokens)), "mlp_scale")
+        return tokens, weights
+
+
+def drop_examples(update: Float[Array, "B N D"], rate: ArrayLike, rng: Array) -> Float[Array, "B N D"]:
+    """Zeroes whole examples with probability `rate` in [0, 1), and scales the others to keep the mean."""
+    kept = jax.random.bernoulli(rng, 1 - rate, (update.shape[0], 1, 1))
+    return update * (kept / (1 - rate)).astype(update.dtype)

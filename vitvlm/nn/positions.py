@@ -1,0 +1,104 @@
+"""Where a patch is: 2-D sin-cos tables, learned tables, and their resampling to another grid."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitvlm.nn.patches import Pair
+
+
+class PositionTable(nn.Module):
+    """One vector per patch of a grid, and one for the CLS token: learned, or the fixed sin-cos table.
+
+    Fields:
+      grid: (h, w) of the table; another grid is served by bicubic resampling.
+      cls: whether there is a CLS token. Its learned position is a parameter; its sin-cos position is zero.
+    """
+
+    kind: Literal["learned", "sincos"]
+    grid: Pair
+    width: int
+    cls: bool = False
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "D"] | None]:
+        """The table of `grid`, row by row, and the CLS token's vector (None without one)."""
+        cls = None
+        if self.kind == "learned":
+            init = nn.initializers.normal(0.02)
+            table = self.param("grid", init, (*self.grid, self.width), self.param_dtype)
+            if self.cls:
+                cls = self.param("cls", init, (self.width,), self.param_dtype)
+        else:
+            table = jnp.asarray(sincos_grid(self.grid, self.width))
+            if self.cls:
+                cls = jnp.zeros((self.width,), table.dtype)
+        return resample_grid(table, grid).reshape(-1, self.width), cls
+
+
+def sincos_grid(grid: Pair, width: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed 2-D positions [h, w, D], float32, as MAE has them (He et al. 2022; the code of its authors).
+
+    The first half of the channels encodes the COLUMN, the second the row; each half is sines, then cosines, of
+    the position times temperature^(-4i/D), i < D/4.
+
+    Raises ValueError if the width is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"sin-cos positions need a width divisible by 4, got {width}: change the width or positions")
+    frequencies = temperature ** (-np.arange(width // 4) / (width // 4))
+
+    def encode(count: int) -> np.ndarray:
+        angles = np.arange(count)[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    h, w = grid
+    columns = np.broadcast_to(encode(w)[None, :], (h, w, width // 2))
+    rows = np.broadcast_to(encode(h)[:, None], (h, w, width // 2))
+    return np.concatenate([columns, rows], axis=-1).astype(np.float32)
+
+
+def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = False) -> Float[Array, "h2 w2 D"]:
+    """Bicubic resampling of a table of positions, equal to PyTorch's
+    `interpolate(mode="bicubic", align_corners=False, antialias=antialias)`.
+
+    Without antialias the cubic has a = -0.75 and four taps, and the border repeats; with it, a = -0.5, and the
+    support grows with the step when the table shrinks. `jax.image.resize` has neither of the two.
+    """
+    h, w, _ = table.shape
+    if (h, w) == grid:
+        return table
+    rows, columns = (_cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
+    resampled = jnp.einsum(
+        "Hh,Ww,hwD->HWD", rows, columns, table.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return resampled.astype(table.dtype)
+
+
+def _cubic_weights(size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "new_size size"]:
+    """Each new sample as weights of the old ones: cubic convolution (Keys 1981) at half-pixel centres."""
+    step = size / new_size
+    centres = (np.arange(new_size) + 0.5) * step - 0.5
+    if antialias:
+        stretch = max(step, 1.0)
+        weights = _cubic((np.arange(size) - centres[:, None]) / stretch, a=-0.5)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((new_size, size))
+    for offset in (-1, 0, 1, 2):
+        taps = np.floor(centres) + offset
+        inside = np.clip(taps, 0, size - 1).astype(int)
+        np.add.at(weights, (np.arange(new_size), inside), _cubic(taps - centres, a=-0.75))
+    return weights.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

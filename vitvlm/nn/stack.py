@@ -1,0 +1,140 @@
+"""Blocks one after the other: as a Python loop or under `nn.scan`, rematerialised or not, with every layer on view."""
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from vitvlm.core import config, paths
+
+CAPTURES = ("hidden", "attention")
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "all_dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+@flax.struct.dataclass
+class Stacked:
+    """Fields:
+    tokens [B, N, D]: after the last block.
+    hidden [depth + 1, B, N, D]: before the first block and after each, if captured.
+    attention [depth, B, K, N, N]: each block's attention weights, if captured.
+    """
+
+    tokens: Float[Array, "B N D"]
+    hidden: Float[Array, "layers B N D"] | None
+    attention: Float[Array, "depth B K N N"] | None
+
+
+def apply_blocks(
+    make_block: Callable[..., nn.Module],
+    tokens: Float[Array, "B N D"],
+    *,
+    depth: int,
+    scan: bool = True,
+    remat: str = "none",
+    drop_path: float = 0.0,
+    mask: Bool[Array, "#B #K #N #N"] | None = None,
+    train: bool = False,
+    capture: Collection[str] = (),
+) -> Stacked:
+    """Applies `depth` blocks; to be called in a compact method, whose module owns the parameters.
+
+    Args:
+      make_block: makes one block from its `name`; see `blocks.Block` for how it is called.
+      scan: one compiled body with parameters "blocks/..." of a leading depth axis; otherwise a loop with
+        "blocks_0/...", "blocks_1/...". `stack_blocks` and `unstack_blocks` convert the parameters.
+      remat: what the backward pass recomputes. "none": nothing; "full": each whole block; "dots": all but the
+        linear layers' products; "all_dots": all but these and attention's.
+      drop_path: of the last block; the first has 0, the others lie evenly between.
+      capture: any of "hidden" and "attention".
+
+    Raises ConfigError for an unknown remat policy or capture, or a depth below 1.
+    """
+    check_capture(capture)
+    if remat not in REMAT:
+        raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
+    if depth < 1:
+        raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
+
+    def body(block: nn.Module, tokens: Float[Array, "B N D"], rate: Array | None):
+        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture)
+        return y, (y if "hidden" in capture else None, weights)
+
+    if remat != "none":
+        body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
+    rates = jnp.linspace(0.0, drop_path, depth) if drop_path else None
+    if scan:
+        body = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
+        y, (outputs, attention) = body(make_block(name="blocks"), tokens, rates)
+    else:
+        y, seen = tokens, []
+        for i in range(depth):
+            y, captured = body(make_block(name=f"blocks_{i}"), y, None if rates is None else rates[i])
+            seen.append(captured)
+        outputs, attention = jax.tree.map(lambda *layers: jnp.stack(layers), *seen)
+    hidden = jnp.concatenate([tokens[None], outputs]) if "hidden" in capture else None
+    return Stacked(tokens=y, hidden=hidden, attention=attention)
+
+
+def check_capture(capture: Collection[str]) -> None:
+    """Raises ConfigError for a capture that no model has, or a bare string in place of a tuple."""
+    if isinstance(capture, str):
+        raise config.ConfigError(f"capture: give a tuple, ({capture!r},), not the string {capture!r}")
+    for name in capture:
+        if name not in CAPTURES:
+            raise config.ConfigError(f"capture: nothing is called {name!r}; {config.suggest(name, CAPTURES)}")
+
+
+def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
+    """Parameters of scanned blocks as a loop's: ".../blocks/x" of [depth, ...] becomes ".../blocks_0/x", ...
+
+    Every "blocks" in the tree is converted (an encoder's and a decoder's); without one, the tree stays as it is.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in paths.flatten(params).items():
+        parts = path.split("/")
+        if prefix not in parts:
+            leaves[path] = leaf
+            continue
+        at = parts.index(prefix)
+        for i in range(leaf.shape[0]):
+            leaves["/".join([*parts[:at], f"{prefix}_{i}", *parts[at + 1 :]])] = leaf[i]
+    return paths.unflatten(leaves)
+
+
+def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
+    """Parameters of looped blocks as scanned ones: the inverse of `unstack_blocks`.
+
+    Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
+    """
+    leaves: dict[str, Any] = {}
+    layers: dict[str, dict[int, Any]] = {}
+    for path, leaf in paths.flatten(params).items():
+        numbered = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
+        if numbered:
+            before, layer, after = numbered.groups()
+            layers.setdefault(f"{before or ''}{prefix}/{after}", {})[int(layer)] = leaf
+        else:
+            leaves[path] = leaf
+    depth = {}
+    for path, by_layer in layers.items():
+        where = path.split(f"{prefix}/")[0]
+        depth[where] = max(depth.get(where, 0), max(by_layer) + 1)
+    for path, by_layer in layers.items():
+        missing = sorted(set(range(depth[path.split(f"{prefix}/")[0]])) - set(by_layer))
+        if missing:
+            raise ValueError(f"{path}: no array for layer {missing[0]}")
+        arrays = [by_layer[i] for i in sorted(by_layer)]
+        leaves[path] = np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+    return paths.unflatten(leaves)
