@@ -1,0 +1,180 @@
+import csv
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from toy import blobs, passes, predict
+
+from vitvlm import evaluation
+from vitvlm.core.config import ConfigError
+from vitvlm.evaluation import base, classification, knn
+
+
+@pytest.fixture
+def logits_set():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(53, 1, 6, 1)).astype(np.float32)
+    labels = rng.integers(9, size=53)
+    return images, labels, {"logits": rng.normal(size=(6, 9)).astype(np.float32)}
+
+
+def test_classification_equals_scikit_learn(logits_set, tmp_path):
+    images, labels, variables = logits_set
+    logits = np.stack([image.ravel() @ variables["logits"] for image in images])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    result = evaluation.build("classification", {}, batches=passes(images, labels)).run(predict, variables, tmp_path)
+    assert result.metrics["top1"] == pytest.approx(sk.accuracy_score(labels, logits.argmax(axis=1)))
+    assert result.metrics["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, logits, k=5, labels=range(9)))
+    assert result.metrics["loss"] == pytest.approx(sk.log_loss(labels, probabilities, labels=range(9)), rel=1e-5)
+    assert result.metrics["mean_class_accuracy"] == pytest.approx(
+        sk.balanced_accuracy_score(labels, logits.argmax(axis=1))
+    )
+    assert result.metrics["n"] == 53 and "n=53" in result.protocol
+    assert result.metrics["top1_low"] <= result.metrics["top1"] <= result.metrics["top1_high"]
+    saved = np.load(tmp_path / "examples.npz")
+    np.testing.assert_array_equal(saved["correct"], logits.argmax(axis=1) == labels)
+
+
+def test_class_table_names_the_commonest_error(tmp_path):
+    labels = np.array([0, 0, 0, 1, 1])
+    images = np.eye(3, dtype=np.float32)[[0, 2, 2, 1, 1]].reshape(5, 1, 3, 1)
+    names = ("cat", "dog", "<b>")
+    evaluator = evaluation.build("classification", {}, batches=passes(images, labels), label_names=names)
+    result = evaluator.run(predict, {"logits": np.eye(3, dtype=np.float32)}, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["accuracy"] for row in rows] == ["0.3333", "1.0000", ""]
+    assert [row["most_common_error"] for row in rows] == ["<b>", "", ""]
+    assert "top5" not in result.metrics
+
+
+@pytest.mark.parametrize("name", ["classification", "knn", "linear_probe_mae", "linear_probe_logistic"])
+def test_batch_size_and_padding_change_nothing(name, tmp_path):
+    images, labels = blobs(90, spread=1.5)
+    rng = np.random.default_rng(1)
+    variables = {"logits": rng.normal(size=(6, 4)), "features": rng.normal(size=(6, 6))}
+    fields = {"knn": {"ks": (1, 5)}, "linear_probe_mae": {"epochs": 3, "warmup_epochs": 1, "batch_size": 16}}
+    results = []
+    for size in (7, 64, 90):
+        evaluator = evaluation.build(
+            name,
+            fields.get(name, {}),
+            batches=passes(images[:53], labels[:53], size),
+            train_batches=passes(images[53:], labels[53:], size),
+        )
+        results.append(evaluator.run(predict, variables, tmp_path / str(size)).metrics)
+    assert results[0] == results[1] == results[2]
+
+
+def test_order_of_examples_changes_nothing(logits_set, tmp_path):
+    images, labels, variables = logits_set
+    order = np.random.default_rng(3).permutation(53)
+    straight = evaluation.build("classification", {}, batches=passes(images, labels))
+    shuffled = evaluation.build("classification", {}, batches=passes(images[order], labels[order], index=order))
+    assert straight.run(predict, variables, tmp_path).metrics == shuffled.run(predict, variables, tmp_path).metrics
+
+
+def test_constant_logits_score_as_argmax_does():
+    ranks = classification.label_ranks(np.zeros((4, 3)), np.array([0, 1, 2, 0]))
+    np.testing.assert_array_equal(ranks, [0, 1, 2, 0])
+
+
+def test_votes_equal_brute_force():
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(40, 5)), rng.normal(size=(11, 5))
+    labels = rng.integers(3, size=40)
+    votes = knn.vote(train, labels, test, (1, 4, 40), 0.07)
+    for row, x in enumerate(test):
+        cosine = train @ x / np.linalg.norm(train, axis=1) / np.linalg.norm(x)
+        for k in (1, 4, 40):
+            nearest = sorted(range(40), key=lambda i: -cosine[i])[:k]
+            expected = [sum(np.exp(cosine[i] / 0.07) for i in nearest if labels[i] == label) for label in range(3)]
+            np.testing.assert_allclose(votes[k][row], expected, rtol=1e-9)
+
+
+def test_nearest_neighbour_equals_scikit_learn(tmp_path):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    images, labels = blobs(300, spread=1.5)
+    variables = {"features": np.random.default_rng(0).normal(size=(6, 5))}
+    features = np.stack([image.ravel() @ variables["features"] for image in images])
+    reference = KNeighborsClassifier(
+        n_neighbors=15, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(features[:200], labels[:200])
+    evaluator = evaluation.build(
+        "knn",
+        {"ks": (15,)},
+        batches=passes(images[200:], labels[200:]),
+        train_batches=passes(images[:200], labels[:200]),
+    )
+    result = evaluator.run(predict, variables, tmp_path)
+    expected = reference.predict(features[200:]) == labels[200:]
+    np.testing.assert_array_equal(np.load(tmp_path / "examples.npz")["k15"], expected)
+    assert result.metrics["top1_k15"] == pytest.approx(expected.mean())
+
+
+def test_blocks_of_similarities_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    train, test, labels = rng.normal(size=(40, 5)), rng.normal(size=(11, 5)), rng.integers(3, size=40)
+    whole = knn.vote(train, labels, test, (4,), 0.07)[4]
+    monkeypatch.setattr(knn, "_BLOCK_SIMILARITIES", 80)
+    np.testing.assert_allclose(knn.vote(train, labels, test, (4,), 0.07)[4], whole, rtol=1e-12)
+
+
+def test_features_are_saved_with_ids(tmp_path):
+    images, labels = blobs(10)
+    variables = {"features": np.eye(6, dtype=np.float32)}
+    evaluator = evaluation.build(
+        "features", {}, batches=passes(images, labels), example_id=lambda index: f"image-{index}"
+    )
+    evaluator.run(predict, variables, tmp_path)
+    saved = np.load(tmp_path / "features.npz")
+    np.testing.assert_allclose(saved["features"], images.reshape(10, 6))
+    np.testing.assert_array_equal(saved["index"], np.arange(10))
+    np.testing.assert_array_equal(saved["label"], labels)
+    assert saved["id"][3] == "image-3"
+
+
+def test_half_precision_features_are_saved_as_float32(tmp_path):
+    import ml_dtypes
+
+    images, _ = blobs(10)
+    evaluator = evaluation.build("features", {}, batches=passes(images))
+    evaluator.run(lambda name, variables, batch: {name: batch["image"].astype(ml_dtypes.bfloat16)}, {}, tmp_path)
+    saved = np.load(tmp_path / "features.npz")["features"]
+    assert saved.dtype == np.float32
+    np.testing.assert_allclose(saved, images.reshape(10, 6), rtol=1e-2)
+
+
+def test_errors_say_what_is_wrong(tmp_path):
+    images, labels = blobs(20)
+    variables = {"features": np.eye(6), "logits": np.zeros((6, 3))}
+    with pytest.raises(ConfigError, match='did you mean "linear_probe_mae"'):
+        evaluation.build("linear_probe_mea", {})
+    with pytest.raises(ConfigError, match='did you mean "temperature"'):
+        evaluation.build("knn", {"temprature": 1}, batches=passes(images), train_batches=passes(images))
+    with pytest.raises(ConfigError, match=r"knn.*needs train_batches"):
+        evaluation.build("knn", {}, batches=passes(images))
+    with pytest.raises(ConfigError, match="ks: 200 neighbours of 20"):
+        both = {"batches": passes(images, labels), "train_batches": passes(images, labels)}
+        evaluation.build("knn", {}, **both).run(predict, variables, tmp_path)
+    with pytest.raises(ValueError, match="labels run from 0 to 3, but the model has 3"):
+        evaluation.build("classification", {}, batches=passes(images, labels)).run(predict, variables, tmp_path)
+    with pytest.raises(ValueError, match="needs labels"):
+        evaluation.build("classification", {}, batches=passes(images)).run(predict, variables, tmp_path)
+
+
+def test_a_pass_that_repeats_or_lacks_examples_is_an_error():
+    images, labels = blobs(20)
+    for batches, message in [
+        (passes(images, labels, index=np.arange(20) % 19), "example 0 was evaluated twice"),
+        (lambda: [], "no batches"),
+        (lambda: [{key: 0 * array for key, array in batch.items()} for batch in passes(images)()], "no readable"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            base.collect(batches, lambda batch: {})
+
+
+def test_not_finite_outputs_are_an_error():
+    images, _ = blobs(20)
+    with pytest.raises(ValueError, match="x is not finite for 2 of 20 examples, the first at index 7"):
+        base.collect(passes(images), lambda batch: {"x": np.where(batch["index"] % 12 == 7, np.nan, 1.0)})

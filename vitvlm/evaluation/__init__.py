@@ -1,0 +1,62 @@
+"""Evaluators: small plugins that score a model through its prediction functions and name the protocol of each score.
+
+`build("knn", {"ks": (20,)}, batches=..., train_batches=...)` gives an object whose `run(predict, variables, folder)`
+returns a `Result`. An evaluator takes, of what the caller gives, the arguments that its signature names.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.core.registry import Registry
+from vitvlm.evaluation import classification, features, knn, probes, reconstruction
+from vitvlm.evaluation.base import Evaluator, Predict, Result
+
+__all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names"]
+
+EVALUATORS = Registry("evaluator")
+EVALUATORS.register("classification")(classification.Classification)
+EVALUATORS.register("features")(features.Features)
+EVALUATORS.register("knn")(knn.NearestNeighbours)
+EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
+EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
+EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
+
+# What a job may give, and what it is; an evaluator that needs one of these cannot be configured with it.
+GIVEN = {
+    "batches": "one exact pass over the evaluated split: () -> iterable of batches",
+    "train_batches": "one exact pass over the training split, for probes and neighbours",
+    "random_variables": "variables of the same model with random weights: (seed) -> variables",
+    "label_names": "the classes' names",
+    "example_id": "an example's id in its source: (index) -> str",
+    "patch_size": "the model's patch, (P, Q)",
+    "norm_pix": "whether the reconstruction target is normalised per patch",
+    "mean": "per-channel mean that the data operations subtract",
+    "std": "per-channel standard deviation that the data operations divide by",
+}
+
+
+def names() -> list[str]:
+    return EVALUATORS.names()
+
+
+def build(type: str, fields: Mapping[str, Any], where: str | None = None, **given: Any) -> Evaluator:
+    """The evaluator of that name, its fields checked.
+
+    Args:
+      type: one of `names()`.
+      fields: the evaluator's config section, without `type` and what the job itself reads.
+      where: the section's name, for error messages.
+      **given: what the job supplies (see `GIVEN`); each evaluator takes the ones in its signature.
+
+    Raises ConfigError for an unknown evaluator or field, or if the evaluator needs something that was not given.
+    """
+    where = where or f"evaluator {type!r}"
+    if unknown := sorted(set(given) - set(GIVEN)):
+        raise TypeError(f"{where}: evaluators know nothing of {unknown[0]!r}; there is: {', '.join(GIVEN)}")
+    parameters = inspect.signature(EVALUATORS.get(type)).parameters
+    for name, parameter in parameters.items():
+        if name in GIVEN and name not in given and parameter.default is parameter.empty:
+            raise ConfigError(f"{where}: {type!r} needs {name} ({GIVEN[name]}), which this job does not have")
+    return EVALUATORS.build(type, fields, where, **{name: given[name] for name in given if name in parameters})

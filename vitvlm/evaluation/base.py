@@ -1,0 +1,104 @@
+"""What every evaluator shares: its result, its inputs, and one exact pass over a data set."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, np.ndarray]
+Batches = Callable[[], Iterable[Batch]]
+Arrays = dict[str, np.ndarray]
+
+
+class Predict(Protocol):
+    """Runs a task's prediction function by name on one batch and brings the arrays to the host."""
+
+    def __call__(self, name: str, variables: Variables, batch: Batch) -> Arrays: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Scores, the protocol that they were measured under, and the pictures that were written."""
+
+    metrics: dict[str, float]
+    protocol: str
+    pictures: tuple[pathlib.Path, ...] = ()
+
+
+class Evaluator(Protocol):
+    """Scores a model; files (per-example results, pictures) go to `folder`."""
+
+    def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...
+
+
+def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray]]) -> Arrays:
+    """Per-example arrays of a whole data set, each example once, in the order of its index.
+
+    Args:
+      batches: one exact pass; padding (mask 0) is dropped.
+      outputs: a batch's arrays by name, each `[B, ...]`. "index" and "label" (where the batch has one) are added.
+
+    Returns arrays `[n, ...]`, the same in every process and for every batch size.
+    Raises ValueError for an empty data set, an example seen twice, or an output that is not finite.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in batches():
+        real = np.asarray(batch["mask"]) > 0
+        arrays = {name: batch[name] for name in ("index", "label") if name in batch} | dict(outputs(batch))
+        for name, array in _gather(arrays | {"real": real}).items():
+            parts.setdefault(name, []).append(array)
+    if not parts:
+        raise ValueError("the evaluated split gives no batches; check the evaluator's split")
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    real = joined.pop("real")
+    order = np.flatnonzero(real)
+    order = order[np.argsort(joined["index"][order], kind="stable")]
+    whole = {name: array[order] for name, array in joined.items()}
+    _check(whole)
+    return whole
+
+
+def labelled(whole: Arrays) -> Arrays:
+    """The arrays, once it is sure that they hold labels."""
+    if "label" not in whole:
+        raise ValueError("this evaluator needs labels, and the batches have none; choose a labelled data set")
+    return whole
+
+
+def per_example(predict: Predict, name: str, variables: Variables, batches: Batches) -> Arrays:
+    """`collect` of a prediction function's outputs."""
+    return collect(
+        batches, lambda batch: {key: _float32(value) for key, value in predict(name, variables, batch).items()}
+    )
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """bfloat16 and float16 as float32: NumPy cannot save the first and overflows in the second."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.itemsize < 4 and array.dtype.kind in "fV" else array
+
+
+def _gather(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Every process's rows of a batch; what one process has is already whole."""
+    local = {name: np.asarray(array) for name, array in arrays.items()}
+    return multihost_utils.process_allgather(local, tiled=True) if jax.process_count() > 1 else local
+
+
+def _check(whole: Arrays) -> None:
+    index = whole["index"]
+    if not len(index):
+        raise ValueError("the evaluated split holds no readable example; check the evaluator's split and the data")
+    repeated = index[1:][index[1:] == index[:-1]]
+    if len(repeated):
+        raise ValueError(f"example {repeated[0]} was evaluated twice; an evaluation pass must give each example once")
+    for name, array in whole.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = index[~np.isfinite(array.reshape(len(array), -1)).all(axis=1)]
+            raise ValueError(
+                f"{name} is not finite for {len(bad)} of {len(index)} examples, the first at index {bad[0]}"
+            )

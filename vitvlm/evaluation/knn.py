@@ -1,0 +1,87 @@
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., 2018; the protocol of DINO)."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vitvlm.core.config import ConfigError
+from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation.features import FeatureSource, RandomVariables
+
+_BLOCK_SIMILARITIES = 2**24  # 64 MB of float32
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestNeighbours:
+    """L2-normalised features; each of the k nearest training examples votes exp(similarity / temperature).
+
+    Metrics: top1_k20, top1_k20_low, top1_k20_high … for each k, and n. No best k is named: choosing it here would fit
+    the test set.
+    """
+
+    batches: base.Batches
+    train_batches: base.Batches
+    random_variables: RandomVariables | None = None
+    features: str = "features"
+    weights: str = "trained"
+    seed: int = 0
+    ks: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+
+    def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
+        source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
+        variables = source.variables(variables)
+        train = base.labelled(source.collect(predict, variables, self.train_batches))
+        test = base.labelled(source.collect(predict, variables, self.batches))
+        if max(self.ks) > len(train["label"]):
+            raise ConfigError(
+                f"ks: {max(self.ks)} neighbours of {len(train['label'])} training examples; choose smaller ks"
+            )
+        votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature)
+        correct = {f"k{k}": votes[k].argmax(axis=1) == test["label"] for k in self.ks}
+        bootstrap.save_examples(folder, test["index"], label=test["label"], **correct)
+        metrics = {}
+        for name, right in correct.items():
+            metrics |= classification.with_interval(f"top1_{name}", right)
+        protocol = (
+            f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
+            f"{len(train['label'])} training examples, n={len(test['label'])}, {classification.interval_protocol()}"
+        )
+        return base.Result(metrics | {"n": float(len(test["label"]))}, protocol)
+
+
+def vote(
+    train: Float[np.ndarray, "m D"],
+    labels: Int[np.ndarray, " m"],
+    test: Float[np.ndarray, "n D"],
+    ks: tuple[int, ...],
+    temperature: float,
+) -> dict[int, Float[np.ndarray, "n S"]]:
+    """Class votes `[n, S]` for each k, over blocks of test examples so that memory does not grow with n."""
+    train, test = normalise(train), normalise(test)
+    most, classes = max(ks), int(labels.max()) + 1
+    votes = {k: np.zeros((len(test), classes)) for k in ks}
+    block = max(1, _BLOCK_SIMILARITIES // len(train))
+    for start in range(0, len(test), block):
+        similarity = test[start : start + block] @ train.T
+        nearest = np.argpartition(similarity, -most, axis=1)[:, -most:] if most < len(train) else _all(similarity)
+        near = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.argsort(-near, axis=1, kind="stable")
+        near, near_labels = np.take_along_axis(near, order, axis=1), labels[np.take_along_axis(nearest, order, axis=1)]
+        weight = np.exp(near.astype(np.float64) / temperature)
+        rows = np.arange(start, start + len(similarity))[:, None]
+        for k in ks:
+            np.add.at(votes[k], (rows, near_labels[:, :k]), weight[:, :k])
+    return votes
+
+
+def normalise(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+    """Rows of length 1; a row of zeros stays zero and is then equally far from everything."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length == 0, 1, length)
+
+
+def _all(similarity: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.arange(similarity.shape[1]), similarity.shape)

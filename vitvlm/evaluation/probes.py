@@ -1,0 +1,192 @@
+"""Linear probes of frozen features, in two protocols that are told apart by name.
+
+`linear_probe_mae`: batch normalisation and a linear layer trained with LARS (MAE, appendix A.1).
+`linear_probe_logistic`: logistic regression, its C chosen on a held-out part of the training set (CLIP, appendix A.3).
+Both compute the features once, without augmentation; both can read raw pixels or a random-weight encoder instead.
+"""
+
+import dataclasses
+import math
+import pathlib
+import warnings
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from vitvlm.core.config import ConfigError
+from vitvlm.evaluation import base, bootstrap, classification, lars_probe
+from vitvlm.evaluation.features import FeatureSource, RandomVariables
+from vitvlm.evaluation.knn import normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class MaeProbe:
+    """BatchNorm without affine (eps 1e-6) + Linear, LARS, no weight decay, warm-up, half-cycle cosine; features cached.
+
+    The learning rate is base_rate * batch_size / 256. A batch is at most the whole training set. LARS moves the kernel
+    by a share of its length that the rate sets, and the rate is made for a million images: on a small set raise
+    base_rate or epochs. A probe that could not move is named so in its protocol, and in a warning.
+    """
+
+    batches: base.Batches
+    train_batches: base.Batches
+    random_variables: RandomVariables | None = None
+    features: str = "features"
+    weights: str = "trained"
+    seed: int = 0
+    epochs: int = 90
+    warmup_epochs: int = 10
+    batch_size: int = 1024
+    base_rate: float = 0.1
+
+    def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
+        source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
+        train, test = _both(source, predict, variables, self.train_batches, self.batches)
+        size = min(self.batch_size, len(train["label"]))
+        fitted = lars_probe.fit(
+            train["features"],
+            train["label"],
+            classes=_classes(train, test),
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            batch_size=size,
+            base_rate=self.base_rate,
+            seed=self.seed,
+        )
+        logits = fitted.logits(test["features"])
+        metrics = classification.scores(logits, test["label"])
+        metrics["loss"] = float(classification.cross_entropy(logits, test["label"]).mean())
+        metrics["train_top1"] = float((fitted.logits(train["features"]).argmax(axis=1) == train["label"]).mean())
+        protocol = (
+            f"linear probe (MAE) on {source.protocol}: BatchNorm without affine + Linear, LARS, base rate "
+            f"{self.base_rate:g} x {size}/256, no weight decay, {self.epochs} epochs, {self.warmup_epochs} warm-up, "
+            f"batch {size}, cached features{self._undertrained(len(train['label']))}"
+        )
+        return _result(metrics, protocol, logits, train, test, folder)
+
+    def _undertrained(self, examples: int) -> str:
+        """A remark if the whole schedule moves the kernel by less than five lengths: it hardly leaves its start."""
+        moved = lars_probe.relative_movement(examples, self.epochs, self.base_rate)
+        if moved >= 5:
+            return ""
+        logging.warning(
+            "linear_probe_mae: %d epochs of %d examples at base_rate %g hardly move the weights (%.2f of the 5 times "
+            "their length that is the least to expect); multiply base_rate or epochs by %d",
+            self.epochs, examples, self.base_rate, moved, math.ceil(5 / moved),
+        )  # fmt: skip
+        return " (UNDER-TRAINED: too few steps at this rate)"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticProbe:
+    """L2-regularised logistic regression (L-BFGS) on features of length 1, standardised on the training set.
+
+    C is the best of `sweep` on `held_out` of the training examples; the fit with it is then made on all of them.
+    """
+
+    batches: base.Batches
+    train_batches: base.Batches
+    random_variables: RandomVariables | None = None
+    features: str = "features"
+    weights: str = "trained"
+    seed: int = 0
+    sweep: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    held_out: float = 0.2
+    standardise: bool = True
+    max_iterations: int = 1000
+
+    def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
+        source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
+        train, test = _both(source, predict, variables, self.train_batches, self.batches)
+        inputs, test_inputs = self._scaled(train["features"], test["features"])
+        chosen, converged = self._choose(inputs, train["label"])
+        model = self._model(chosen)
+        converged &= _fit(model, inputs, train["label"])
+        logits = np.full((len(test["label"]), _classes(train, test)), -np.inf)
+        logits[:, model.classes_] = model.predict_log_proba(test_inputs)
+        metrics = classification.scores(logits, test["label"])
+        metrics |= {"train_top1": float(model.score(inputs, train["label"])), "C": chosen}
+        edge = (
+            " (the edge of the sweep)" if len(self.sweep) > 1 and chosen in (min(self.sweep), max(self.sweep)) else ""
+        )
+        protocol = (
+            f"linear probe (logistic regression) on {source.protocol}, L2-normalised"
+            f"{' and standardised' if self.standardise else ''}: C={chosen:g}{edge} of {len(self.sweep)}, "
+            f"chosen on {self.held_out:.0%} of the training set, refitted on all of it, L-BFGS"
+            f"{'' if converged else f', NOT converged in {self.max_iterations} iterations'}"
+        )
+        return _result(metrics, protocol, logits, train, test, folder)
+
+    def _scaled(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        train, test = normalise(train), normalise(test)
+        if not self.standardise:
+            return train, test
+        mean, std = train.mean(axis=0), train.std(axis=0)
+        std = np.where(std > 1e-6, std, 1)
+        return (train - mean) / std, (test - mean) / std
+
+    def _choose(self, inputs: Float[np.ndarray, "m D"], labels: Int[np.ndarray, " m"]) -> tuple[float, bool]:
+        """The C with the best held-out accuracy (the smallest of equals), and whether every fit converged."""
+        if len(self.sweep) == 1:
+            return float(self.sweep[0]), True
+        order = np.random.default_rng(self.seed).permutation(len(labels))
+        held, kept = np.split(order, [round(self.held_out * len(labels))])
+        if not len(held) or len(np.unique(labels[kept])) < 2:
+            raise ConfigError(
+                f"held_out: {self.held_out:g} of {len(labels)} training examples leaves {len(held)} to choose C on and "
+                f"{len(np.unique(labels[kept]))} classes to fit; use more data or another share"
+            )
+        accuracy, converged, model = {}, True, self._model(1.0, warm_start=True)
+        for value in sorted(self.sweep):
+            model.set_params(C=value)
+            converged &= _fit(model, inputs[kept], labels[kept])
+            accuracy[value] = model.score(inputs[held], labels[held])
+        return float(max(accuracy, key=accuracy.get)), converged
+
+    def _model(self, C: float, warm_start: bool = False) -> LogisticRegression:
+        return LogisticRegression(C=C, max_iter=self.max_iterations, warm_start=warm_start)
+
+
+def _fit(model: LogisticRegression, inputs: np.ndarray, labels: np.ndarray) -> bool:
+    """Fits, and says whether the solver converged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(inputs, labels)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _both(
+    source: FeatureSource,
+    predict: base.Predict,
+    variables: base.Variables,
+    train_batches: base.Batches,
+    batches: base.Batches,
+) -> tuple[base.Arrays, base.Arrays]:
+    variables = source.variables(variables)
+    train = base.labelled(source.collect(predict, variables, train_batches))
+    test = base.labelled(source.collect(predict, variables, batches))
+    if len(np.unique(train["label"])) < 2:
+        raise ConfigError("a probe needs at least two classes in its training split")
+    return train, test
+
+
+def _classes(train: base.Arrays, test: base.Arrays) -> int:
+    return int(max(train["label"].max(), test["label"].max())) + 1
+
+
+def _result(
+    metrics: dict[str, float],
+    protocol: str,
+    logits: np.ndarray,
+    train: base.Arrays,
+    test: base.Arrays,
+    folder: pathlib.Path,
+) -> base.Result:
+    prediction = logits.argmax(axis=1)
+    correct = prediction == test["label"]
+    bootstrap.save_examples(folder, test["index"], label=test["label"], prediction=prediction, correct=correct)
+    sizes = f"{len(train['label'])} training examples, n={len(test['label'])}"
+    return base.Result(metrics, f"{protocol}, {sizes}, {classification.interval_protocol()}")
