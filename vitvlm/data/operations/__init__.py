@@ -1,0 +1,6 @@
+"""Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
+
+from vitvlm.data.operations import colour, decoding, fields, geometry
+from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
+
+__all__ = ["Operation", "Pipeline", "colour", "decoding", "describe", "fields", "geometry", "parse"]

@@ -1,0 +1,65 @@
+"""Channels and value ranges."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vitvlm.core.config import suggest
+from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.pixels import Pixels, from_pillow, to_pillow
+
+# Mean and standard deviation per channel of pixels in [0, 1].
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,), (0.5,)),
+    "unit": ((0.0,), (1.0,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+}
+
+
+@image_operation("normalize")
+def normalize(
+    image: UInt8[np.ndarray, "H W C"], mean: str | float | tuple = "half", std: float | tuple | None = None
+) -> Float[np.ndarray, "H W C"]:
+    """float32 (pixels / 255 - mean) / std: by name ("imagenet", "half", "unit", …) or by numbers.
+
+    "half", the default, gives [-1, 1]; "unit" gives [0, 1].
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise ValueError("works on uint8 pixels: put it after decode, once")
+    scale, offset = _affine(mean, std)
+    if len(scale) not in (1, image.shape[2]):
+        raise ValueError(
+            f"{mean!r} has {len(scale)} channels, the image {image.shape[2]}: decode(1) gives grey, decode(3) RGB"
+        )
+    return np.multiply(image, scale, dtype=np.float32) - offset
+
+
+@image_operation("grey")
+def grey(image: Pixels) -> UInt8[np.ndarray, "H W 1"]:
+    """One channel: 0.299 red + 0.587 green + 0.114 blue."""
+    return from_pillow(to_pillow(image).convert("L"))
+
+
+@image_operation("rgb")
+def rgb(image: Pixels) -> UInt8[np.ndarray, "H W 3"]:
+    """Three channels: grey is repeated, an alpha channel dropped."""
+    return from_pillow(to_pillow(image).convert("RGB"))
+
+
+@functools.lru_cache
+def _affine(mean: str | float | tuple, std: float | tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    """(1 / (255 std), mean / std) in float32, from float64."""
+    if isinstance(mean, str):
+        if std is not None:
+            raise ValueError(f"give a name or numbers, not {mean!r} and std={std!r}")
+        if mean not in STATISTICS:
+            raise ValueError(f"statistics {mean!r}: {suggest(mean, STATISTICS)}")
+        mean, std = STATISTICS[mean]
+    elif std is None:
+        raise ValueError(f"mean={mean!r} needs a std")
+    mean, std = np.atleast_1d(np.array(mean, np.float64)), np.atleast_1d(np.array(std, np.float64))
+    if mean.shape != std.shape or (std <= 0).any():
+        raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be as many, and std positive")
+    return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)

@@ -1,0 +1,64 @@
+"""From the bytes of an image file to pixels."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vitvlm.data.errors import UnreadableImage
+from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.pixels import Pixels, from_pillow, to_pillow
+
+# Raster formats that Pillow decodes itself. EPS, for one, would start another program.
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@image_operation("decode")
+def decode(
+    image: bytes | Pixels, channels: int = 3, background: int | tuple = 255, max_pixels: int = 50_000_000
+) -> Pixels:
+    """Pixels uint8 [H, W, channels]: 1 channel is grey, 3 are RGB, 4 are RGBA.
+
+    Turned upright as EXIF says; of an animation the first frame; palettes and CMYK resolved; 16 bits scaled to 8;
+    transparent parts laid over `background` (0 to 255, or (red, green, blue)) unless channels=4. An image that already
+    is pixels only changes its channels.
+
+    Raises UnreadableImage for damaged files, for formats other than FORMATS, and for more than `max_pixels`, before
+    they are decoded.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"channels={channels} must be 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if isinstance(image, np.ndarray):
+        return image if image.shape[2] == channels else _convert(to_pillow(image), channels, background)
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise UnreadableImage(f"{width}x{height} pixels, more than decode(max_pixels={max_pixels}) allows")
+            upright = ImageOps.exif_transpose(opened)
+            return _convert(_to_8_bits(upright), channels, background)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(f"{len(image)} bytes that are not an image of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        # On damaged bytes Pillow's readers raise errors of many kinds: OSError, ValueError, SyntaxError, struct.error …
+        raise UnreadableImage(f"{error} ({type(error).__name__})") from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UnreadableImage(f"32-bit pixels (mode {image.mode}) have no fixed range: convert them to 8 or 16 bits")
+    return image
+
+
+def _convert(image: Image.Image, channels: int, background: int | tuple) -> Pixels:
+    if channels < 4 and image.has_transparency_data:
+        layer = image.convert("RGBA")
+        colour = (background,) * 3 if isinstance(background, int) else tuple(background)
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (*colour, 255)), layer).convert("RGB")
+    return from_pillow(image.convert(_MODES[channels]))

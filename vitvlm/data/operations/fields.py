@@ -1,0 +1,15 @@
+"""Operations on whole examples rather than on pixels."""
+
+from typing import Any
+
+from vitvlm.core.config import suggest
+from vitvlm.data.operations.parsing import example_operation
+
+
+@example_operation("keep")
+def keep(example: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Batches these text fields too, as in keep("name", "keywords"); a batch has no text otherwise."""
+    for name in names:
+        if name not in example:
+            raise ValueError(f"no field {name!r}; {suggest(name, set(example) - {'image', 'label'})}")
+    return {name: example[name] for name in dict.fromkeys(("image", "label", "id", *names))}

@@ -1,0 +1,107 @@
+"""Sizes, crops and mirror images. Sizes are (height, width), or one number for both."""
+
+import math
+
+import numpy as np
+
+from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.pixels import Pixels, from_pillow, interpolation, to_pillow
+
+
+@image_operation("resize")
+def resize(image: Pixels, size: int | tuple, method: str = "bilinear") -> Pixels:
+    """Resizes to exactly this size, with antialias; the aspect ratio is not kept."""
+    height, width = _pair(size)
+    if image.shape[:2] == (height, width):
+        return image
+    return from_pillow(to_pillow(image).resize((width, height), interpolation(method)))
+
+
+@image_operation("resize_small")
+def resize_small(image: Pixels, size: int, method: str = "bilinear") -> Pixels:
+    """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept."""
+    _pair(size)
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    return resize(image, (max(size, round(height * scale)), max(size, round(width * scale))), method)
+
+
+@image_operation("central_crop")
+def central_crop(image: Pixels, size: int | tuple) -> Pixels:
+    """Cuts out the middle; an odd margin leaves its extra pixel at the bottom or right."""
+    height, width = _pair(size)
+    top, left = _margins(image, height, width)
+    return image[top // 2 : top // 2 + height, left // 2 : left // 2 + width]
+
+
+@image_operation("random_crop", random=True)
+def random_crop(
+    image: Pixels, size: int | tuple, padding: int = 0, fill: int = 0, *, rng: np.random.Generator
+) -> Pixels:
+    """Cuts out a window at a random place, after adding `padding` pixels of value `fill` on every side."""
+    height, width = _pair(size)
+    if padding:
+        H, W, C = image.shape
+        padded = np.full((H + 2 * padding, W + 2 * padding, C), fill, image.dtype)
+        padded[padding : padding + H, padding : padding + W] = image
+        image = padded
+    top, left = _margins(image, height, width)
+    top, left = rng.integers(0, (top + 1, left + 1))
+    return image[top : top + height, left : left + width]
+
+
+@image_operation("random_resized_crop", random=True)
+def random_resized_crop(
+    image: Pixels,
+    size: int | tuple,
+    scale: tuple = (0.08, 1.0),
+    ratio: tuple = (3 / 4, 4 / 3),
+    method: str = "bicubic",
+    *,
+    rng: np.random.Generator,
+) -> Pixels:
+    """A window of random area and shape, resized to `size` (Inception's crop).
+
+    The area is uniform in `scale` (shares of the image), the width / height ratio log-uniform in `ratio`. If ten
+    windows in a row do not fit, the largest central one within `ratio` is taken.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"scale={scale} must lie within (0, 1] and ratio={ratio} be positive, both in rising order")
+    height, width = _pair(size)
+    top, left, rows, columns = _window(*image.shape[:2], scale, ratio, rng)
+    return resize(image[top : top + rows, left : left + columns], (height, width), method)
+
+
+@image_operation("flip", random=True)
+def flip(image: np.ndarray, probability: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors the image left to right with this probability."""
+    return image[:, ::-1] if rng.random() < probability else image
+
+
+def _window(H: int, W: int, scale: tuple, ratio: tuple, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop; every try draws the same count of numbers."""
+    for _ in range(10):
+        area = H * W * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        height, width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < height <= H and 0 < width <= W:
+            return int(rng.integers(0, H - height + 1)), int(rng.integers(0, W - width + 1)), height, width
+    shape = min(max(W / H, ratio[0]), ratio[1])
+    height, width = max(1, min(H, round(W / shape))), max(1, min(W, round(H * shape)))
+    return (H - height) // 2, (W - width) // 2, height, width
+
+
+def _pair(size: int | tuple) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"size={size!r} must be a positive number or a pair (height, width) of them")
+    return pair
+
+
+def _margins(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    H, W = image.shape[:2]
+    if height > H or width > W:
+        raise ValueError(
+            f"the image, {H}x{W}, is smaller than the crop, {height}x{width}: resize it first, or add padding"
+        )
+    return H - height, W - width

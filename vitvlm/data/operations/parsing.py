@@ -1,0 +1,171 @@
+"""The language of operation strings: names with literal arguments, joined by "|". Nothing is ever evaluated."""
+
+import ast
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vitvlm.core.config import ConfigError
+from vitvlm.core.registry import Registry
+from vitvlm.data.errors import DataError, UnreadableImage
+
+OPERATIONS = Registry("operation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation with its arguments: `operation(example, rng) -> example`."""
+
+    text: str
+    function: Callable[..., Any]
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else."""
+        named = {**self.named, "rng": rng} if self.function.random else self.named
+        try:
+            if self.function.on_image:
+                return {**example, "image": self.function(example["image"], *self.positional, **named)}
+            return self.function(example, *self.positional, **named)
+        except UnreadableImage:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"operation {self.text} on {example.get('id', 'an example')}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Operations in order. `random` says whether any draws random numbers; `fields` are those that `keep` asked for."""
+
+    text: str
+    operations: tuple[Operation, ...]
+
+    @property
+    def random(self) -> bool:
+        return any(operation.function.random for operation in self.operations)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(name for op in self.operations if op.function.name == "keep" for name in op.positional)
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
+        for operation in self.operations:
+            example = operation(example, rng)
+        return example
+
+
+def image_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers `function(image, arguments…, [*, rng]) -> image`; an operation string gives the arguments."""
+    return _register(name, random, on_image=True)
+
+
+def example_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers `function(example, arguments…, [*, rng]) -> example`."""
+    return _register(name, random, on_image=False)
+
+
+def parse(text: str) -> Pipeline:
+    """Reads a string of operations, such as "decode|resize(64, interpolation='bicubic')|normalize('imagenet')".
+
+    Arguments are Python literals. Raises ConfigError for anything else, for an unknown operation (the nearest is named)
+    and for arguments that do not fit (the signature is shown).
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"operations {text!r}: write a string such as 'decode|resize(224)|normalize'")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"operations {text!r}: not operations joined by '|' ({_reason(error)})") from None
+    return Pipeline(text, tuple(_operation(node, text) for node in _split(tree)))
+
+
+def describe() -> str:
+    """Every operation with its signature and first line of documentation, one per line."""
+    return "\n".join(
+        f"{signature(name)}: {inspect.getdoc(OPERATIONS.get(name)).splitlines()[0]}" for name in OPERATIONS.names()
+    )
+
+
+def signature(name: str) -> str:
+    """An operation as one writes it: "random_crop(size: int, padding: int = 0)"."""
+    return f"{name}{inspect.Signature(list(_parameters(OPERATIONS.get(name)).values()))}"
+
+
+def _register(name: str, random: bool, on_image: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.name, function.random, function.on_image = name, random, on_image
+        return OPERATIONS.register(name)(function)
+
+    return add
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    _, *parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.name != "rng"}
+
+
+def _split(node: ast.expr) -> list[ast.expr]:
+    parts = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        parts.append(node.right)
+        node = node.left
+    return [node, *reversed(parts)]
+
+
+def _operation(node: ast.expr, text: str) -> Operation:
+    if isinstance(node, ast.Name):
+        name, positional, named = node.id, [], {}
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = node.func.id
+        positional = [_literal(argument, text) for argument in node.args]
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ConfigError(f"operations {text!r}: ** is not allowed")
+        named = {keyword.arg: _literal(keyword.value, text) for keyword in node.keywords}
+    else:
+        raise ConfigError(f"operations {text!r}: {ast.unparse(node)!r} is neither a name nor a call of one")
+    function = OPERATIONS.get(name)
+    parameters = _parameters(function)
+    try:
+        bound = inspect.Signature(list(parameters.values())).bind(*positional, **named)
+    except TypeError as error:
+        raise ConfigError(f"operation {ast.unparse(node)}: {error}; it is {signature(name)}") from None
+    for argument, value in bound.arguments.items():
+        parameter = parameters[argument]
+        for item in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
+            _check_type(parameter, item, node)
+    return Operation(ast.unparse(node), function, tuple(positional), named)
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ConfigError(
+            f"operations {text!r}: the argument {ast.unparse(node)!r} is not a number, string, tuple, None or bool"
+        ) from None
+
+
+def _check_type(parameter: inspect.Parameter, value: Any, node: ast.expr) -> None:
+    """Scalars must be of the annotated type (an int serves as a float, a bool as neither)."""
+    allowed = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    allowed = tuple(typing.get_origin(kind) or kind for kind in allowed)
+    allowed = tuple(type(None) if kind is None else kind for kind in allowed)
+    if float in allowed:
+        allowed += (int,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise ConfigError(
+            f"operation {ast.unparse(node)}: {parameter.name}={value!r} is not {_type_name(parameter.annotation)}"
+        )
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+
+
+def _reason(error: BaseException) -> str:
+    return error.msg if isinstance(error, SyntaxError) else type(error).__name__

@@ -1,0 +1,51 @@
+"""Random-access sources of labelled images, by a spec: "emoji", "tfds:fashion_mnist", "folder:PATH", "idx:PATH"."""
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data import splits
+from vitvlm.data.sources import folder, idx, prepared
+from vitvlm.data.sources.base import Example, Source, Subset
+
+__all__ = ["Example", "Source", "Subset", "open"]
+
+_OPENERS = {
+    "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),
+    "tfds": prepared.open_tfds,
+    "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
+    "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+}
+
+
+def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: float = 1.0, seed: int = 0) -> Source:
+    """Opens a split of a data set.
+
+    Args:
+      spec: where the images are:
+        "emoji" or "emoji:subgroup"  the embedded emoji set, labelled by group (default) or by subgroup;
+        "tfds:NAME"                  a TFDS data set, prepared in `data_dir` as ArrayRecord;
+                                     "tfds:fashion_mnist" also reads the files of Debian's dataset-fashion-mnist;
+        "tfds:PATH"                  the directory of a prepared TFDS data set (the one with dataset_info.json);
+        "folder:PATH"                one directory per class, below train/ and test/ (or val/) if these are there;
+        "idx:PATH"                   a directory with MNIST's four files, gzipped or not.
+      split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
+      data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else.
+      seed: of the choice above.
+
+    Raises:
+      ConfigError: for a spec or split that cannot be meant.
+      DataError: for data that are not there or cannot be used.
+    """
+    kind, _, place = spec.partition(":")
+    if kind not in _OPENERS:
+        raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, _OPENERS)}")
+    wanted = splits.parse(split)
+    source = _OPENERS[kind](place, wanted.name, data_dir)
+    name = f"{spec} {wanted}"
+    source.name = name
+    selected = wanted.indices(len(source))
+    if len(selected) < len(source):
+        source = Subset(source, selected, name)
+    if labels_fraction != 1.0:
+        chosen = splits.stratified_fraction(source.ids, source.labels, labels_fraction, seed)
+        source = Subset(source, chosen, f"{name}, {labels_fraction:.4g} of the labels (seed {seed})")
+    return source

@@ -1,0 +1,76 @@
+"""What a source is: random access to labelled images.
+
+A source gives, for each position, a dictionary with
+  image: the encoded file (bytes), or uint8 pixels [H, W, C] where the data set stores pixels,
+  label: the class, 0 <= label < num_classes,
+  id: a stable readable name, for error messages and pages,
+and whatever text the data set has (names, keywords) as strings.
+"""
+
+import abc
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+Example = dict[str, Any]
+
+
+class Source(abc.ABC):
+    """A split of a data set with random access.
+
+    Attributes:
+      name: the data set and split, for messages and protocols: "tfds:fashion_mnist train[:10%]".
+      label_names: one readable name per class.
+    """
+
+    name: str
+    label_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The label of every example, without reading images."""
+
+    @property
+    @abc.abstractmethod
+    def ids(self) -> Sequence[str]:
+        """The id of every example, without reading images."""
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Reads one example. Raises UnreadableImage if its file cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Subset(Source):
+    """Some of the examples of another source; positions count within the subset."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, " k"], name: str):
+        self.name = name
+        self.label_names = source.label_names
+        self._source = source
+        self._indices = np.asarray(indices)
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " k"]:
+        return self._source.labels[self._indices]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        ids = self._source.ids
+        return [ids[i] for i in self._indices]
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._indices[index])]
+
+    def __len__(self) -> int:
+        return len(self._indices)

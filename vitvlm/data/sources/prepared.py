@@ -1,0 +1,143 @@
+"""TFDS data sets prepared as ArrayRecord, read without TensorFlow; the embedded emoji set; Fashion-MNIST."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data.errors import DataError
+from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.sources.idx import IdxSource
+
+EMOJI = Path(__file__).parents[1] / "emoji"
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+class TfdsSource(Source):
+    """One split of a prepared TFDS data set with an Image feature "image" and a ClassLabel feature.
+
+    Images are given as they are stored, encoded. Text features are given as strings, other class labels as their names.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, label: str = "label"):
+        features, available = builder.info.features, builder.info.splits
+        if split not in available:
+            raise ConfigError(f"{builder.name}: no split {split!r}; {suggest(split, available)}")
+        classes = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+        if label not in classes:
+            raise ConfigError(f"{builder.name}: no class label {label!r}; {suggest(label, classes)}")
+        if not isinstance(features.get("image"), tfds.features.Image):
+            raise DataError(f"{builder.name}: has no image feature named 'image', only {', '.join(features)}")
+        texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+        self.label_names = tuple(features[label].names)
+        self._label = label
+        self._texts = texts
+        self._class_names = {name: features[name].names for name in classes if name != "label"}
+        self._prefix = f"{builder.name}-{split}"
+        wanted = {name: True for name in ("image", *texts, *classes)}
+        self._records = _read(builder, split, wanted | {"image": True}, skip_images=True)
+        light = {name: True for name in wanted if name != "image"}
+        self._light_records = _read(builder, split, light, skip_images=False)
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return np.array([record[self._label] for record in self._light_records], np.int32)
+
+    @functools.cached_property
+    def ids(self) -> Sequence[str]:
+        return [self._id(record, i) for i, record in enumerate(self._light_records)]
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        example = {name: record[name].decode() for name in self._texts}
+        example |= {name: names[record[name]] for name, names in self._class_names.items()}
+        return example | {
+            "image": record["image"],
+            "label": int(record[self._label]),
+            "id": self._id(record, index),
+        }
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _id(self, record: dict[str, Any], index: int) -> str:
+        return record["id"].decode() if "id" in self._texts else f"{self._prefix}-{index}"
+
+
+def open_emoji(label: str, split: str) -> Source:
+    """The embedded set, labelled by "group" or "subgroup"."""
+    if label not in ("group", "subgroup"):
+        raise ConfigError(f"data source 'emoji:{label}': {suggest(label, ('group', 'subgroup'))}")
+    return TfdsSource(tfds.builder_from_directory(EMOJI), split, label)
+
+
+def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
+    """A data set by name, or by the path of its prepared directory; see `sources.open`.
+
+    Fashion-MNIST is looked for in `data_dir`, then among Debian's files; what is in neither place, TFDS is asked to
+    download and prepare.
+    """
+    if (Path(name) / "dataset_info.json").is_file():
+        return TfdsSource(tfds.builder_from_directory(name), split)
+    looked_in = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    prepared = any((looked_in / name).rglob("dataset_info.json"))
+    if name == "fashion_mnist" and not prepared and DEBIAN_FASHION_MNIST.is_dir():
+        return IdxSource(DEBIAN_FASHION_MNIST, split, FASHION_MNIST_LABELS)
+    try:
+        builder = tfds.builder(name, data_dir=looked_in)
+    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        raise DataError(
+            f"tfds:{name}: {_first_line(error)}; TFDS knows no such data set and none is prepared in {looked_in} "
+            "(set data_dir or TFDS_DATA_DIR to the directory that holds it)"
+        ) from error
+    if not builder.is_prepared():
+        _prepare(builder, looked_in)
+    return TfdsSource(builder, split)
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        # TFDS lets through whatever its downloaders, extractors and missing imports raise.
+        debian = f"install Debian's dataset-fashion-mnist (looked in {DEBIAN_FASHION_MNIST}), or "
+        raise DataError(
+            f"tfds:{builder.name}: not prepared in {looked_in}, and TFDS could not prepare it here "
+            f"({type(error).__name__}: {_first_line(error)}); {debian if builder.name == 'fashion_mnist' else ''}"
+            "set data_dir or TFDS_DATA_DIR to a directory in which it is prepared as ArrayRecord "
+            f"(tfds build {builder.name} --file_format=array_record, with TensorFlow installed)"
+        ) from error
+
+
+def _read(builder: tfds.core.DatasetBuilder, split: str, wanted: dict[str, bool], skip_images: bool) -> Sequence[Any]:
+    decoding = tfds.decode.PartialDecoding(
+        wanted, decoders={"image": tfds.decode.SkipDecoding()} if skip_images else None
+    )
+    try:
+        return builder.as_data_source(split=split, decoders=decoding)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{builder.name}: prepared in a format without random access ({_first_line(error)}); prepare it again with "
+            "`tfds build --file_format=array_record`"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
