@@ -1,27 +1,85 @@
-"""What the person at the terminal sees: a live line on a terminal, one line per report elsewhere."""
+"""What the person at the terminal sees: a live line and its bar on a terminal, one line per report elsewhere."""
 
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+Value = float | int | str
+
+# What the live line shows, in this order, of what a row has.
+SHOWN = {
+    "train/loss": "loss {:.4f}",
+    "train/accuracy": "accuracy {:.1%}",
+    "time/images_per_second": "{:.3g} images/s",
+    "time/mfu": "MFU {:.1%}",
+    "time/input_share": "waiting for data {:.0%}",
+}
 
 
 class Progress:
-    def __init__(self, total_steps: int, console: Console | None = None):
-        self._total = total_steps
-        self._console = console or Console(stderr=True, highlight=False)
+    """Use as a context manager; only the first process prints."""
 
-    def report(self, step: int, row: Mapping[str, float | int | str], remaining: float | None) -> None:
-        """A row of metrics, and the seconds that are left."""
-        parts = [f"step {step}/{self._total}"]
-        for name, value in row.items():
-            parts.append(f"{name.split('/')[-1]} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    def __init__(
+        self, total_steps: int, *, lines_every: int = 100, console: Console | None = None, quiet: bool = False
+    ):
+        """
+        Args:
+          total_steps: where the bar ends.
+          lines_every: steps between lines where the output is no terminal.
+          console: standard error by default.
+          quiet: print nothing, as on every process but the first.
+        """
+        self._total_steps = total_steps
+        self._lines_every = lines_every
+        self._console = console or Console(stderr=True, highlight=False, quiet=quiet)
+        self._rates: dict[str, Value] = {}
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Bar(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=self._total_steps)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def step(self, step: int, row: Mapping[str, Value], remaining: float | None) -> None:
+        """A step's metrics, with rates when there are new ones, and the seconds left."""
+        self._rates |= {name: value for name, value in row.items() if name.startswith("time/")}
+        shown = {**self._rates, **row}
+        parts = [text.format(shown[name]) for name, text in SHOWN.items() if name in shown]
         if remaining is not None:
-            parts.append(f"ETA {remaining:.0f} s")
-        self._console.print("  ".join(parts), soft_wrap=True)
+            parts.append(f"ETA {duration(remaining)}")
+        text = " · ".join(parts)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif step % self._lines_every == 0 or step == self._total_steps:
+            self.note(f"step {step}/{self._total_steps} · {text}")
+
+    def evaluation(self, step: int, row: Mapping[str, Value]) -> None:
+        """An evaluation's numbers: one line that stays."""
+        numbers = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, (int, float))]
+        self.note(f"step {step}/{self._total_steps} · {' · '.join(numbers)}")
 
     def note(self, text: str) -> None:
-        """A message that stays on the screen."""
-        self._console.print(text, soft_wrap=True)
+        """A line that stays on the screen."""
+        self._console.print(text, soft_wrap=True, markup=False)
 
-    def close(self) -> None:
-        pass
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

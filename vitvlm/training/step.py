@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
@@ -112,11 +111,6 @@ def jit_train_step(train_step: TrainStep, state_shardings: Tree, batch_sharding:
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
-
-
-def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
-    """This process's part of a batch, as global arrays that are split by `sharding` along their first axis."""
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def _split(batch: Batch, parts: int) -> dict[str, Array]:

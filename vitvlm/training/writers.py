@@ -1,58 +1,119 @@
 """Where metrics go: `metrics.jsonl` always; TensorBoard and Weights & Biases on request.
 
-A row is `{"step": 300, "loss": 1.25, …}`: numbers and words by name. Names under "time/" are measurements of the
-machine; all others are the same in an undisturbed run and in one that was killed and went on.
+A row is `{"step": 300, "train/loss": 1.25, …}`: numbers and words by name. Names under "time/" are measurements of
+the machine; all others are the same in an undisturbed training and in one that was killed and went on.
 """
 
+import importlib
 import json
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
-from etils import epath
+from vitvlm.core.config import ConfigError
 
 Value = float | int | str
 
 
 class Writer(Protocol):
-    """Takes one row per call. `rewind(step)` forgets rows past that step, after a restart."""
+    """Takes one row per call, in the order of steps."""
 
     def write(self, step: int, row: Mapping[str, Value]) -> None: ...
 
-    def rewind(self, step: int) -> None: ...
+    def mark(self) -> int:
+        """A place in what is written so far; saved with a checkpoint."""
 
-    def flush(self) -> None: ...
+    def rewind(self, step: int, mark: int) -> None:
+        """Forgets what was written after the mark, which was made at that step; `rewind(0, 0)` forgets all."""
 
     def close(self) -> None: ...
 
 
 class JsonlWriter:
-    """One JSON object per line in `path`, on disk as soon as it is written."""
+    """One JSON object per line, handed to the operating system at once and to the disk at each mark."""
 
-    def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
         self._file = self.path.open("a")
 
     def write(self, step: int, row: Mapping[str, Value]) -> None:
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
 
-    def rewind(self, step: int) -> None:
-        self._file.close()
-        kept = [line for line, row in read_lines(self.path) if row["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
-        self._file = self.path.open("a")
+    def mark(self) -> int:
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
-    def flush(self) -> None:
-        self._file.flush()
+    def rewind(self, step: int, mark: int) -> None:
+        """A file that is shorter than its mark was changed by someone else, and is left as it is."""
+        if mark < os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(mark)
 
     def close(self) -> None:
         self._file.close()
 
 
+class TensorBoardWriter:
+    """Event files for TensorBoard; words become text summaries."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._folder = str(folder)
+        self._tensorboard = _import("tensorboardX", "log.tensorboard", "tensorboard")
+        self._events: Any = None
+
+    def write(self, step: int, row: Mapping[str, Value]) -> None:
+        if self._events is None:
+            self._events = self._tensorboard.SummaryWriter(self._folder)
+        for name, value in row.items():
+            add = self._events.add_text if isinstance(value, str) else self._events.add_scalar
+            add(name, value, step)
+
+    def mark(self) -> int:
+        if self._events is not None:
+            self._events.flush()
+        return 0
+
+    def rewind(self, step: int, mark: int) -> None:
+        self.close()
+        self._events = self._tensorboard.SummaryWriter(self._folder, purge_step=step + 1)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+class WandbWriter:
+    """One run of Weights & Biases per workdir; `WANDB_MODE=offline` keeps it on this machine."""
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any], **fields: Any):
+        """`fields` go to `wandb.init`: project, entity, name, tags, mode …"""
+        wandb = _import("wandb", "log.wandb", "wandb")
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = folder / "wandb_id"
+        if not identity.exists():
+            identity.write_text(wandb.util.generate_id())
+        self._run = wandb.init(dir=str(folder), id=identity.read_text(), resume="allow", config=dict(config), **fields)
+        # W&B's own step may not go back, as it must when a training goes on from an older checkpoint.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, row: Mapping[str, Value]) -> None:
+        self._run.log({"step": step, **row})
+
+    def mark(self) -> int:
+        return 0
+
+    def rewind(self, step: int, mark: int) -> None:
+        """Nothing: rows of the same step are plotted over the ones before."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 class Writers:
-    """Several writers as one."""
+    """Several writers as one; the first one's mark counts."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
@@ -61,20 +122,27 @@ class Writers:
         for writer in self._writers:
             writer.write(step, row)
 
-    def rewind(self, step: int) -> None:
-        for writer in self._writers:
-            writer.rewind(step)
+    def mark(self) -> int:
+        marks = [writer.mark() for writer in self._writers]
+        return marks[0] if marks else 0
 
-    def flush(self) -> None:
+    def rewind(self, step: int, mark: int) -> None:
         for writer in self._writers:
-            writer.flush()
+            writer.rewind(step, mark)
 
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
 
 
-def read_lines(path: epath.PathLike) -> list[tuple[str, dict[str, Value]]]:
-    """Whole lines of a metrics file and their rows; a last line cut off by a crash is left out."""
-    lines = epath.Path(path).read_text().split("\n")
-    return [(line, json.loads(line)) for line in lines[:-1] if line]
+def read(path: str | os.PathLike[str]) -> list[dict[str, Value]]:
+    """The rows of a metrics file; a last line that a crash cut off is left out."""
+    lines = pathlib.Path(path).read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _import(module: str, field: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{field}: {module} is not installed; pip install 'vitvlm[{extra}]', or unset it") from error

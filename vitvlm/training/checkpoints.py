@@ -1,0 +1,347 @@
+"""Checkpoints that are written while training goes on, appear whole or not at all, and are checked when read.
+
+Orbax writes the arrays. Beside them each checkpoint has a record: shape, dtype and fingerprint of every array, the
+resolved config, the metrics, and where the loop was; with a digest of itself. So a damaged byte is found, where
+Orbax alone would restore it, or cast a wrong dtype, without a word.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import Array
+
+from vitvlm.core import config as config_lib
+from vitvlm.core import paths
+from vitvlm.training import integrity
+from vitvlm.training.records import DamagedError, Record, line
+
+Tree = Any
+Json = Any
+
+_LOG = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, found or used; one line that says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoints count as best: those with the highest (or lowest) value of one metric, "val/accuracy"."""
+
+    metric: str
+    mode: str = "max"
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise config_lib.ConfigError(f'best.mode: {self.mode!r} is none of "max" and "min"')
+
+    def score(self, metrics: Mapping[str, Any]) -> float | None:
+        """Higher is better; None where the metric is not, or is no number."""
+        value = metrics.get(self.metric)
+        if not isinstance(value, (int, float)) or value != value:
+            return None
+        return value if self.mode == "max" else -value
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+      step: number of updates done.
+      state: the arrays, in the target's structure.
+      resume: what the loop saved for itself.
+      metrics: of the evaluations at this step.
+      config: the resolved config of the job that wrote it.
+    """
+
+    step: int
+    state: Tree
+    resume: Json
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training, in one folder; call it on every process.
+
+    Use it as a context manager: leaving it waits for the running save.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        *,
+        config: Mapping[str, Any] | None = None,
+        keep_last: int = 2,
+        best: Best | None = None,
+        read_only: bool = False,
+    ):
+        """
+        Args:
+          folder: made if it is not there; unfinished checkpoints of a killed job are cleared from it.
+          config: the resolved config, JSON values only; goes into every checkpoint.
+          keep_last: how many of the newest checkpoints stay.
+          best: which others stay.
+          read_only: changes nothing on disk; for evaluation beside a running job.
+
+        Raises CheckpointError if the folder cannot be written, or is not there when read-only.
+        """
+        if keep_last < 1:
+            raise config_lib.ConfigError(f"keep_last: {keep_last}; at least the newest checkpoint has to stay")
+        self.folder = epath.Path(folder)
+        self._config = dict(config or {})
+        self._keep_last = keep_last
+        self._best = best
+        self._read_only = read_only
+        self._saving: int | None = None
+        self._metrics: dict[int, Mapping[str, Any]] = {}
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first, and of the one being written."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step whose metric is best; None if no checkpoint has the metric."""
+        scores = self._scores(self.steps())
+        return max(scores, key=scores.__getitem__) if scores else None
+
+    def improves(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether these metrics beat those of every checkpoint.
+
+        Raises ConfigError if they come from the evaluation that `best` names, but lack its metric.
+        """
+        if self._best is None:
+            return False
+        group = self._best.metric.rpartition("/")[0]
+        if self._best.metric not in metrics and any(name.rpartition("/")[0] == group for name in metrics):
+            raise config_lib.ConfigError(
+                f"best.metric: no metric {self._best.metric!r}; {config_lib.suggest(self._best.metric, metrics)}"
+            )
+        score = self._best.score(metrics)
+        return score is not None and all(score > other for other in self._scores(self.steps()).values())
+
+    def save(self, step: int, state: Tree, *, resume: Json = None, metrics: Mapping[str, Any] | None = None) -> None:
+        """Copies the state to the host and returns; it is written while training goes on.
+
+        Args:
+          step: names the checkpoint.
+          state: a pytree of arrays; it may be donated as soon as this returns.
+          resume: JSON for the loop itself, the data iterator's state above all.
+          metrics: of the evaluations at this step.
+
+        Raises CheckpointError if the save before this one, or the start of this one, failed.
+        """
+        self.wait()
+        arrays = _as_arrays(state)
+        marks = integrity.fingerprints(arrays)
+        record = Record(
+            arrays={
+                path: (tuple(leaf.shape), str(leaf.dtype), marks[path]) for path, leaf in paths.flatten(arrays).items()
+            },
+            config=self._config,
+            metrics=dict(metrics or {}),
+            resume=resume,
+        )
+        self._metrics[step] = record.metrics
+        self._saving = step
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record.json()))
+        try:
+            self._manager.save(step, args=args)
+        except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that nothing was committed.
+            self._failed(error)
+
+    def check(self) -> None:
+        """Raises CheckpointError if the running save has failed by now; never waits."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the running save is on disk. Raises CheckpointError if it failed."""
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(error)
+        self._saving = None
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore(self, target: Tree, step: int | None = None) -> Restored:
+        """The newest whole checkpoint, or that of one step, checked against its fingerprints.
+
+        Damaged ones are reported and, unless read-only, renamed to "<step>.damaged", so that training can go on
+        from the one before and write that step again.
+
+        Args:
+          target: tree of `jax.ShapeDtypeStruct` with shardings: the structure to restore, and where to put it.
+          step: only this one; if it is damaged, that is an error.
+
+        Raises CheckpointError if there is no checkpoint, none is whole, or it holds other arrays than the target.
+        """
+        self.wait()
+        wanted = [step] if step is not None else self.steps()[::-1]
+        if not wanted or not set(wanted) <= set(self.steps()):
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise CheckpointError(f"{self.folder}: {which}; {self._all()}")
+        reasons = []
+        for candidate in wanted:
+            try:
+                restored = self._read(candidate, target)
+            except DamagedError as error:
+                reasons.append(f"checkpoint {candidate} is damaged: {error}")
+                _LOG.warning("%s: %s", self.folder, reasons[-1])
+                continue
+            if reasons:
+                _LOG.warning("%s: going back to checkpoint %d", self.folder, candidate)
+                self._set_aside([damaged for damaged in wanted if damaged > candidate])
+            return restored
+        raise CheckpointError(f"{self.folder}: no whole checkpoint: {'; '.join(reasons)}")
+
+    def record(self, step: int) -> Record:
+        """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
+        return Record.read(self.folder / str(step) / "record" / "metadata")
+
+    def _read(self, step: int, target: Tree) -> Restored:
+        record = self.record(step)
+        arrays = _as_arrays(target)
+        problems = record.mismatches(arrays)
+        if problems:
+            raise CheckpointError(
+                f"{self.folder}: checkpoint {step} does not fit this model and optimizer: {integrity.some(problems)}"
+            )
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(arrays, restore_args=ocp.checkpoint_utils.construct_restore_args(arrays))
+        )
+        try:
+            found = self._manager.restore(step, args=args).state
+        except Exception as error:
+            raise DamagedError(line(error)) from error
+        expected = {path: fingerprint for path, (_, _, fingerprint) in record.arrays.items()}
+        differing = integrity.differing(integrity.fingerprints(found), expected)
+        if differing:
+            raise DamagedError(f"checksums differ: {integrity.some(differing)}")
+        return Restored(step, _like(target, found), record.resume, record.metrics, record.config)
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            preservation_policy=self,
+        )
+        try:
+            manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot keep checkpoints here: {line(error)}") from error
+        self._metrics = {step: self._metrics_on_disk(step) for step in manager.all_steps()}
+        return manager
+
+    def _metrics_on_disk(self, step: int) -> Mapping[str, Any]:
+        try:
+            return self.record(step).metrics
+        except DamagedError:
+            return {}  # `restore` is where damage is reported; here it only means: never the best.
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax's preservation policy: the newest, and the best."""
+        steps = [info.step for info in checkpoints]
+        scores = self._scores(steps)
+        best = sorted(scores, key=scores.__getitem__)[-self._best.keep :] if self._best else []
+        kept = {*sorted(steps)[-self._keep_last :], *best}
+        return [step in kept for step in steps]
+
+    def _scores(self, steps: list[int]) -> dict[int, float]:
+        if self._best is None:
+            return {}
+        scores = {step: self._best.score(self._metrics.get(step, {})) for step in steps}
+        return {step: score for step, score in scores.items() if score is not None}
+
+    def _failed(self, error: Exception) -> None:
+        step, self._saving = self._saving, None
+        reason = line(error)
+        try:
+            self._manager.close()
+        except Exception:
+            _LOG.debug("closing after a failed save", exc_info=True)
+        self._manager = self._open()
+        raise CheckpointError(
+            f"{self.folder}: checkpoint {step} could not be saved: {reason}; {self._all()}; "
+            "nothing else is lost: make room or mend the folder, and run the same command again to go on"
+        ) from error
+
+    def _all(self) -> str:
+        steps = self.steps()
+        return f"there is {', '.join(map(str, steps))}" if steps else "there is none"
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                (self.folder / str(step)).rename(_free_name(self.folder / f"{step}.damaged"))
+        ocp.multihost.sync_global_processes("vitvlm: damaged checkpoints are set aside")
+        self._manager.reload()
+
+
+def _as_arrays(tree: Tree) -> dict[str, Any]:
+    """Nested dictionaries of the tree's arrays, typed keys as their words: what goes to disk."""
+    return paths.unflatten({path: _key_words(leaf) for path, leaf in paths.flatten(tree).items()})
+
+
+def _key_words(leaf: Any) -> Any:
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        words = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
+    return jax.random.key_data(leaf)
+
+
+def _like(target: Tree, arrays: Mapping[str, Any]) -> Tree:
+    """The arrays in the target's structure: the inverse of `_as_arrays`."""
+    found = paths.flatten(arrays)
+
+    def pick(path: str, leaf: Any) -> Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(found[path], impl=_key_impl(leaf))
+        return found[path]
+
+    return paths.map_with_path(pick, target)
+
+
+def _key_impl(key: Any) -> Any:
+    """`jax.random.key_impl`, of a `jax.ShapeDtypeStruct` too, which it takes only while tracing."""
+    impls = []
+    jax.eval_shape(lambda traced: impls.append(jax.random.key_impl(traced)), key)
+    return impls[0]
+
+
+def _free_name(path: epath.Path) -> epath.Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

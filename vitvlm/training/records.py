@@ -1,0 +1,75 @@
+"""The record of a checkpoint: what its arrays must be, and all about it that is no array, under one digest."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vitvlm.core import paths
+
+Json = Any
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """
+    Attributes:
+      arrays: shape, dtype name and fingerprint of each array, by its path.
+      config: the resolved config of the job that wrote it.
+      metrics: of the evaluations at this step.
+      resume: what the loop saved for itself.
+    """
+
+    arrays: Mapping[str, tuple[tuple[int, ...], str, str]]
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    resume: Json
+
+    def json(self) -> dict[str, Json]:
+        content = dataclasses.asdict(self)
+        return {"content": content, "sha256": _digest(content)}
+
+    @classmethod
+    def read(cls, path: epath.PathLike) -> "Record":
+        """Raises DamagedError if the file is missing, is no record, or does not have its own digest."""
+        try:
+            found = json.loads(epath.Path(path).read_bytes())
+            content = found["content"]
+            whole = found["sha256"] == _digest(content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"its record cannot be read: {line(error)}") from error
+        if not whole:
+            raise DamagedError("its record does not have its digest")
+        arrays = {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in content.pop("arrays").items()}
+        return cls(arrays=arrays, **content)
+
+    def mismatches(self, target: Mapping[str, Any]) -> list[str]:
+        """How the arrays differ from a target's in name, shape and dtype: one phrase per array."""
+        wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in paths.flatten(target).items()}
+        found = {path: (shape, dtype) for path, (shape, dtype, _) in self.arrays.items()}
+        return [
+            f"{path} is {_show(found.get(path))} in the checkpoint and {_show(wanted.get(path))} in the model"
+            for path in sorted({*wanted, *found})
+            if wanted.get(path) != found.get(path)
+        ]
+
+
+def line(error: BaseException, most: int = 200) -> str:
+    """An error as part of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _digest(content: Json) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _show(array: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if array is None else f"{array[1]}{list(array[0])}"

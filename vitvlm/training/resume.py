@@ -1,0 +1,103 @@
+"""Where a training is, besides its state: what a checkpoint carries so that the same command goes on bit by bit."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vitvlm.training.checkpoints import CheckpointError, Checkpoints
+from vitvlm.training.state import TrainState
+from vitvlm.training.writers import Writer
+
+Json = Any
+
+
+class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
+    """An endless iterator of host batches; `set_state(get_state())` makes it give the same batches again.
+
+    Its state is JSON, or bytes.
+    """
+
+    def get_state(self) -> Json | bytes: ...
+
+    def set_state(self, state: Json | bytes) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a training begins, or goes on.
+
+    Attributes:
+      state: fresh, or restored.
+      restored: the step of the checkpoint that it comes from; None when fresh.
+      evaluated: names of the evaluations whose results that checkpoint holds.
+    """
+
+    state: TrainState
+    restored: int | None = None
+    evaluated: tuple[str, ...] = ()
+
+
+def restore_or_init(
+    checkpoints: Checkpoints | None,
+    target: TrainState,
+    init: Callable[[], TrainState],
+    batches: Batches,
+    writer: Writer,
+) -> Start:
+    """Goes on from the newest whole checkpoint; begins anew where there is none.
+
+    Batches and metrics are put back to the same point: what was written after the checkpoint is forgotten, as those
+    steps are done again.
+
+    Args:
+      checkpoints: None begins anew.
+      target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
+      init: makes the fresh state.
+      batches: put to the checkpoint's place.
+      writer: rewound to the checkpoint's place.
+
+    Raises CheckpointError if there are checkpoints but none is whole, or it does not fit the target.
+    """
+    if checkpoints is None or checkpoints.latest_step() is None:
+        writer.rewind(0, 0)
+        return Start(init())
+    restored = checkpoints.restore(target)
+    place = restored.resume
+    processes = place["iterators"]
+    if len(processes) != jax.process_count():
+        raise CheckpointError(
+            f"{checkpoints.folder}: checkpoint {restored.step} was written by {len(processes)} processes, each with "
+            f"its own part of the data, and there are {jax.process_count()} now: start as many"
+        )
+    batches.set_state(_decode(processes[jax.process_index()]))
+    writer.rewind(restored.step, place["written"])
+    return Start(restored.state, restored.step, tuple(place["evaluated"]))
+
+
+def here(batches: Batches, writer: Writer, evaluated: list[str]) -> Json:
+    """The place to save: every process's iterator, the length of the metrics, and what is evaluated at this step."""
+    own = _encode(batches.get_state())
+    return {"iterators": _of_all_processes(own), "written": writer.mark(), "evaluated": list(evaluated)}
+
+
+def _encode(state: Json | bytes) -> Json:
+    return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"json": state}
+
+
+def _decode(state: Json) -> Json | bytes:
+    return base64.b64decode(state["base64"]) if "base64" in state else state["json"]
+
+
+def _of_all_processes(own: Json) -> list[Json]:
+    if jax.process_count() == 1:
+        return [own]
+    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+    return [json.loads(bytes(row)) for row in texts]

@@ -1,0 +1,74 @@
+"""The folder of a training: `config.json`, `metrics.jsonl`, `checkpoints/` and what evaluations write."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vitvlm.core.config import ConfigError
+from vitvlm.training.records import line
+
+CHANGEABLE = ("log/.*",)
+"""Fields that may differ when a training goes on: they do not touch what is computed."""
+
+
+class WorkdirError(RuntimeError):
+    """A workdir that cannot be used; one line that says why."""
+
+
+def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
+    """Makes the workdir and writes the resolved config, or checks that it is the config that began there.
+
+    Args:
+      workdir: made with its parents if it is not there.
+      config: the resolved config: nested dictionaries of JSON values.
+      changeable: regexes over field paths ("log/every"); fields that match one may differ from before.
+
+    Raises WorkdirError if the folder cannot be written, and ConfigError, with every differing field, if another
+    config began there.
+    """
+    workdir = epath.Path(workdir)
+    file = workdir / "config.json"
+    config = json.loads(json.dumps(config))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _compare(workdir, json.loads(file.read_text()), config, changeable)
+        temporary = workdir / "config.json.tmp"
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        temporary.replace(file)
+    except json.JSONDecodeError as error:
+        raise WorkdirError(
+            f"{file} is damaged: {line(error)}; remove it if you know the config to be the same"
+        ) from error
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be written: {line(error)}; choose another --workdir") from error
+    return workdir
+
+
+def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Sequence[str]) -> None:
+    before, now = _fields(before), _fields(now)
+    free = [re.compile(pattern) for pattern in changeable]
+    differing = [
+        f"{name}: {before.get(name, 'absent')!r} before, {now.get(name, 'absent')!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name, ...) != now.get(name, ...) and not any(pattern.fullmatch(name) for pattern in free)
+    ]
+    if differing:
+        raise ConfigError(
+            f"workdir {workdir} began with another config ({'; '.join(differing)}): "
+            f"choose another --workdir, or set these fields back; only {', '.join(changeable)} may change"
+        )
+
+
+def _fields(config: Mapping) -> dict[str, Any]:
+    """Fields by path; a list is one field."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            fields |= {f"{name}/{inner}": item for inner, item in _fields(value).items()}
+        else:
+            fields[name] = value
+    return fields
