@@ -25,6 +25,13 @@ def is_scanned(path: str) -> bool:
     return _SCANNED.fullmatch(path) is not None
 
 
+def layer_paths(path: str, depth: int) -> list[str]:
+    """Paths of the layers of a scanned parameter, as a loop has them: "blocks_0/...", "blocks_1/..."."""
+    stack = _SCANNED.fullmatch(path)["stack"]
+    rest = path.removeprefix(f"{stack}blocks/")
+    return [f"{stack}blocks_{layer}/{rest}" for layer in range(depth)]
+
+
 def per_layer(inner: optax.GradientTransformation, params: Tree) -> optax.GradientTransformation:
     """Transforms every layer of scanned blocks on its own, as if it were a tree of its own.
 

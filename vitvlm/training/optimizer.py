@@ -7,7 +7,7 @@ them into an update, with its weight decay; each update is multiplied by its par
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,13 +73,13 @@ def build(
     name, own, common = _split(config.plain(fields), where)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     frozen = _frozen(common.freeze, shapes, f"{where}.freeze")
-    trainable = {path: shape for path, shape in shapes.items() if not frozen[path]}
+    learning = [path for path in shapes if not frozen[path]]
 
-    decay = _add_decayed_weights(_decays(common, trainable, where))
+    decay = _add_decayed_weights(_decays(common, learning, where))
     method = config.call(methods.METHODS[name], own, where, decay=decay)
     if name not in methods.ELEMENTWISE:
         method = layers.per_layer(method, params)
-    steps = [method, _scale_by_factors(_factors(common, shapes, trainable, where))]
+    steps = [method, _scale_by_factors(_factors(common, shapes, learning, where))]
     if common.clip_norm is not None:
         if common.clip_norm <= 0:
             raise config.ConfigError(f"{where}.clip_norm: {common.clip_norm} is not above 0; None turns clipping off")
@@ -89,6 +89,12 @@ def build(
         labels = map_with_path(lambda path, _: "frozen" if frozen[path] else "trainable", params)
         transform = optax.partition({"trainable": transform, "frozen": _keep()}, labels)
     return transform, learning_rate
+
+
+def trainable(fields: Mapping[str, Any], params: Tree, where: str = "config.optimizer") -> Tree:
+    """A tree of booleans like `params`: False where the section's `freeze` rules hold a parameter still."""
+    frozen = _frozen(config.plain(fields).get("freeze"), flatten(params), f"{where}.freeze")
+    return map_with_path(lambda path, _: not frozen[path], params)
 
 
 def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Common]:
@@ -105,10 +111,10 @@ def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Com
     return name, own, Common(**{field: value for field, value in fields.items() if field in of_common})
 
 
-def _frozen(freeze: rules.Rules | None, shapes: Mapping[str, Any], where: str) -> dict[str, bool]:
+def _frozen(freeze: rules.Rules | None, paths: Iterable[str], where: str) -> dict[str, bool]:
     if freeze is None:
-        return dict.fromkeys(shapes, False)
-    frozen = rules.match(freeze, shapes, where)
+        return dict.fromkeys(paths, False)
+    frozen = rules.match(freeze, paths, where)
     for path, value in frozen.items():
         if not isinstance(value, bool):
             raise config.ConfigError(f"{where}: {value!r} for {path!r} is neither True nor False")
@@ -117,7 +123,7 @@ def _frozen(freeze: rules.Rules | None, shapes: Mapping[str, Any], where: str) -
     return frozen
 
 
-def _decays(common: Common, paths: Mapping[str, Any], where: str) -> dict[str, float]:
+def _decays(common: Common, paths: Sequence[str], where: str) -> dict[str, float]:
     """Weight decay of each trainable parameter."""
     if common.weight_decay_rules is None:
         factors = {path: float(methods.is_kernel(path)) for path in paths}
@@ -126,11 +132,13 @@ def _decays(common: Common, paths: Mapping[str, Any], where: str) -> dict[str, f
     return {path: common.weight_decay * factor for path, factor in factors.items()}
 
 
-def _factors(common: Common, shapes: Mapping[str, tuple[int, ...]], trainable: Mapping[str, Any], where: str):
+def _factors(
+    common: Common, shapes: Mapping[str, tuple[int, ...]], paths: Sequence[str], where: str
+) -> dict[str, Factor]:
     """Learning-rate factor of each trainable parameter: its rule's times its layer's."""
-    factors: dict[str, Factor] = dict.fromkeys(trainable, 1.0)
+    factors: dict[str, Factor] = dict.fromkeys(paths, 1.0)
     if common.lr_rules is not None:
-        factors = rules.match(common.lr_rules, trainable, f"{where}.lr_rules")
+        factors = rules.match(common.lr_rules, paths, f"{where}.lr_rules")
         for path, factor in factors.items():
             if factor <= 0:
                 raise config.ConfigError(

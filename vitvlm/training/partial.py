@@ -1,0 +1,110 @@
+"""Part of a model from the parameters of another: a fine-tuned encoder from a masked autoencoder, say.
+
+Rules go from each parameter of the model to the path of the parameter that it is taken from:
+
+    rules = [
+        ("head/.*", None),              # stays as initialised
+        ("(.*)", r"vit/\\1"),            # everything else: the autoencoder's encoder
+    ]
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitvlm.core import rules as core_rules
+from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.nn.positions import resample_grid
+from vitvlm.training.layers import is_scanned, layer_paths
+
+
+def restore(
+    params: Tree,
+    source: Tree,
+    rules: core_rules.Rules,
+    where: str = "config.init_from.rules",
+    ignore: Sequence[str] = (),
+) -> Tree:
+    """`params` with the values of `source` where the rules say so.
+
+    Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
+    `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
+    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
+    position table `positions/grid [h, w, D]` is resampled to another grid as PyTorch's bicubic interpolation does.
+    Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
+
+    Args:
+      ignore: regexes over paths of source that may stay unused, such as "decoder/.*".
+
+    Raises RuleError for rules that do not fit params, and ConfigError that lists every parameter without a source,
+    every one of another shape than its source, and every source that is neither used nor ignored.
+    """
+    layers = {path: _by_layer(path, leaf) for path, leaf in flatten(source).items()}
+    available = {part: value for parts in layers.values() for part, value in parts.items()}
+    targets = flatten(params)
+    winners = core_rules.match_indices(rules, targets, where)
+    used: set[str] = set()
+    missing, misshapen, values = [], [], {}
+    for path, target in targets.items():
+        pattern, template = rules[winners[path]]
+        if template is None:
+            continue
+        wanted = _expand(pattern, template, path, where)
+        scanned = is_scanned(path) and is_scanned(wanted)
+        parts = layer_paths(wanted, target.shape[0]) if scanned else [wanted]
+        used.update(parts)
+        if absent := [part for part in parts if part not in available]:
+            missing.append(f"{path} <- {', '.join(absent)}")
+            continue
+        value = np.stack([available[part] for part in parts]) if scanned else available[wanted]
+        if path.endswith("positions/grid") and value.ndim == 3 and value.shape[2] == target.shape[2]:
+            value = np.asarray(resample_grid(jnp.asarray(value), target.shape[:2]))
+        if value.shape != target.shape:
+            misshapen.append(f"{path} {tuple(target.shape)} <- {wanted} {value.shape}")
+        values[path] = value
+
+    unused = _unused(layers, used, ignore, where)
+    problems = (("no source for", missing), ("of another shape:", misshapen), ("unused, and not in ignore:", unused))
+    if any(paths for _, paths in problems):
+        raise ConfigError(f"{where}: " + "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths))
+    return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
+
+
+def _expand(pattern: str, template: str, path: str, where: str) -> str:
+    try:
+        return re.fullmatch(pattern, path).expand(template)
+    except (re.error, IndexError) as error:
+        raise core_rules.RuleError(
+            f"{where}: template {template!r} does not fit the regex {pattern!r}: {error}"
+        ) from None
+
+
+def _by_layer(path: str, leaf: Any) -> dict[str, np.ndarray]:
+    """A scanned parameter as one view for each layer, under the looped paths; any other as it is."""
+    array = np.asarray(leaf)
+    return dict(zip(layer_paths(path, len(array)), array)) if is_scanned(path) else {path: array}
+
+
+def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[str], where: str) -> list[str]:
+    """Sources that are neither used nor ignored; of a scanned one that is used in part, the layers that are not."""
+    unused = {path: [part for part in parts if part not in used] for path, parts in layers.items()}
+    unused = {path: parts for path, parts in unused.items() if parts}
+    for pattern in ignore:
+        if not any(re.fullmatch(pattern, path) for path in unused):
+            raise core_rules.RuleError(f"{where}: ignore {pattern!r} matches no unused source; remove it")
+    listed = []
+    for path, parts in unused.items():
+        if not any(re.fullmatch(pattern, path) for pattern in ignore):
+            listed += [path] if len(parts) == len(layers[path]) else parts
+    return listed
+
+
+def _like(target: Any, value: np.ndarray) -> Any:
+    """`value` with the dtype of the parameter that it replaces, and where that one lies."""
+    value = value.astype(target.dtype)
+    return jax.device_put(value, target.sharding) if isinstance(target, jax.Array) else value

@@ -1,0 +1,168 @@
+"""Where arrays live: a mesh of devices, and rules from a parameter's path and shape to its `PartitionSpec`.
+
+A rule is `(regex, value)`, see core.rules. A value is
+  "replicate": every device holds the whole parameter;
+  "fsdp": its largest dimension that the fsdp axis divides is split over that axis (none divides: it stays whole);
+  a tuple with a mesh axis, a tuple of mesh axes, or None for each dimension, such as `("fsdp", "tensor")`.
+Dimensions are those of one layer: the leading depth axis of scanned blocks is never split, so the same rules hold for
+scanned and for looped layers. PRESETS are rule lists by name.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vitvlm.core import rules
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.training.layers import is_scanned
+
+# Examples are split over every axis along which parameters are gathered before use; "tensor" shares the work on each.
+BATCH_AXES = ("data", "fsdp")
+
+
+def _megatron(rows: str | None, rest: str) -> rules.Rules:
+    """Columns of the first product and rows of the second over "tensor", so that a pair ends in one sum over devices
+    (Shoeybi et al. 2019, section 3); the other dimension over `rows`."""
+    return (
+        (r"(.*/)?attention/(query|key|value)/kernel", (rows, "tensor")),
+        (r"(.*/)?attention/(query|key|value)/bias", ("tensor",)),
+        (r"(.*/)?attention/out/kernel", ("tensor", rows)),
+        (r"(.*/)?mlp/up/kernel", (rows, "tensor")),
+        (r"(.*/)?mlp/up/bias", ("tensor",)),
+        (r"(.*/)?mlp/down/kernel", ("tensor", rows)),
+        (".*", rest),
+    )
+
+
+PRESETS: dict[str, rules.Rules] = {
+    "replicated": ((".*", "replicate"),),
+    "fsdp": ((".*", "fsdp"),),
+    "tensor": _megatron(None, "replicate"),
+    "fsdp+tensor": _megatron("fsdp", "fsdp"),
+}
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, where: str = "config.mesh") -> Mesh:
+    """A mesh over all devices (of all processes) with named axes: `{"data": -1, "fsdp": 2, "tensor": 2}`.
+
+    Axes may have any names; -1, at most once, takes what the others leave.
+    Raises ConfigError if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(axes)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise ConfigError(f"{where}: sizes must be positive, and at most one of them -1, not {sizes}")
+    taken = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % taken == 0:
+        sizes[free[0]] = len(devices) // taken
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(f"{where}: {dict(axes)} does not make up {len(devices)} devices; use -1 for what is left")
+    # jax.make_mesh defaults to Explicit axes, which put shardings into types: Linen's parameters and jit's
+    # in_shardings are written for Auto, where the compiler propagates them.
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def shardings(tree: Tree, by: str | rules.Rules, mesh: Mesh, where: str = "config.sharding") -> Tree:
+    """A `NamedSharding` for every parameter.
+
+    Args:
+      tree: parameters, arrays or `jax.ShapeDtypeStruct`s.
+      by: the name of a preset, or rules. A preset may hold rules that match nothing in this model; your own may not.
+      where: the config field, for error messages.
+
+    Raises ConfigError for an unknown preset or axis, and for a spec that does not fit a parameter's shape; RuleError
+    for rules that do not fit the paths.
+    """
+    paths = flatten(tree)
+    if isinstance(by, str):
+        if by not in PRESETS:
+            raise ConfigError(f"{where}: no preset {by!r}; {suggest(by, PRESETS)}")
+        # Unlike in rules.match, rules may be idle: a probe has no attention, and needs no preset of its own.
+        chosen = {path: next(v for pattern, v in PRESETS[by] if re.fullmatch(pattern, path)) for path in paths}
+    else:
+        chosen = rules.match(by, paths, where)
+    return map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(path, tuple(leaf.shape), chosen[path], mesh, where)), tree
+    )
+
+
+def state_shardings(state: Tree, by: str | rules.Rules, mesh: Mesh, where: str = "config.sharding") -> Tree:
+    """Shardings for a whole train state: `state.params` by rules, everything that mirrors a parameter like it.
+
+    An array mirrors a parameter if its path ends in the parameter's and their shapes are equal: moments, averages.
+    All other arrays (counters, keys, factored moments, batch statistics) are replicated.
+    """
+    params = flatten(state.params)
+    placed = flatten(shardings(state.params, by, mesh, where))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        names = path.split("/")
+        suffixes = ("/".join(names[start:]) for start in range(len(names)))
+        owner = next((suffix for suffix in suffixes if suffix in params), None)
+        return placed[owner] if owner is not None and params[owner].shape == leaf.shape else whole
+
+    return map_with_path(place, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples, the first axis of every array of a batch, split over the mesh's data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's examples (all of them, when there is one process).
+
+    Raises ConfigError if the examples cannot be split evenly over this process's devices.
+    """
+    sharding = batch_sharding(mesh)
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
+    for name, value in batch.items():
+        if len(value) * jax.process_count() % shards:
+            raise ConfigError(
+                f"batch {name!r} {value.shape} on each of {jax.process_count()} processes does not divide into "
+                f"{shards} parts ({' x '.join(BATCH_AXES)}): change batch_size or the mesh"
+            )
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: Mesh, where: str) -> PartitionSpec:
+    lead, layer = ((None,), shape[1:]) if is_scanned(path) else ((), shape)
+    if value == "replicate":
+        return PartitionSpec()
+    if value == "fsdp":
+        return PartitionSpec(*lead, *_split_largest(layer, _axis_size("fsdp", mesh, where)))
+    if isinstance(value, str):
+        raise ConfigError(f'{where}: {value!r} for {path!r}; write "replicate", "fsdp" or a tuple of mesh axes')
+    if len(value) != len(layer):
+        raise ConfigError(f"{where}: {tuple(value)} for {path!r} does not fit the dimensions {layer} of one layer")
+    spec = tuple(tuple(axes) if isinstance(axes, list) else axes for axes in value)
+    for size, axes in zip(layer, spec):
+        names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        parts = math.prod(_axis_size(name, mesh, where) for name in names)
+        if size % parts:
+            raise ConfigError(
+                f"{where}: {path!r} {shape} cannot be split {spec}: {size} is not divisible by "
+                f"{' x '.join(names)} = {parts}; change the mesh, or the rule for this path"
+            )
+    return PartitionSpec(*lead, *spec)
+
+
+def _split_largest(shape: tuple[int, ...], parts: int) -> tuple[str | None, ...]:
+    """The largest dimension that divides, the last of several; all None when there is none."""
+    fitting = [(size, index) for index, size in enumerate(shape) if size % parts == 0]
+    chosen = max(fitting)[1] if fitting else None
+    return tuple("fsdp" if index == chosen else None for index in range(len(shape)))
+
+
+def _axis_size(name: str, mesh: Mesh, where: str) -> int:
+    if name not in mesh.shape:
+        raise ConfigError(f"{where}: the mesh has no axis {name!r}; {suggest(name, mesh.shape)}")
+    return mesh.shape[name]
