@@ -1,4 +1,4 @@
-"""Config fields onto functions and classes: unknown fields are errors that name the nearest, before anything compiles."""
+"""Config fields onto functions and classes: an unknown field is an error that names the nearest one."""
 
 import difflib
 import inspect

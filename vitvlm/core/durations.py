@@ -27,7 +27,8 @@ class Clock:
             parsed = _PATTERN.fullmatch(duration) if isinstance(duration, str) else None
             if parsed is None:
                 raise ConfigError(
-                    f'{where}: {duration!r} is not a duration; write "300 steps", "20 epochs", "50_000 examples" or "5%"'
+                    f"{where}: {duration!r} is not a duration; "
+                    'write "300 steps", "20 epochs", "50_000 examples" or "5%"'
                 )
             amount, unit = float(parsed[1].replace("_", "")), parsed[2].rstrip("s")
         if unit == "step":

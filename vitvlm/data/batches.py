@@ -216,6 +216,13 @@ def eval_batches(
     return EvalBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))))
 
 
+def zero_batch(source: Source, operations: str, batch_size: int) -> Batch:
+    """A batch of padding, in the shapes and dtypes that `operations` give: what a model is initialised with."""
+    batch = _make_maker(source, parse(operations), seed=0, tries=1000).batch([None] * batch_size)
+    del batch[_UNREADABLE]
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class _Maker:
     """Makes arrays of examples: what a worker needs to know."""

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 def smooth_labels(labels: Int[Array, "B"], classes: int, smoothing: float = 0.0) -> Float[Array, "B S"]:
-    """One-hot targets with label smoothing: (1 - e) on the label plus e/S on every class (Szegedy et al. 2016, section 7)."""
+    """One-hot targets smoothed: (1 - e) on the label plus e/S on every class (Szegedy et al. 2016, section 7)."""
     return jax.nn.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
 
 

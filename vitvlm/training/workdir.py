@@ -48,6 +48,17 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
     return workdir
 
 
+def read_config(workdir: epath.PathLike) -> dict[str, Any]:
+    """The resolved config of the training in a workdir. Raises WorkdirError if there is none, or it is damaged."""
+    file = epath.Path(workdir) / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{file}: damaged: {line(error)}") from error
+    except OSError as error:
+        raise WorkdirError(f"{workdir} is not the workdir of a training: no readable config.json there") from error
+
+
 def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Sequence[str]) -> None:
     before, now = _fields(before), _fields(now)
     free = [re.compile(pattern) for pattern in changeable]

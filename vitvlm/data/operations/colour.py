@@ -48,9 +48,10 @@ def rgb(image: Pixels) -> UInt8[np.ndarray, "H W 3"]:
     return from_pillow(to_pillow(image).convert("RGB"))
 
 
-@functools.lru_cache
-def _affine(mean: str | float | tuple, std: float | tuple | None) -> tuple[np.ndarray, np.ndarray]:
-    """(1 / (255 std), mean / std) in float32, from float64."""
+def statistics(
+    mean: str | float | tuple = "half", std: float | tuple | None = None
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """Mean and standard deviation per channel that the arguments of `normalize` stand for, float64."""
     if isinstance(mean, str):
         if std is not None:
             raise ValueError(f"give a name or numbers, not {mean!r} and std={std!r}")
@@ -62,4 +63,11 @@ def _affine(mean: str | float | tuple, std: float | tuple | None) -> tuple[np.nd
     mean, std = np.atleast_1d(np.array(mean, np.float64)), np.atleast_1d(np.array(std, np.float64))
     if mean.shape != std.shape or (std <= 0).any():
         raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be as many, and std positive")
+    return mean, std
+
+
+@functools.lru_cache
+def _affine(mean: str | float | tuple, std: float | tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    """(1 / (255 std), mean / std) in float32, from float64."""
+    mean, std = statistics(mean, std)
     return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)

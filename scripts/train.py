@@ -1,0 +1,21 @@
+"""Trains a job from a config file; run again on the same workdir, it goes on.
+
+python scripts/train.py --config=configs/vit_fashion.py --workdir=workdirs/vit --config.model.patch_size=7
+"""
+
+from absl import flags
+
+from vitvlm.jobs import launch, train
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for config, metrics, checkpoints and evaluations.", required=True
+)
+CONFIG = launch.define_config()
+
+
+def main() -> None:
+    train.train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,122 @@
+"""Evaluators from a config: each gets the data, the predictions and the facts of the job that it asks for."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from vitvlm import evaluation
+from vitvlm.core import config as config_lib
+from vitvlm.data import operations
+from vitvlm.data.batches import eval_batches
+from vitvlm.data.operations import colour
+from vitvlm.jobs import fields
+from vitvlm.jobs.prediction import Predictor
+from vitvlm.jobs.setup import Setup, open_split
+from vitvlm.nn.patches import as_pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Evals:
+    """One evaluator's section of the config; the fields that are not here are the evaluator's own.
+
+    Attributes:
+      type: name of the evaluator.
+      every: duration between evaluations while training; None for none in between.
+      at_start: also before the first step.
+      at_end: also after the last step.
+      data: split, operations and source of what is evaluated; unset fields are those of config.data.eval.
+      train_data: the same for the split that probes and neighbours learn from; by default the training split with
+        the evaluation's operations.
+      batch_size: by default the training's.
+    """
+
+    type: str
+    every: str | int | None = None
+    at_start: bool = False
+    at_end: bool = True
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedEvaluator:
+    """An evaluator, its name in the config, and when it is due in training."""
+
+    name: str
+    when: Evals
+    evaluator: evaluation.Evaluator
+
+    def run(self, predict: Predictor, variables: Mapping[str, Any], folder: epath.Path) -> evaluation.Result:
+        """Evaluates into `folder`, where the result is also written as result.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        result = self.evaluator.run(predict, variables, folder)
+        if jax.process_index() == 0:
+            described = {"name": self.name, "protocol": result.protocol, "metrics": result.metrics}
+            (folder / "result.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        return result
+
+
+def build(job: Setup, sections: Mapping[str, fields.Section]) -> tuple[NamedEvaluator, ...]:
+    """Every evaluator of a config's `evals`. Raises ConfigError that names the field."""
+    return tuple(_build(job, name, section) for name, section in sections.items())
+
+
+def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
+    where = f"config.evals.{name}"
+    ours = {field.name for field in dataclasses.fields(Evals)}
+    when = config_lib.call(Evals, {key: value for key, value in section.items() if key in ours}, where)
+    own = {key: value for key, value in section.items() if key not in ours}
+
+    split = job.data.split({**job.data.eval, **when.data}, f"{where}.data")
+    train = {**job.data.train, "ops": split.ops, **when.train_data}
+    train_split = job.data.split(train, f"{where}.train_data")
+    pipeline = operations.parse(split.ops)
+    source = open_split(split)
+    given: dict[str, Any] = {
+        "batches": _pass(job, split, when.batch_size),
+        "train_batches": _pass(job, train_split, when.batch_size),
+        "random_variables": functools.partial(_random_variables, job),
+        "label_names": source.label_names,
+        "example_id": source.ids.__getitem__,
+        **_facts(job, pipeline),
+    }
+    return NamedEvaluator(name, when, evaluation.build(when.type, own, where, **given))
+
+
+def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
+    """What pictures of this model's inputs need; only what the model and the operations do have."""
+    facts: dict[str, Any] = {}
+    for operation in pipeline.operations:
+        if operation.function.name == "normalize":
+            facts["mean"], facts["std"] = map(tuple, colour.statistics(*operation.positional, **operation.named))
+    encoder = getattr(job.task.model, "vit", job.task.model)
+    if hasattr(encoder, "patch_size"):
+        facts["patch_size"] = as_pair(encoder.patch_size)
+    if hasattr(job.task.model, "norm_pix"):
+        facts["norm_pix"] = job.task.model.norm_pix
+    return facts
+
+
+def _pass(job: Setup, split: fields.Split, batch_size: int | None) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    """A function that starts one exact pass over a split; the data set is opened once."""
+    opened = functools.cache(lambda: open_split(split))
+    return lambda: eval_batches(
+        opened(),
+        split.ops,
+        batch_size or job.job.batch_size,
+        workers=job.data.workers,
+        bad_share=job.data.bad_share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _random_variables(job: Setup, seed: int) -> dict[str, Any]:
+    """Variables as they were before any training, for baselines."""
+    return jax.jit(job.init_variables)(jax.random.key(seed))

@@ -1,0 +1,134 @@
+"""The fields of a job's config. Every section is checked against what it configures, before anything is compiled."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vitvlm.core import config as config_lib
+
+Section = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which examples, and what is done to each.
+
+    Attributes:
+      split: "train", "test[:10%]", …
+      ops: operations on each example, such as "decode|flip|normalize".
+      source: "tfds:fashion_mnist", "folder:PATH", "emoji", …
+      labels_fraction: share of the labels that may be seen, the same for every class and chosen by a fixed seed.
+    """
+
+    split: str
+    ops: str
+    source: str
+    labels_fraction: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data section: one source, a training split and an evaluation split.
+
+    Attributes:
+      source, train, eval: see `Split`; train and eval may name a source of their own.
+      workers: processes that read and decode; 0 does it in the training's own process.
+      bad_share: share of unreadable images above which the job stops.
+    """
+
+    source: str
+    train: Section
+    eval: Section
+    workers: int = 0
+    bad_share: float = 0.01
+
+    def split(self, section: Section, where: str) -> Split:
+        return config_lib.call(Split, {"source": self.source, **section}, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved and what is kept.
+
+    Attributes:
+      every: duration between saves.
+      keep_last: how many of the newest checkpoints stay.
+      best: an evaluation's metric such as "test/top1"; the checkpoint with its best value stays too.
+      best_mode: "max" or "min".
+    """
+
+    every: str | int = "10%"
+    keep_last: int = 2
+    best: str | None = None
+    best_mode: str = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Where metrics go besides the terminal and metrics.jsonl; may change when a job goes on.
+
+    Attributes:
+      every: steps between rows of training metrics.
+      tensorboard: also write event files.
+      wandb: project name of Weights & Biases.
+      peak_flops: FLOP/s of all devices together, for MFU; by default by the devices' name, or measured on a CPU.
+    """
+
+    every: int = 50
+    tensorboard: bool = False
+    wandb: str | None = None
+    peak_flops: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """Start from the parameters of another training instead of random ones.
+
+    Attributes:
+      path: that training's workdir.
+      rules: `(pattern of our path, template of its path, or None to keep the fresh value)`; first match wins.
+      ignore: patterns of its parameters that are not wanted here.
+      step: the checkpoint; the latest by default.
+      ema: take its averaged parameters.
+    """
+
+    path: str
+    rules: tuple = ((".*", r"\g<0>"),)
+    ignore: tuple = ()
+    step: int | None = None
+    ema: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All sections of a config.
+
+    Attributes:
+      total: how long to train.
+      batch_size: examples per step, over all devices.
+      seed: of the parameters, the order of the data and every random choice.
+      accumulate: micro-batches per step.
+      ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
+      image_size: for the config's own references; models and operations have their own fields.
+      mesh: devices per axis; -1 takes the rest.
+      sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
+      evals: evaluators by name; see `jobs.evaluators`.
+    """
+
+    task: Section
+    model: Section
+    data: Section
+    total: str | int
+    batch_size: int
+    optimizer: Section
+    schedule: Section
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float | None = None
+    image_size: Any = None
+    mesh: Section = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
+    sharding: Any = "replicated"
+    init_from: Section | None = None
+    evals: Mapping[str, Section] = dataclasses.field(default_factory=dict)
+    checkpoint: Section = dataclasses.field(default_factory=dict)
+    log: Section = dataclasses.field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""Fine-tuning starts here: parameters of another training, by rules over paths."""
+
+from typing import Any
+
+import jax
+from etils import epath
+
+from vitvlm.core import config as config_lib
+from vitvlm.jobs import fields
+from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.training import partial
+from vitvlm.training.checkpoints import CheckpointError, Checkpoints
+from vitvlm.training.state import TrainState
+from vitvlm.training.workdir import read_config
+
+
+def load_state(workdir: str | epath.Path, step: int | None = None) -> TrainState:
+    """The train state of a workdir, checked, on its own config's mesh.
+
+    Raises WorkdirError if there is no training in the folder, CheckpointError if there is no whole checkpoint.
+    """
+    job = setup(read_config(workdir))
+    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(restore_target(job), step).state
+
+
+def apply(job: Setup, state: TrainState) -> TrainState:
+    """The fresh state with the parameters that `config.init_from` names; the state itself if it names none."""
+    if job.job.init_from is None:
+        return state
+    wanted = config_lib.call(fields.InitFrom, job.job.init_from, "config.init_from")
+    try:
+        source = load_state(wanted.path, wanted.step)
+    except (CheckpointError, config_lib.ConfigError) as error:
+        raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
+    if wanted.ema and source.ema is None:
+        raise config_lib.ConfigError(f"config.init_from.ema: {wanted.path} holds no averaged parameters")
+    params: Any = partial.restore(
+        state.params,
+        jax.device_get(source.ema if wanted.ema else source.params),
+        wanted.rules,
+        "config.init_from.rules",
+        wanted.ignore,
+    )
+    # The average starts where the parameters start.
+    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: leaf.astype(mean.dtype), state.ema, params)
+    return state.replace(params=params, ema=ema)

@@ -1,0 +1,45 @@
+"""A task's prediction functions as evaluators call them: by name, compiled once, on the job's devices."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitvlm.core import config as config_lib
+from vitvlm.tasks import Task
+from vitvlm.training import sharding
+
+
+class Predictor:
+    """`predictor(name, variables, batch)` runs one prediction function on this process's part of a batch."""
+
+    def __init__(self, task: Task, mesh: Mesh):
+        self._functions = task.predict_fns
+        self._mesh = mesh
+        self._compiled = functools.cache(lambda name: jax.jit(self._functions[name], out_shardings=self._rows))
+        self._rows = sharding.batch_sharding(mesh)
+
+    def __call__(
+        self, name: str, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Arrays `[B, ...]` for this process's examples.
+
+        Raises ConfigError for a function that the task does not have, and names the nearest.
+        """
+        if name not in self._functions:
+            raise config_lib.ConfigError(
+                f"this task predicts nothing named {name!r}; {config_lib.suggest(name, self._functions)}"
+            )
+        outputs = self._compiled(name)(variables, sharding.put_batch(batch, self._mesh))
+        return {key: _local_rows(value) for key, value in outputs.items()}
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a batch-sharded array that this process holds, each once, in order."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

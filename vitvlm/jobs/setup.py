@@ -1,0 +1,150 @@
+"""From a config to the pieces of a job: data, task, mesh, optimizer and state. Nothing here compiles or trains."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vitvlm import models
+from vitvlm.core import config as config_lib
+from vitvlm.core.durations import Clock
+from vitvlm.data import operations, sources
+from vitvlm.data.batches import zero_batch
+from vitvlm.jobs import fields
+from vitvlm.tasks import TASKS, Task
+from vitvlm.training import optimizer, sharding
+from vitvlm.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A checked config and what it describes.
+
+    Attributes:
+      config: the resolved config as plain dictionaries.
+      job, data, checkpoint, log: its sections.
+      train_split: the training examples and their operations.
+      source: the opened training split.
+      task: the model with its objective.
+      mesh: the devices.
+      clock: turns durations into steps; `clock.total_steps` is the length of the training.
+    """
+
+    config: dict[str, Any]
+    job: fields.Job
+    data: fields.Data
+    checkpoint: fields.Checkpoint
+    log: fields.Log
+    train_split: fields.Split
+    source: sources.Source
+    task: Task
+    mesh: Mesh
+    clock: Clock
+
+    @functools.cached_property
+    def example_batch(self) -> dict[str, np.ndarray]:
+        """One row of padding, shaped as the training data."""
+        return zero_batch(self.source, self.train_split.ops, 1)
+
+    def optimizer(self, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The gradient transformation for these parameters (shapes suffice), and the learning rate by step."""
+        return optimizer.build(self.job.optimizer, self.job.schedule, params, self.clock)
+
+    def init_variables(self, rng: jax.Array) -> dict[str, Any]:
+        """Fresh variables; pure, so that it can be traced for shapes."""
+        return self.task.init(rng, self.example_batch)
+
+    def init_state(self, seed: jax.Array) -> TrainState:
+        """The state before the first step; pure."""
+        init_rng, train_rng = jax.random.split(jax.random.key(seed))
+        variables = self.init_variables(init_rng)
+        tx, _ = self.optimizer(variables["params"])
+        return TrainState.create(variables, tx, train_rng, ema=self.job.ema_decay is not None)
+
+    @functools.cached_property
+    def state_shapes(self) -> TrainState:
+        """Shapes and dtypes of the whole train state; this is where a model that does not fit its data is found."""
+        return jax.eval_shape(self.init_state, self.job.seed)
+
+    @functools.cached_property
+    def state_shardings(self) -> Any:
+        return sharding.state_shardings(self.state_shapes, self.job.sharding, self.mesh)
+
+
+def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
+    """Checks every field of a config and builds what it names.
+
+    Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
+    """
+    plain = config_lib.plain(config)
+    job = config_lib.call(fields.Job, plain, "config")
+    data = config_lib.call(fields.Data, job.data, "config.data")
+    train_split = data.split(data.train, "config.data.train")
+    data.split(data.eval, "config.data.eval")
+    operations.parse(train_split.ops)
+    mesh = sharding.make_mesh(job.mesh)
+    task = build_task(job)
+    source = open_split(train_split)
+    clock = Clock(job.batch_size, len(source))
+    clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
+    if not clock.total_steps:
+        raise config_lib.ConfigError(
+            f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {len(source)} examples"
+        )
+    check_classes(task, source)
+    return Setup(
+        config=plain,
+        job=job,
+        data=data,
+        checkpoint=config_lib.call(fields.Checkpoint, job.checkpoint, "config.checkpoint"),
+        log=config_lib.call(fields.Log, job.log, "config.log"),
+        train_split=train_split,
+        source=source,
+        task=task,
+        mesh=mesh,
+        clock=clock,
+    )
+
+
+def restore_target(job: Setup) -> TrainState:
+    """Shapes, dtypes and shardings of the job's train state: what a checkpoint is restored onto."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        job.state_shapes,
+        job.state_shardings,
+    )
+
+
+def build_task(job: fields.Job) -> Task:
+    """The model by name with the task's objective around it."""
+    model_name, model_fields = take_name(job.model, "config.model")
+    task_name, task_fields = take_name(job.task, "config.task")
+    model = models.build(model_name, **model_fields)
+    return TASKS.build(task_name, task_fields, "config.task", model=model)
+
+
+def take_name(section: fields.Section, where: str) -> tuple[str, dict[str, Any]]:
+    """A section's `name`, and its other fields."""
+    if "name" not in section:
+        raise config_lib.ConfigError(f"{where}: missing field name")
+    return section["name"], {field: value for field, value in section.items() if field != "name"}
+
+
+def open_split(split: fields.Split) -> sources.Source:
+    return sources.open(split.source, split.split, labels_fraction=split.labels_fraction)
+
+
+def check_classes(task: Task, source: sources.Source) -> None:
+    """Raises ConfigError if the model's head does not have the data's number of classes."""
+    classes = getattr(task.model, "num_classes", 0)
+    if classes and classes != source.num_classes:
+        raise config_lib.ConfigError(
+            f"config.model.num_classes: {classes}, but {source.name} has {source.num_classes} classes; "
+            f"set it to {source.num_classes}"
+        )

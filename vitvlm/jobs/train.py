@@ -1,0 +1,170 @@
+"""Trains a job from its config in a workdir; called again on the same workdir, it goes on where it was."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from vitvlm.core import flops
+from vitvlm.data.batches import TrainBatches, train_batches
+from vitvlm.jobs import evaluators, init_from
+from vitvlm.jobs.prediction import Predictor
+from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.training import loop, peak_flops, resume, sharding, workdir, writers
+from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.interrupts import Interrupts
+from vitvlm.training.progress import Progress
+from vitvlm.training.speed import Speed
+from vitvlm.training.state import TrainState
+from vitvlm.training.step import jit_train_step, make_train_step
+
+# The backward pass does each product of the forward pass twice, once per operand: the convention of MFU figures.
+BACKWARD_SHARE = 2
+
+
+def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dict[str, float]:
+    """Runs a job to its end and returns the metrics of the evaluations at its last step, "test/top1" and so on.
+
+    Args:
+      config: see `jobs.fields.Job`.
+      folder: the workdir: config.json, metrics.jsonl, checkpoints/ and evaluations/.
+
+    Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
+    Interrupted after SIGTERM or SIGINT, with everything saved.
+    """
+    job = setup(config)
+    evals = evaluators.build(job, job.job.evals)
+    save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
+    folder = workdir.claim(folder, job.config)
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        checkpoints = stack.enter_context(_checkpoints(job, folder))
+        writer = stack.enter_context(contextlib.closing(_writer(job, folder)))
+        batches = stack.enter_context(_batches(job))
+        start = resume.restore_or_init(
+            checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
+        )
+        progress = stack.enter_context(_progress(job))
+        progress.note(describe(job, start))
+        loop.fit(
+            compiled_step(job),
+            start,
+            batches,
+            total_steps=job.clock.total_steps,
+            place=functools.partial(sharding.put_batch, mesh=job.mesh),
+            writer=writer,
+            progress=progress,
+            speed=Speed(job.job.batch_size, step_flops(job), job.log.peak_flops or peak_flops.peak()),
+            interrupts=interrupts,
+            evaluations=_evaluations(job, evals, folder),
+            checkpoints=checkpoints,
+            save_every=save_every,
+            log_every=job.log.every,
+        )
+        final = checkpoints.record(job.clock.total_steps).metrics
+        if batches.bad.count:
+            progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}")
+    return dict(final)
+
+
+def first_state(job: Setup) -> TrainState:
+    """The state before the first step, made where it lives; its parameters are `init_from`'s if that is set."""
+    state = jax.jit(job.init_state, out_shardings=job.state_shardings)(job.job.seed)
+    return init_from.apply(job, state)
+
+
+def compiled_step(job: Setup) -> Any:
+    """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
+    tx, schedule = job.optimizer(job.state_shapes.params)
+    step = make_train_step(
+        job.task.loss, tx, schedule=schedule, accumulate=job.job.accumulate, ema_decay=job.job.ema_decay
+    )
+    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh))
+
+
+def forward_flops(job: Setup) -> int:
+    """Analytic FLOPs of the training loss on one example, forward only."""
+
+    def loss(variables: Any, rng: jax.Array) -> jax.Array:
+        return job.task.loss(variables, job.example_batch, rng, True)[0]
+
+    return flops.count(loss, job.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def step_flops(job: Setup) -> float:
+    """Analytic FLOPs of one training step over all devices, forward and backward; rematerialisation does not count."""
+    return float(forward_flops(job) * (1 + BACKWARD_SHARE) * job.job.batch_size)
+
+
+def describe(job: Setup, start: resume.Start) -> str:
+    """One line: what trains, on what, from where."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
+    mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
+    where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
+    return (
+        f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
+        f"({len(job.source):,} images): {job.clock.total_steps} steps of {job.job.batch_size}, "
+        f"{forward_flops(job) / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
+        f"device{'s' * (jax.device_count() > 1)} ({mesh}); {where}"
+    )
+
+
+def _checkpoints(job: Setup, folder: epath.Path) -> Checkpoints:
+    best = Best(job.checkpoint.best, job.checkpoint.best_mode) if job.checkpoint.best else None
+    return Checkpoints(folder / "checkpoints", config=job.config, keep_last=job.checkpoint.keep_last, best=best)
+
+
+def _writer(job: Setup, folder: epath.Path) -> writers.Writer:
+    """metrics.jsonl, and what `log` asks for; only the first process writes."""
+    if jax.process_index():
+        return writers.Writers(())
+    chosen: list[writers.Writer] = [writers.JsonlWriter(folder / "metrics.jsonl")]
+    if job.log.tensorboard:
+        chosen.append(writers.TensorBoardWriter(folder / "tensorboard"))
+    if job.log.wandb:
+        chosen.append(writers.WandbWriter(folder / "wandb", job.config, project=job.log.wandb))
+    return writers.Writers(chosen)
+
+
+@contextlib.contextmanager
+def _progress(job: Setup) -> Iterator[Progress]:
+    with Progress(job.clock.total_steps, lines_every=job.log.every, quiet=jax.process_index() > 0) as progress:
+        yield progress
+
+
+def _batches(job: Setup) -> TrainBatches:
+    return train_batches(
+        job.source,
+        job.train_split.ops,
+        job.job.batch_size,
+        job.job.seed,
+        workers=job.data.workers,
+        bad_share=job.data.bad_share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _evaluations(
+    job: Setup, evals: tuple[evaluators.NamedEvaluator, ...], folder: epath.Path
+) -> tuple[loop.Evaluation, ...]:
+    predict = Predictor(job.task, job.mesh)
+    ema = job.job.ema_decay is not None
+
+    def run(each: evaluators.NamedEvaluator, state: TrainState, step: int) -> Mapping[str, float]:
+        return each.run(predict, state.variables(ema=ema), folder / "evaluations" / f"{step:08d}" / each.name).metrics
+
+    return tuple(
+        loop.Evaluation(
+            each.name,
+            functools.partial(run, each),
+            every=each.when.every and job.clock.steps(each.when.every, f"config.evals.{each.name}.every") or 0,
+            at_start=each.when.at_start,
+            at_end=each.when.at_end,
+        )
+        for each in evals
+    )
