@@ -32,6 +32,8 @@ class Decoder(nn.Module):
     heads: int
     mlp_width: int
     table_grid: Pair
+    positions: str = "sincos"
+    cls_token: bool = True
     qkv_bias: bool = True
     activation: str = "gelu"
     norm_eps: float = 1e-6
@@ -59,8 +61,15 @@ class Decoder(nn.Module):
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
         masked = jnp.broadcast_to(mask_token.astype(self.dtype), (B, N - n, self.width))
         tokens = take_tokens(jnp.concatenate([embedded[:, R:], masked], axis=1), restore)
-        table, _ = PositionTable("sincos", self.table_grid, self.width, name="positions")(grid)
-        tokens = tokens + table.astype(self.dtype)
+        prefix = embedded[:, :R]
+        if self.positions != "none":
+            table = PositionTable(
+                self.positions, self.table_grid, self.width, self.cls_token, self.param_dtype, name="positions"
+            )
+            positions, cls_position = table(grid)
+            tokens = tokens + positions.astype(self.dtype)
+            if self.cls_token:
+                prefix = prefix.at[:, 0].add(cls_position.astype(self.dtype))
 
         block = functools.partial(
             Block,
@@ -73,7 +82,7 @@ class Decoder(nn.Module):
         )
         stacked = apply_blocks(
             block,
-            jnp.concatenate([embedded[:, :R], tokens], axis=1),
+            jnp.concatenate([prefix, tokens], axis=1),
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,
@@ -88,7 +97,7 @@ class MAE(nn.Module):
     """A ViT encodes the visible patches, a small decoder predicts the pixels of the masked ones.
 
     Fields:
-      vit: the encoder; the decoder shares its patch size, norm_eps, activation, qkv_bias, scan, remat and dtypes.
+      vit: the encoder; the decoder shares its patch size, kind of positions, norm_eps, activation, scan, dtypes and so on.
       mask_ratio, masking: see `nn.masking.make_masking`.
       norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
       decoder_mlp_width: 4 x decoder_width by default.
@@ -111,6 +120,8 @@ class MAE(nn.Module):
             self.decoder_heads,
             self.decoder_mlp_width or 4 * self.decoder_width,
             table_grid=patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size)),
+            positions=vit.positions,
+            cls_token=vit.has_cls,
             qkv_bias=vit.qkv_bias,
             activation=vit.activation,
             norm_eps=vit.norm_eps,
@@ -187,7 +198,7 @@ def patch_statistics(patches: Float[Array, "B N PPC"]) -> tuple[Float[Array, "B 
 
 
 def denormalise(reconstruction: Float[Array, "B N PPC"], patches: Float[Array, "B N PPC"]) -> Float[Array, "B N PPC"]:
-    """Predictions of a norm_pix model as pixels, with the mean and deviation of the original patches: to be looked at."""
+    """Predictions of a norm_pix model as pixels to be looked at: with the mean and deviation of the true patches."""
     mean, std = patch_statistics(patches)
     return reconstruction * std + mean
 
@@ -204,11 +215,12 @@ def masked_error(
 def build_mae(variant: str | None = None, **fields: Any) -> MAE:
     """An MAE from a variant such as "B/16" or explicit sizes: fields of `MAE` and, for its encoder, of `ViT`.
 
-    The encoder has a CLS token, fixed sin-cos positions and no head; these are not fields.
+    Positions are the fixed sin-cos table unless `positions` says otherwise. The encoder has a CLS token and no head;
+    pool, cls_token, num_classes and representation are not fields.
     """
     own = [name for name in module_fields(MAE) if name != "vit"]
-    fixed = {"positions": "sincos", "pool": "cls", "cls_token": True, "num_classes": 0, "representation": None}
+    fixed = {"pool": "cls", "cls_token": True, "num_classes": 0, "representation": None}
     config.check_names(fields, ["variant", *own, *(name for name in module_fields(ViT) if name not in fixed)], "model")
-    encoder = {name: value for name, value in fields.items() if name not in own}
+    encoder = {"positions": "sincos"} | {name: value for name, value in fields.items() if name not in own}
     vit = config.call(ViT, variant_fields(variant) | encoder, "model", **fixed)
     return MAE(vit=vit, **{name: value for name, value in fields.items() if name in own})

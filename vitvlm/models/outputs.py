@@ -1,4 +1,4 @@
-"""What models return. One struct per kind of model, so that heads, probes and connectors work on every one of a kind."""
+"""What models return: one struct per kind of model, so that heads, probes and connectors work on all of a kind."""
 
 import flax.struct
 from jaxtyping import Array, Float, Int

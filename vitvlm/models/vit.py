@@ -92,7 +92,6 @@ class ViT(nn.Module):
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep)
-        B, N, _ = tokens.shape
         h, w = grid = patch_grid(images.shape[1:3], as_pair(self.patch_size))
         tokens, prefix = self._place(tokens, grid, keep)
         R = prefix.shape[1]
@@ -128,7 +127,7 @@ class ViT(nn.Module):
             prefix=prefix,
             pooled=pooled,
             grid=grid,
-            pyramid=(tokens.reshape(B, h, w, self.width),) if keep is None else (),
+            pyramid=(tokens.reshape(-1, h, w, self.width),) if keep is None else (),
             logits=self._classify(pooled),
             hidden=stacked.hidden,
             attention=stacked.attention,
@@ -164,11 +163,11 @@ class ViT(nn.Module):
             tokens = tokens + (table if keep is None else table[keep])
             if cls is not None:
                 cls = cls + cls_position
-        prefix = [] if cls is None else [cls[None]]
+        prefix = jnp.zeros((0, D), self.param_dtype) if cls is None else cls[None]
         if self.registers:
-            prefix.append(self.param("registers", init, (self.registers, D), self.param_dtype))
-        prefix = jnp.concatenate([*prefix, jnp.zeros((0, D), self.param_dtype)]).astype(self.dtype)
-        return tokens, jnp.broadcast_to(prefix, (B, *prefix.shape))
+            registers = self.param("registers", init, (self.registers, D), self.param_dtype)
+            prefix = jnp.concatenate([prefix, registers])
+        return tokens, jnp.broadcast_to(prefix.astype(self.dtype), (B, *prefix.shape))
 
     def _pool(self, prefix: Float[Array, "B R D"], tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
         if self.pool == "cls":

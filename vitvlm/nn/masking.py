@@ -73,7 +73,7 @@ def grid_side(grid: Pair, ratio: float) -> int:
     side = round(math.sqrt(1 / (1 - ratio)))
     if abs(1 - 1 / side**2 - ratio) > 1e-3:
         raise config.ConfigError(
-            f"model.mask_ratio: grid masking keeps one patch of each s x s square, so 0.75, 0.8889, 0.9375 ..., not {ratio}"
+            f"model.mask_ratio: {ratio}, but grid masking keeps one patch of each s x s square: 0.75, 0.8889, 0.9375"
         )
     if grid[0] % side or grid[1] % side:
         raise config.ConfigError(

@@ -21,7 +21,7 @@ def patch_grid(image: Pair, patch: Pair) -> Pair:
     Raises ValueError if the patch does not divide the image.
     """
     (H, W), (p, q) = image, patch
-    if H < p or W < q or H % p or W % q:
+    if H % p or W % q:
         raise ValueError(
             f"image {H}x{W} is not divisible by patch {p}x{q}: resize the image (model.image_size and the data's "
             f"operations) or change model.patch_size"
@@ -48,7 +48,7 @@ def unpatchify(patches: Float[Array, "B N PPC"], grid: Pair, patch: Pair) -> Flo
     """
     B, N, PPC = patches.shape
     (h, w), (p, q) = grid, patch
-    if N != h * w or PPC % (p * q):
+    if h * w != N or PPC % (p * q):
         raise ValueError(f"{N} patches of {PPC} values are not a grid of {h}x{w} patches of {p}x{q} pixels")
     cut = patches.reshape(B, h, w, p, q, PPC // (p * q))
     return jnp.einsum("bhwpqc->bhpwqc", cut).reshape(B, h * p, w * q, PPC // (p * q))

@@ -10,7 +10,7 @@ from vitvlm.nn.blocks import Mlp
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling (Zhai et al. 2022, section 3.3): a learned probe looks at all tokens, then an MLP."""
+    """Multi-head attention pooling (Zhai et al. 2022, sec. 3.3): a learned probe looks at all tokens, then an MLP."""
 
     heads: int
     mlp_width: int

@@ -1,0 +1,124 @@
+"""Our MAE against `transformers.ViTMAEForPreTraining`, small and with random weights, same noise, float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from huggingface import array, randomise, saved, saved_gradients, stacked
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from vitvlm import models
+from vitvlm.core import paths
+from vitvlm.nn.stack import stack_blocks
+from vitvlm.pretrained.mae import mae_facts, mae_fields, mae_table
+
+ON_DISK = "decoder.decoder_encoder.layer"
+BASE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "image_size": 16,
+    "patch_size": 4,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 28,
+    "norm_pix_loss": True,
+}
+CASES = {
+    "plain": {},
+    "pixels_as_they_are": {"norm_pix_loss": False, "mask_ratio": 0.4, "hidden_act": "quick_gelu"},
+    "patch_5_eps_no_bias": {"image_size": 15, "patch_size": 5, "layer_norm_eps": 1e-3, "qkv_bias": False},
+    "learned_positions": {"decoder_hidden_size": 24},
+    "one_visible_patch_one_block_batch_of_one": {
+        "mask_ratio": 0.9,
+        "num_channels": 1,
+        "num_hidden_layers": 1,
+        "decoder_num_hidden_layers": 1,
+    },
+}
+LEARNED = ("learned_positions",)
+BATCHES = {"one_visible_patch_one_block_batch_of_one": 1}
+
+
+def close(ours, theirs, what: str) -> None:
+    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=1e-4, err_msg=what)
+
+
+def set_positions(theirs: ViTMAEForPreTraining, positions: str) -> None:
+    """Built from a config, transformers leaves all positions at zero: make its table, or let them be trained."""
+    embeddings, decoder = theirs.vit.embeddings, theirs.decoder
+    if positions == "sincos":
+        embeddings.patch_embeddings.projection._is_hf_initialized = False
+        embeddings.initialize_weights()
+        decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
+        assert embeddings.position_embeddings.abs().max() > 0
+        assert decoder.decoder_pos_embed.abs().max() > 0
+    else:
+        embeddings.position_embeddings.requires_grad_(True)
+        decoder.decoder_pos_embed.requires_grad_(True)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Images, noise, our parameters in looped form, and everything that transformers gives for them."""
+    source = ViTMAEConfig(**BASE | CASES[request.param], attn_implementation="eager")
+    theirs = ViTMAEForPreTraining(source)
+    positions = "learned" if request.param in LEARNED else "sincos"
+    set_positions(theirs, positions)
+    randomise(theirs)
+    rng = np.random.default_rng(0)
+    size = source.image_size
+    shape = (BATCHES.get(request.param, 3), size, size, source.num_channels)
+    images = rng.normal(size=shape).astype(np.float32)
+    noise = rng.uniform(size=(len(images), (size // source.patch_size) ** 2)).astype(np.float32)
+    output = theirs(
+        torch.from_numpy(images.transpose(0, 3, 1, 2)),
+        noise=torch.from_numpy(noise),
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    tensors, config = saved(theirs)
+    output.loss.backward()
+    table, facts = mae_table(config, positions, ON_DISK), mae_facts(config)
+    return {
+        "fields": mae_fields(config) | {"positions": positions},
+        "images": jnp.asarray(images),
+        "noise": jnp.asarray(noise),
+        "params": table.read(tensors, facts),
+        "gradients": table.read(saved_gradients(theirs), facts),
+        "output": output,
+        "tensors": tensors,
+        "write": lambda params: table.write(params, facts),
+    }
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["looped", "scanned"])
+def test_loss_mask_reconstruction_layers_and_gradients(case, scan):
+    model = models.build("mae", **case["fields"], scan=scan)
+    convert = stack_blocks if scan else lambda params: params
+
+    def loss(params):
+        output = model.apply({"params": params}, case["images"], case["noise"], capture=("hidden", "attention"))
+        return output.loss, output
+
+    (value, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(convert(case["params"]))
+    theirs = case["output"]
+    close(value, array(theirs.loss), "loss")
+    np.testing.assert_array_equal(ours.mask, array(theirs.mask))
+    close(ours.reconstruction, array(theirs.logits), "reconstruction")
+    close(ours.hidden, stacked(theirs.hidden_states), "hidden")
+    close(ours.attention, stacked(theirs.attentions), "attention")
+    expected = paths.flatten(convert(case["gradients"]))
+    assert set(expected) == set(paths.flatten(gradients))
+    for path, gradient in paths.flatten(gradients).items():
+        close(gradient, expected[path], path)
+
+
+def test_table_writes_what_it_reads(case):
+    written = case["write"](case["params"])
+    assert written.keys() == case["tensors"].keys()
+    for name, tensor in case["tensors"].items():
+        np.testing.assert_allclose(written[name], tensor, atol=1e-6, err_msg=name)
