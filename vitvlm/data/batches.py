@@ -250,8 +250,7 @@ class _Maker:
             try:
                 example = self.example(*place)
             except UnreadableImage as error:
-                unreadable.append((self.source.ids[place[1]], str(error)))
-                labels[row] = self.source.labels[place[1]]
+                unreadable.append((error.name, error.reason))
                 continue
             images[row] = _checked(example, self.shape)
             labels[row], mask[row] = example["label"], 1
@@ -347,7 +346,7 @@ def _make_maker(source: Source, pipeline: Pipeline, seed: int, tries: int) -> _M
         try:
             image = trial.example(0, index)["image"]
         except UnreadableImage as error:
-            unreadable[source.ids[index]] = str(error)
+            unreadable[error.name] = error.reason
             continue
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")

@@ -6,7 +6,15 @@ class DataError(ValueError):
 
 
 class UnreadableImage(DataError):
-    """One image that cannot be decoded. Batches count and name such images and go on."""
+    """One image that cannot be read; `name` is the example's id. Batches count and name such images and go on."""
+
+    def __init__(self, reason: str, name: str = ""):
+        super().__init__(reason)
+        self.reason = reason
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 class TooManyUnreadable(DataError):

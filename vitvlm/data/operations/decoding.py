@@ -10,7 +10,7 @@ from vitvlm.data.operations.parsing import image_operation
 from vitvlm.data.operations.pixels import Pixels, from_pillow, to_pillow
 
 # Raster formats that Pillow decodes itself. EPS, for one, would start another program.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 

@@ -32,7 +32,8 @@ class Operation:
             if self.function.on_image:
                 return {**example, "image": self.function(example["image"], *self.positional, **named)}
             return self.function(example, *self.positional, **named)
-        except UnreadableImage:
+        except UnreadableImage as error:
+            error.name = example["id"]
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"operation {self.text} on {example.get('id', 'an example')}: {error}") from error

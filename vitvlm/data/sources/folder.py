@@ -59,7 +59,7 @@ class FolderSource(Source):
         try:
             content = (self._root / name).read_bytes()
         except OSError as error:
-            raise UnreadableImage(f"{name}: {error.strerror}") from error
+            raise UnreadableImage(error.strerror, name) from error
         return {"image": content, "label": int(self._labels[index]), "id": name}
 
 

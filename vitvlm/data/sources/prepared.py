@@ -43,26 +43,32 @@ class TfdsSource(Source):
         classes = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         if label not in classes:
             raise ConfigError(f"{builder.name}: no class label {label!r}; {suggest(label, classes)}")
-        if not isinstance(features.get("image"), tfds.features.Image):
+        if "image" not in features or not isinstance(features["image"], tfds.features.Image):
             raise DataError(f"{builder.name}: has no image feature named 'image', only {', '.join(features)}")
-        texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         self.label_names = tuple(features[label].names)
         self._label = label
-        self._texts = texts
+        self._texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         self._class_names = {name: features[name].names for name in classes if name != "label"}
         self._prefix = f"{builder.name}-{split}"
-        wanted = {name: True for name in ("image", *texts, *classes)}
-        self._records = _read(builder, split, wanted | {"image": True}, skip_images=True)
-        light = {name: True for name in wanted if name != "image"}
-        self._light_records = _read(builder, split, light, skip_images=False)
+        self._records = _read(builder, split)
 
-    @functools.cached_property
+    @property
     def labels(self) -> Int[np.ndarray, " n"]:
-        return np.array([record[self._label] for record in self._light_records], np.int32)
+        return self._index[0]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._index[1]
 
     @functools.cached_property
-    def ids(self) -> Sequence[str]:
-        return [self._id(record, i) for i, record in enumerate(self._light_records)]
+    def _index(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
+        """(labels, ids), which takes a pass over the records."""
+        labels, ids = np.zeros(len(self), np.int32), []
+        for i in range(len(self)):
+            record = self._records[i]
+            labels[i] = record[self._label]
+            ids.append(self._id(record, i))
+        return labels, ids
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
@@ -126,12 +132,9 @@ def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
         ) from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str, wanted: dict[str, bool], skip_images: bool) -> Sequence[Any]:
-    decoding = tfds.decode.PartialDecoding(
-        wanted, decoders={"image": tfds.decode.SkipDecoding()} if skip_images else None
-    )
+def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
     try:
-        return builder.as_data_source(split=split, decoders=decoding)
+        return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise DataError(
             f"{builder.name}: prepared in a format without random access ({_first_line(error)}); prepare it again with "
