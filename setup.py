@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vitvlm", "vitvlm.*"]),
-    package_data={"vitvlm.data": ["emoji/**/*"], "vitvlm.evaluation": ["templates/*.html"]},
+    package_data={"vitvlm.data": ["emoji/**/*"], "vitvlm.jobs": ["ablation/templates/*"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8.3",

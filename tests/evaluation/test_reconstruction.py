@@ -4,7 +4,6 @@ from PIL import Image
 from toy import passes
 
 from vitvlm import evaluation
-from vitvlm.evaluation import reconstruction
 from vitvlm.nn.patches import patchify
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -62,12 +61,6 @@ def test_visible_patches_are_the_original_and_hidden_ones_the_prediction():
     shown = evaluator._rows(0, images[0], arrays)
     np.testing.assert_allclose(shown.pasted[:, :6], shown.original[:, :6], atol=1e-6)
     np.testing.assert_allclose(shown.pasted[:, 6:], np.broadcast_to(MEAN, (8, 6, 3)), atol=1e-6)
-
-
-def test_denormalise_inverts_the_target_of_the_paper():
-    target = np.random.default_rng(0).normal(3, 2, size=(5, 12))
-    normalised = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, ddof=1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(reconstruction.denormalise(normalised, target), target, rtol=1e-9)
 
 
 def test_loss_and_pictures_do_not_depend_on_the_batch_size(tmp_path):

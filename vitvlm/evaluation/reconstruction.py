@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vitvlm.evaluation import base, bootstrap, classification, pictures
+from vitvlm.models.mae import denormalise
 from vitvlm.nn import patches
 
-NORM_PIX_EPS = 1e-6
 _Sample = dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
@@ -67,7 +67,9 @@ class Reconstruction:
     def _rows(self, index: int, image: Float[np.ndarray, "H W C"], arrays: base.Arrays) -> pictures.Reconstruction:
         hidden = arrays["mask"] > 0.5
         target = np.asarray(patches.patchify(image[None], self.patch_size))[0]
-        predicted = denormalise(arrays["reconstruction"], target) if self.norm_pix else arrays["reconstruction"]
+        predicted = arrays["reconstruction"]
+        if self.norm_pix:
+            predicted = np.asarray(denormalise(predicted[None], target[None]))[0]
         pasted = np.where(hidden[:, None], predicted, target)
         grid = patches.patch_grid(image.shape[:2], self.patch_size)
         return pictures.Reconstruction(
@@ -80,13 +82,6 @@ class Reconstruction:
     def _pixels(self, image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
         """Model input as colours in 0..1."""
         return np.clip(image * np.asarray(self.std) + np.asarray(self.mean), 0, 1)
-
-
-def denormalise(predicted: Float[np.ndarray, "N D"], target: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Undoes norm_pix with each TRUE patch's mean and unbiased variance: the inverse of MAE's target (section 3)."""
-    mean = target.mean(axis=-1, keepdims=True)
-    variance = target.var(axis=-1, keepdims=True, ddof=1)
-    return predicted * np.sqrt(variance + NORM_PIX_EPS) + mean
 
 
 def _spread(hidden: Bool[np.ndarray, " N"], grid: tuple[int, int], patch: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

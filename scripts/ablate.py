@@ -1,0 +1,23 @@
+"""Runs a sweep under one budget and writes its table, plots and page; run again on the same workdir, it goes on.
+
+    python scripts/ablate.py --config=configs/ablations/patch_size.py --workdir=workdirs/patch_size
+    python scripts/ablate.py --config=configs/ablations/mask_ratio.py --workdir=workdirs/mask_ratio \
+        --config.budget.pretrain="5 epochs"
+
+The workdir then holds index.html (one self-contained page), table.csv, table.md, plots/ and each variant's trainings.
+"""
+
+from absl import flags
+
+from vitvlm.jobs import ablate, launch
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the trainings and the report.", required=True)
+CONFIG = launch.define_config()
+
+
+def main() -> None:
+    ablate.ablate(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,99 @@
+"""A sweep: every variant under one budget, then a table, plots and a page. Run again, it goes on."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs.ablation import report, rows
+from vitvlm.jobs.ablation.plan import Plan, plan, variant_folder
+from vitvlm.jobs.ablation.stage import StageFailed, run_apart
+
+RESULT = "result.json"
+RunStage = Callable[[Mapping[str, Any], epath.Path], Mapping[str, Any]]
+Json = dict[str, Any]
+
+
+def ablate(
+    config: ConfigDict | Mapping[str, Any],
+    folder: epath.PathLike,
+    run_stage: RunStage = run_apart,
+    say: Callable[[str], None] = print,
+) -> tuple[rows.Row, ...]:
+    """Runs or resumes every variant, writes the report, and returns its rows.
+
+    A variant that is finished is not run again; one that failed is, and one that was interrupted goes on. The report
+    (table.csv, table.md, plots/*.png, index.html) is written anew after each variant, so that a sweep can be watched.
+
+    Args:
+      config: see `ablation.plan.Ablation`.
+      folder: each training's workdir is variants/NAME/STAGE in it.
+      run_stage: trains one config in one folder and returns {"metrics", "facts", "measured"}; it may raise StageFailed.
+      say: takes a line for people.
+
+    Raises ConfigError for a config that no variant could run, or if a finished variant was run with another config;
+    Interrupted after SIGTERM or SIGINT.
+    """
+    sweep = plan(config, folder)
+    folder = epath.Path(folder)
+    results = {variant.name: _finished(sweep, variant.name, folder) for variant in sweep.variants}
+    for place, variant in enumerate(sweep.variants, start=1):
+        head = f"[{place}/{len(sweep.variants)}] {variant.name}"
+        if results[variant.name] is not None:
+            say(f"{head}: finished before")
+            continue
+        results[variant.name] = _run(
+            sweep, variant.name, folder, run_stage, lambda line, head=head: say(f"{head}{line}")
+        )
+        report.write(sweep, rows.read(sweep, results, folder), folder)
+    table = rows.read(sweep, results, folder)
+    report.write(sweep, table, folder)
+    say(f"{folder / report.PAGE}")
+    return table
+
+
+def _run(sweep: Plan, name: str, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None]) -> Json:
+    """Runs the stages of one variant one after the other; the result is also written when all are done."""
+    stages: Json = {}
+    for stage in sweep.stages:
+        config = sweep.configs[name, stage.name]
+        say(f": {stage.name}")
+        try:
+            if isinstance(config, ConfigError):
+                raise StageFailed(str(config))
+            stages[stage.name] = dict(run_stage(config, variant_folder(folder, name) / stage.name))
+        except StageFailed as failure:
+            say(f": {stage.name} failed: {failure}")
+            failed = {"stage": stage.name, "message": str(failure), "details": failure.details}
+            return {"stages": stages, "failed": failed}
+    result = {"stages": stages, "configs": {stage.name: sweep.configs[name, stage.name] for stage in sweep.stages}}
+    path = variant_folder(folder, name) / RESULT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(RESULT + ".tmp")
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(path)
+    return result
+
+
+def _finished(sweep: Plan, name: str, folder: epath.Path) -> Json | None:
+    """The result of a variant that has one. Raises ConfigError if its config has changed since."""
+    path = variant_folder(folder, name) / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    for stage in sweep.stages:
+        config = sweep.configs[name, stage.name]
+        now = {} if isinstance(config, ConfigError) else rows.flat(json.loads(json.dumps(config)))
+        before = rows.flat(result["configs"].get(stage.name, {}))
+        changed = sorted(field for field in {*now, *before} if now.get(field, ...) != before.get(field, ...))
+        if changed:
+            first, more = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ConfigError(
+                f"variant {name} is finished in {path.parent} with another config ({stage.name}.{first} was "
+                f"{before.get(first, 'absent')!r}, is {now.get(first, 'absent')!r}{more}): "
+                "choose another --workdir, or remove that folder"
+            )
+    return result

@@ -1,0 +1,130 @@
+"""A sweep's plots as PNG files: scores against what is varied and against FLOPs, resources, and loss curves."""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+from etils import epath
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from vitvlm.jobs.ablation.plan import Plan
+from vitvlm.jobs.ablation.rows import Row
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#8c6d31")  # Okabe and Ito's
+_STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e6ea",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def write(sweep: Plan, rows: Sequence[Row], folder: epath.Path) -> list[epath.Path]:
+    """Writes every plot that the rows have data for, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [row for row in rows if row.status == "done"]
+    written = []
+    with plt.rc_context(_STYLE):
+        if done:
+            written.append(_figure(folder / "scores.png", lambda axes: _scores(axes, sweep, done)))
+            written.append(_figure(folder / "scores_by_flops.png", lambda axes: _scores_by_flops(axes, sweep, done)))
+            written.append(_resources(folder / "resources.png", sweep, done))
+        for stage in sweep.stages:
+            if any(row.curves[stage.name] for row in rows):
+                path = folder / f"loss_{stage.name}.png"
+                written.append(_figure(path, lambda axes, stage=stage: _curves(axes, stage.name, rows)))
+    return written
+
+
+def _figure(path: epath.Path, draw: Callable[[Axes], None]) -> epath.Path:
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    draw(axes)
+    return _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: epath.Path) -> epath.Path:
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
+    _errorbars(axes, sweep, rows, [row.value for row in rows])
+    axes.set_xlabel(sweep.axis)
+    axes.set_xticks([row.value for row in rows])
+    axes.set_title(sweep.title)
+
+
+def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
+    flops = [row.costs[sweep.costs_of]["forward_flops"] / 1e9 for row in rows]
+    _errorbars(axes, sweep, rows, flops)
+    axes.set_xscale("log")
+    axes.set_xlabel("forward GFLOPs per image (analytic, log scale)")
+    axes.set_title("Score against compute")
+    for row, x in zip(rows, flops):
+        axes.annotate(
+            row.name, (x, 0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+            ha="center", va="bottom", fontsize=8, color="#6b7280", rotation=90,
+        )  # fmt: skip
+
+
+def _errorbars(axes: Axes, sweep: Plan, rows: Sequence[Row], x: Sequence[float]) -> None:
+    for place, score in enumerate(sweep.scores):
+        scale = 100 if score.percent else 1
+        points = sorted((x, row.scores[place]) for x, row in zip(x, rows))
+        estimates = [scale * measured.estimate for _, measured in points]
+        low = [scale * (measured.estimate - _or(measured.low, measured)) for _, measured in points]
+        high = [scale * (_or(measured.high, measured) - measured.estimate) for _, measured in points]
+        colour = COLOURS[place % len(COLOURS)]
+        axes.errorbar(
+            [x for x, _ in points], estimates, yerr=[low, high], marker="o", capsize=3, color=colour, label=score.label
+        )
+    one = sweep.scores[0]
+    unit = " (%)" if all(score.percent for score in sweep.scores) else ""
+    axes.set_ylabel(f"{one.label if len(sweep.scores) == 1 else 'score'}{unit}, 95 % bootstrap interval")
+    if len(sweep.scores) > 1:
+        axes.legend()
+
+
+def _or(bound: float | None, measured) -> float:
+    return measured.estimate if bound is None else bound
+
+
+def _resources(path: epath.Path, sweep: Plan, rows: Sequence[Row]) -> epath.Path:
+    """Bars: step time, and the memory of a step."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    costs = [row.costs[sweep.costs_of] for row in rows]
+    names = [row.name for row in rows]
+    for axes, key, scale, label in (
+        (panels[0], "step_seconds", 1e3, "median step time (ms)"),
+        (panels[1], "step_bytes", 1e-6, "planned peak memory of a step (MB)"),
+    ):
+        bars = axes.bar(names, [cost.get(key, 0) * scale for cost in costs], color=COLOURS[0], width=0.6)
+        axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+        axes.set_ylabel(label)
+        axes.set_xlabel(sweep.axis.partition(" (")[0] + ": variant")
+        axes.grid(axis="x", visible=False)
+        axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 8 else 0)
+    panels[0].set_title(f"Costs of {sweep.costs_of}")
+    return _save(figure, path)
+
+
+def _curves(axes: Axes, stage: str, rows: Sequence[Row]) -> None:
+    for place, row in enumerate(rows):
+        if row.curves[stage]:
+            steps, losses = zip(*row.curves[stage])
+            axes.plot(steps, losses, color=COLOURS[place % len(COLOURS)], label=row.name, linewidth=1.4)
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_title(f"Training loss: {stage}")
+    axes.legend()

@@ -1,0 +1,163 @@
+"""One stage of one variant, in a process of its own: `python -m vitvlm.jobs.ablation.stage FOLDER`.
+
+The process is the variant's alone, so its peak memory is the variant's own, nothing compiled or cached by another is
+in it, and a crash ends only this row. FOLDER is the training's workdir; `stage.json` in it holds the config.
+"""
+
+import json
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs import train
+from vitvlm.jobs.launch import EXPECTED
+from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.nn.masking import count_kept
+from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.training import writers
+from vitvlm.training.interrupts import EXIT_STATUS, Interrupted
+
+STAGE, OUTCOME, FAILURE = "stage.json", "outcome.json", "failure.json"
+Json = dict[str, Any]
+
+
+class StageFailed(RuntimeError):
+    """A stage that did not come to its end; `details` is the traceback, if there is one."""
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
+
+
+def run_apart(config: Mapping[str, Any], folder: epath.Path) -> Json:
+    """Trains in a fresh process and returns its outcome: metrics, facts (of the model) and measured (of the run).
+
+    Raises StageFailed, and Interrupted when the training was stopped by a signal and has saved its state.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAGE).write_text(json.dumps(config, indent=2) + "\n")
+    for name in (OUTCOME, FAILURE):
+        (folder / name).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder)]
+    # A session of its own: a terminal's Ctrl-C then reaches it once, through us.
+    status = _wait(subprocess.Popen(command, start_new_session=True))
+    if status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
+        raise Interrupted(f"stopped in {folder}: run the same command again to go on")
+    if status == 0:
+        return json.loads((folder / OUTCOME).read_text())
+    if (folder / FAILURE).exists():
+        failure = json.loads((folder / FAILURE).read_text())
+        raise StageFailed(failure["message"], failure["details"])
+    if status == -signal.SIGKILL:
+        raise StageFailed("killed (SIGKILL), probably for lack of memory: use a smaller batch_size, or accumulate")
+    raise StageFailed(f"its process ended with status {status} and left no message")
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """The child's exit status. It is told of SIGTERM and SIGINT, saves its state and ends; we outlive it."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, lambda got, frame: child.send_signal(got)) for number in numbers}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run(config: Mapping[str, Any], folder: epath.Path) -> Json:
+    """Trains here, with what it costs before and after."""
+    job = setup(config)
+    described = facts(job)
+    metrics = train.train(config, folder)
+    return {"metrics": metrics, "facts": described, "measured": measured(job, folder)}
+
+
+def facts(job: Setup) -> dict[str, float]:
+    """What follows from the config alone.
+
+    parameters; forward FLOPs per image and training FLOPs in all (analytic); step bytes: peak memory of the compiled
+    training step on each device, as the compiler plans it. For patch models also the tokens of an image, and the
+    tokens that its encoder sees while training, CLS and registers included.
+    """
+    found = {
+        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))),
+        "forward_flops": float(train.forward_flops(job)),
+        "total_flops": train.step_flops(job) * job.clock.total_steps,
+        "steps": float(job.clock.total_steps),
+        "examples": float(job.clock.total_steps * job.job.batch_size),
+    }
+    return found | _tokens(job) | _step_bytes(job)
+
+
+def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
+    """What this process saw: median step time (over the rows of metrics.jsonl, each a mean over log.every steps), and
+    peak memory: resident of the process (data and compiler included) and, where the device counts it, the device's."""
+    rows = writers.read(folder / "metrics.jsonl")
+    seconds = [row["time/step_seconds"] for row in rows if "time/step_seconds" in row]
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    found = {"process_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte)}
+    if seconds:
+        found["step_seconds"] = statistics.median(seconds)
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    if all(peaks):
+        found["device_bytes"] = float(max(peaks))
+    return found
+
+
+def _tokens(job: Setup) -> dict[str, float]:
+    model = job.task.model
+    encoder = getattr(model, "vit", model)
+    if not hasattr(encoder, "patch_size"):
+        return {}
+    image = job.example_batch["image"].shape[1:3]
+    h, w = grid = patch_grid(image, as_pair(encoder.patch_size))
+    seen = count_kept(model.masking, grid, model.mask_ratio) if hasattr(model, "mask_ratio") else h * w
+    return {"tokens": float(h * w), "encoder_tokens": float(seen + encoder.has_cls + encoder.registers)}
+
+
+def _step_bytes(job: Setup) -> dict[str, float]:
+    """Arguments, outputs and temporaries of the compiled step, less what it reuses in place."""
+    batch = {
+        name: jax.ShapeDtypeStruct((job.job.batch_size, *np.shape(value)[1:]), value.dtype)
+        for name, value in job.example_batch.items()
+    }
+    memory = train.compiled_step(job).lower(restore_target(job), batch).compile().memory_analysis()
+    if memory is None:
+        return {}
+    parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return {"step_bytes": float(parts - memory.alias_size_in_bytes)}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the stage of a folder; writes outcome.json, or failure.json."""
+    folder = epath.Path(arguments[0])
+    flags.FLAGS(["stage"])
+    try:
+        outcome = run(json.loads((folder / STAGE).read_text()), folder)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_STATUS
+    except Exception as error:
+        message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        details = "" if isinstance(error, ConfigError) else traceback.format_exc()
+        failure = {"message": " ".join(message.split()), "details": details}
+        (folder / FAILURE).write_text(json.dumps(failure, indent=2) + "\n")
+        return 1
+    (folder / OUTCOME).write_text(json.dumps(outcome, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
