@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Float
 
 from vitvlm.core.config import ConfigError
-from vitvlm.core.paths import Tree, map_with_path
+from vitvlm.core.paths import map_with_path
 
 _SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/.*")
 _LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/.*")
@@ -32,20 +32,26 @@ def layer_paths(path: str, depth: int) -> list[str]:
     return [f"{stack}blocks_{layer}/{rest}" for layer in range(depth)]
 
 
-def per_layer(inner: optax.GradientTransformation, params: Tree) -> optax.GradientTransformation:
-    """Transforms every layer of scanned blocks on its own, as if it were a tree of its own.
+def per_layer(
+    inner: optax.GradientTransformation, shapes: Mapping[str, tuple[int, ...]]
+) -> optax.GradientTransformation:
+    """Transforms every layer of scanned blocks as if it were a tree of its own.
 
     Stacks of one depth are mapped over that axis together; their state gets the same leading axis.
+
+    Args:
+      shapes: the shape of every parameter that will be updated, by path.
     """
 
-    def labels(tree: Tree) -> Tree:
-        return map_with_path(lambda path, leaf: f"depth_{leaf.shape[0]}" if is_scanned(path) else "single", tree)
+    def label(path: str, shape: tuple[int, ...]) -> str:
+        return f"depth_{shape[0]}" if is_scanned(path) else "single"
 
     mapped = optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
-    kinds = sorted(set(jax.tree.leaves(labels(params))))
-    if kinds == ["single"]:
-        return inner
-    return optax.partition({kind: inner if kind == "single" else mapped for kind in kinds}, labels)
+    kinds = {label(path, shape) for path, shape in shapes.items()}
+    return optax.partition(
+        {kind: inner if kind == "single" else mapped for kind in sorted(kinds)},
+        lambda tree: map_with_path(lambda path, leaf: label(path, leaf.shape), tree),
+    )
 
 
 def depth_factors(

@@ -7,7 +7,7 @@ them into an update, with its weight decay; each update is multiplied by its par
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -73,16 +73,14 @@ def build(
     name, own, common = _split(config.plain(fields), where)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     frozen = _frozen(common.freeze, shapes, f"{where}.freeze")
-    learning = [path for path in shapes if not frozen[path]]
+    learning = {path: shape for path, shape in shapes.items() if not frozen[path]}
 
     decay = _add_decayed_weights(_decays(common, learning, where))
     method = config.call(methods.METHODS[name], own, where, decay=decay)
     if name not in methods.ELEMENTWISE:
-        method = layers.per_layer(method, params)
+        method = layers.per_layer(method, learning)
     steps = [method, _scale_by_factors(_factors(common, shapes, learning, where))]
     if common.clip_norm is not None:
-        if common.clip_norm <= 0:
-            raise config.ConfigError(f"{where}.clip_norm: {common.clip_norm} is not above 0; None turns clipping off")
         steps.insert(0, optax.clip_by_global_norm(common.clip_norm))
     transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
     if any(frozen.values()):
@@ -108,7 +106,12 @@ def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Com
     of_method = set(inspect.signature(methods.METHODS[name]).parameters) - {"decay"}
     config.check_names(fields, of_common | of_method, where)
     own = {field: value for field, value in fields.items() if field in of_method}
-    return name, own, Common(**{field: value for field, value in fields.items() if field in of_common})
+    common = Common(**{field: value for field, value in fields.items() if field in of_common})
+    for field in ("clip_norm", "layer_decay"):
+        value = getattr(common, field)
+        if value is not None and value <= 0:
+            raise config.ConfigError(f"{where}.{field}: {value} is not above 0; None turns it off")
+    return name, own, common
 
 
 def _frozen(freeze: rules.Rules | None, paths: Iterable[str], where: str) -> dict[str, bool]:
@@ -123,7 +126,7 @@ def _frozen(freeze: rules.Rules | None, paths: Iterable[str], where: str) -> dic
     return frozen
 
 
-def _decays(common: Common, paths: Sequence[str], where: str) -> dict[str, float]:
+def _decays(common: Common, paths: Iterable[str], where: str) -> dict[str, float]:
     """Weight decay of each trainable parameter."""
     if common.weight_decay_rules is None:
         factors = {path: float(methods.is_kernel(path)) for path in paths}
@@ -133,7 +136,7 @@ def _decays(common: Common, paths: Sequence[str], where: str) -> dict[str, float
 
 
 def _factors(
-    common: Common, shapes: Mapping[str, tuple[int, ...]], paths: Sequence[str], where: str
+    common: Common, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str], where: str
 ) -> dict[str, Factor]:
     """Learning-rate factor of each trainable parameter: its rule's times its layer's."""
     factors: dict[str, Factor] = dict.fromkeys(paths, 1.0)

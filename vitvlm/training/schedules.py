@@ -92,4 +92,5 @@ def build(fields: Mapping[str, Any], clock: Clock, where: str = "config.schedule
 
 
 def _rsqrt(peak: float, timescale: int) -> Schedule:
-    return lambda step: peak * jnp.sqrt(timescale / (timescale + step))
+    # join_schedules also asks for steps before 0, to throw the answer away; with those the root may not exist.
+    return lambda step: peak * jnp.sqrt(timescale / (timescale + jnp.maximum(step, 0)))
