@@ -1,6 +1,17 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
-from vitvlm.data.operations import colour, decoding, fields, geometry
+from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, randaugment
 from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 
-__all__ = ["Operation", "Pipeline", "colour", "decoding", "describe", "fields", "geometry", "parse"]
+__all__ = [
+    "Operation",
+    "Pipeline",
+    "colour",
+    "decoding",
+    "describe",
+    "erasing",
+    "fields",
+    "geometry",
+    "parse",
+    "randaugment",
+]

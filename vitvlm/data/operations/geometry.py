@@ -30,8 +30,9 @@ def resize_small(image: Pixels, size: int, method: str = "bilinear") -> Pixels:
 def central_crop(image: Pixels, size: int | tuple) -> Pixels:
     """Cuts out the middle; an odd margin leaves its extra pixel at the bottom or right."""
     height, width = _pair(size)
-    top, left = _margins(image, height, width)
-    return image[top // 2 : top // 2 + height, left // 2 : left // 2 + width]
+    below, right = _margins(image, height, width)
+    top, left = below // 2, right // 2
+    return image[top : top + height, left : left + width]
 
 
 @image_operation("random_crop", random=True)
@@ -45,8 +46,8 @@ def random_crop(
         padded = np.full((H + 2 * padding, W + 2 * padding, C), fill, image.dtype)
         padded[padding : padding + H, padding : padding + W] = image
         image = padded
-    top, left = _margins(image, height, width)
-    top, left = rng.integers(0, (top + 1, left + 1))
+    below, right = _margins(image, height, width)
+    top, left = rng.integers(below + 1), rng.integers(right + 1)
     return image[top : top + height, left : left + width]
 
 

@@ -41,14 +41,10 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Operations in order. `random` says whether any draws random numbers; `fields` are those that `keep` asked for."""
+    """Operations in order; `fields` are those that `keep` asked for."""
 
     text: str
     operations: tuple[Operation, ...]
-
-    @property
-    def random(self) -> bool:
-        return any(operation.function.random for operation in self.operations)
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -1,0 +1,87 @@
+"""RandAugment (Cubuk et al. 2019): n of fourteen transformations, all at one magnitude m."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.pixels import Pixels, from_pillow, interpolation, to_pillow
+
+MAX_MAGNITUDE = 10
+
+
+@image_operation("randaugment", random=True)
+def randaugment(
+    image: Pixels,
+    n: int = 2,
+    m: float = 9,
+    std: float = 0.0,
+    fill: int = 128,
+    method: str = "bilinear",
+    *,
+    rng: np.random.Generator,
+) -> Pixels:
+    """Applies n transformations, drawn with replacement from the paper's fourteen, at magnitude m of 10.
+
+    Identity, autocontrast and equalize have no magnitude. The others grow from nothing at 0 to, at 10: rotation by 30
+    degrees, shear by 0.3, translation by 0.45 of the side, enhancement (color, contrast, brightness, sharpness) by a
+    factor of 0.1 or 1.9, 4 bits left by posterize, everything inverted by solarize. Directions are drawn evenly. These
+    are the ranges of timm's "rand-m9-n2-inc1". `std` adds normal noise to m, as timm's "mstd" does; `fill` is the value
+    of pixels from outside, `method` the interpolation.
+    """
+    if not 0 <= m <= MAX_MAGNITUDE or n < 0 or std < 0:
+        raise ValueError(f"n={n} and std={std} must not be negative, and m={m} must lie within 0..{MAX_MAGNITUDE}")
+    if image.shape[2] not in (1, 3):
+        raise ValueError(f"works on 1 or 3 channels, not on {image.shape[2]}")
+    resample = interpolation(method)
+    picture = to_pillow(image)
+    for name in rng.choice(list(TRANSFORMATIONS), n):
+        magnitude = min(max(rng.normal(m, std), 0), MAX_MAGNITUDE) if std else m
+        sign = 1 if rng.random() < 0.5 else -1
+        picture = TRANSFORMATIONS[name](picture, sign * magnitude / MAX_MAGNITUDE, fill, resample)
+    return from_pillow(picture)
+
+
+Transformation = Callable[[Image.Image, float, int, Image.Resampling], Image.Image]
+
+
+def _affine(coefficients: Callable[[float, int, int], tuple[float, ...]]) -> Transformation:
+    """Pillow's coefficients (a, b, c, d, e, f): output (x, y) shows input (ax + by + c, dx + ey + f)."""
+
+    def apply(image: Image.Image, s: float, fill: int, resample: Image.Resampling) -> Image.Image:
+        colour = fill if image.mode == "L" else (fill,) * 3
+        matrix = coefficients(s, *image.size)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=colour)
+
+    return apply
+
+
+def _rotate(image: Image.Image, s: float, fill: int, resample: Image.Resampling) -> Image.Image:
+    return image.rotate(30 * s, resample, fillcolor=fill if image.mode == "L" else (fill,) * 3)
+
+
+def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Transformation:
+    return lambda image, s, fill, resample: kind(image).enhance(1 + 0.9 * s)
+
+
+def _plain(function: Callable[[Image.Image], Image.Image]) -> Transformation:
+    return lambda image, s, fill, resample: function(image)
+
+
+TRANSFORMATIONS: dict[str, Transformation] = {
+    "identity": _plain(lambda image: image),
+    "autocontrast": _plain(ImageOps.autocontrast),
+    "equalize": _plain(ImageOps.equalize),
+    "rotate": _rotate,
+    "solarize": lambda image, s, fill, resample: ImageOps.solarize(image, 256 - round(256 * abs(s))),
+    "color": _enhance(ImageEnhance.Color),
+    "posterize": lambda image, s, fill, resample: ImageOps.posterize(image, 8 - round(4 * abs(s))),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "shear_x": _affine(lambda s, width, height: (1, 0.3 * s, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda s, width, height: (1, 0, 0, 0.3 * s, 1, 0)),
+    "translate_x": _affine(lambda s, width, height: (1, 0, 0.45 * s * width, 0, 1, 0)),
+    "translate_y": _affine(lambda s, width, height: (1, 0, 0, 0, 1, 0.45 * s * height)),
+}
