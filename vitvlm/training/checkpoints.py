@@ -7,6 +7,7 @@ Orbax alone would restore it, or cast a wrong dtype, without a word.
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,16 @@ Tree = Any
 Json = Any
 
 _LOG = logging.getLogger(__name__)
+
+
+class _NoEchoes(logging.Filter):
+    """Drops what Orbax logs, tracebacks of every thread above all: its errors reach the caller as CheckpointError."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _LOG.isEnabledFor(logging.DEBUG) or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+_NO_ECHOES = _NoEchoes()
 
 
 class CheckpointError(RuntimeError):
@@ -103,6 +114,7 @@ class Checkpoints:
         self._read_only = read_only
         self._saving: int | None = None
         self._metrics: dict[int, Mapping[str, Any]] = {}
+        logging.getLogger("absl").addFilter(_NO_ECHOES)
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -294,7 +306,7 @@ class Checkpoints:
 
     def _all(self) -> str:
         steps = self.steps()
-        return f"there is {', '.join(map(str, steps))}" if steps else "there is none"
+        return f"the folder holds {', '.join(map(str, steps)) or 'none'}"
 
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only:

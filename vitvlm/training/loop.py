@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vitvlm.training import resume
-from vitvlm.training.checkpoints import Checkpoints
+from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 from vitvlm.training.interrupts import Interrupted, Interrupts
 from vitvlm.training.progress import Progress
 from vitvlm.training.speed import Speed
@@ -185,6 +185,9 @@ class _Report:
     def _last_good(self) -> str:
         if self._checkpoints is None:
             return "nothing is saved, as no checkpoints are asked for"
-        self._checkpoints.wait()
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            return str(error)
         step = self._checkpoints.latest_step()
         return "there is no checkpoint yet" if step is None else f"the last good checkpoint is {step}"

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,10 +62,13 @@ class Record:
         ]
 
 
-def line(error: BaseException, most: int = 200) -> str:
-    """An error as part of one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
+def line(error: BaseException, most: int = 160) -> str:
+    """An error as part of one line. Of a long one the end is kept, where TensorStore puts the cause."""
+    text = " ".join(str(error).split())
+    text = re.sub(r" \[\w+='.*", "", text)  # TensorStore's error codes and source locations
+    if isinstance(error, KeyError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= most else f"… {text[-most:].partition(' ')[2]}"
 
 
 def _digest(content: Json) -> str:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vitvlm.training.checkpoints import CheckpointError, Checkpoints
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 from vitvlm.training.writers import Writer
 
@@ -20,7 +20,8 @@ Json = Any
 class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
     """An endless iterator of host batches; `set_state(get_state())` makes it give the same batches again.
 
-    Its state is JSON, or bytes.
+    Its state is JSON, or bytes. A state of the first process must do for any, since a training may go on with
+    another number of processes.
     """
 
     def get_state(self) -> Json | bytes: ...
@@ -69,13 +70,8 @@ def restore_or_init(
         return Start(init())
     restored = checkpoints.restore(target)
     place = restored.resume
-    processes = place["iterators"]
-    if len(processes) != jax.process_count():
-        raise CheckpointError(
-            f"{checkpoints.folder}: checkpoint {restored.step} was written by {len(processes)} processes, each with "
-            f"its own part of the data, and there are {jax.process_count()} now: start as many"
-        )
-    batches.set_state(_decode(processes[jax.process_index()]))
+    states = place["iterators"]
+    batches.set_state(_decode(states[jax.process_index() if len(states) == jax.process_count() else 0]))
     writer.rewind(restored.step, place["written"])
     return Start(restored.state, restored.step, tuple(place["evaluated"]))
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
+from vitvlm.core.config import ConfigError
 from vitvlm.training.state import TrainState
 
 Tree = Any
@@ -47,11 +48,13 @@ def make_train_step(
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
       trainable: tree of booleans like the parameters; False stops the gradient there, which spares its backward
         pass and leaves it out of "grad_norm". None trains everything.
+
+    Raises ConfigError for numbers that cannot be meant and, when traced, for a batch that does not divide.
     """
     if accumulate < 1:
-        raise ValueError(f"accumulate is {accumulate}; it counts micro-batches: at least 1")
+        raise ConfigError(f"config.accumulate: {accumulate}; it counts micro-batches: at least 1")
     if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay is {ema_decay}; it must lie in [0, 1), or be None for no average")
+        raise ConfigError(f"config.ema_decay: {ema_decay}; it must lie in [0, 1), or be None for no average")
 
     def train_loss(params, collections, batch, rng):
         if trainable is not None:
@@ -117,9 +120,7 @@ def _split(batch: Batch, parts: int) -> dict[str, Array]:
     """[B, …] as [A, B / A, …]; part k holds rows k, k+A, k+2A …, which leaves each row on its device."""
     size = batch["mask"].shape[0]
     if size % parts:
-        raise ValueError(
-            f"a batch of {size} does not divide into {parts} micro-batches: change batch_size or accumulate"
-        )
+        raise ConfigError(f"config.accumulate: a batch of {size} does not divide into {parts} micro-batches")
     return {
         name: jnp.moveaxis(value.reshape(size // parts, parts, *value.shape[1:]), 1, 0) for name, value in batch.items()
     }

@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from vitvlm.core.config import ConfigError
+from vitvlm.training.records import line
+from vitvlm.training.workdir import WorkdirError
 
 Value = float | int | str
 
@@ -39,8 +41,15 @@ class JsonlWriter:
         self._file = self.path.open("a")
 
     def write(self, step: int, row: Mapping[str, Value]) -> None:
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        """Raises WorkdirError if the disk is full, or takes no more for another reason."""
+        try:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WorkdirError(
+                f"{self.path}: the row of step {step} could not be written: {line(error)}; "
+                "make room, and run the same command again to go on from the last checkpoint"
+            ) from error
 
     def mark(self) -> int:
         os.fsync(self._file.fileno())

@@ -1,0 +1,189 @@
+"""The training step: accumulation, averages, metrics and what must not move."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy_training as toy
+
+from vitvlm.core.config import ConfigError
+from vitvlm.training import sharding, step
+from vitvlm.training.state import TrainState
+
+TX = optax.sgd(0.1, momentum=0.9)
+SCHEDULE = optax.constant_schedule(0.1)
+
+
+def quiet_loss(variables, batch, rng, train):
+    """The toy's loss without noise, so that the random numbers of the micro-batches do not matter."""
+    value, metrics, _ = toy.loss(variables, batch, rng, train=False)
+    return value, metrics, {}
+
+
+def fresh(tx=TX, ema=True) -> TrainState:
+    return TrainState.create(toy.variables(), tx, jax.random.key(1), ema=ema)
+
+
+def _loss_of(params, state, batch):
+    value, metrics, _ = quiet_loss({**state.variables(), "params": params}, batch, None, True)
+    return value, metrics["accuracy"]
+
+
+def close(found, wanted, tolerance=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, wanted)
+
+
+@pytest.mark.parametrize("parts", [2, 12])
+def test_accumulation_equals_the_whole_batch(parts):
+    batch = toy.batch_of(3, 12)
+    batch["mask"][::parts] = 0  # the first micro-batch holds no example at all
+    whole, whole_metrics = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
+    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts)
+    found, metrics = jax.jit(split)(fresh(), batch)
+    close(found.params, whole.params)
+    close(metrics, whole_metrics)
+
+
+def test_micro_batch_holds_every_nth_example():
+    seen = []
+
+    def spy(variables, batch, rng, train):
+        jax.debug.callback(lambda rows: seen.append(rows.tolist()), batch["index"], ordered=True)
+        return quiet_loss(variables, batch, rng, train)
+
+    batch = toy.batch_of(0, 6) | {"index": np.arange(6)}
+    jax.jit(step.make_train_step(spy, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
+    jax.effects_barrier()
+    assert seen == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_micro_batches_draw_different_random_numbers():
+    def noise(variables, batch, rng, train):
+        value, metrics, updated = quiet_loss(variables, batch, rng, train)
+        return value, metrics | {"square": jax.random.normal(rng) ** 2, "noise": jax.random.normal(rng)}, updated
+
+    batch = toy.batch_of(0, 6) | {"mask": np.ones(6, np.float32)}
+    _, metrics = jax.jit(step.make_train_step(noise, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
+    of_step = jax.random.fold_in(jax.random.key(1), 0)
+    drawn = [jax.random.normal(jax.random.fold_in(of_step, part)) for part in range(3)]
+    np.testing.assert_allclose(metrics["noise"], np.mean(drawn), rtol=1e-5)
+
+
+def test_steps_draw_different_random_numbers_and_the_key_stays():
+    def noise(variables, batch, rng, train):
+        value, _, updated = quiet_loss(variables, batch, rng, train)
+        return value, {"noise": jax.random.normal(rng)}, updated
+
+    train_step = jax.jit(step.make_train_step(noise, TX, schedule=SCHEDULE))
+    state, first = train_step(fresh(), toy.batch_of(0))
+    state, second = train_step(state, toy.batch_of(0))
+    assert first["noise"] != second["noise"]
+    assert state.rng == jax.random.key(1) and state.step == 2
+
+
+def test_statistics_see_the_micro_batches_in_turn():
+    batch = toy.batch_of(0, 4)
+
+    def tanh_mean(rows):
+        params = toy.variables()["params"]["hidden"]
+        hidden = jnp.tanh(batch["image"][rows] @ params["kernel"] + params["bias"])
+        mask = batch["mask"][rows]
+        return (hidden * mask[:, None]).sum(axis=0) / mask.sum()
+
+    def loss(variables, batch, rng, train):
+        updated = toy.loss(variables, batch, rng, train=False)[2]
+        return *quiet_loss(variables, batch, rng, train)[:2], updated
+
+    state, _ = jax.jit(step.make_train_step(loss, TX, schedule=SCHEDULE, accumulate=2))(fresh(), batch)
+    expected = 0.9 * (0.1 * tanh_mean(slice(0, None, 2))) + 0.1 * tanh_mean(slice(1, None, 2))
+    np.testing.assert_allclose(state.collections["statistics"]["mean"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_average_equals_numpy():
+    train_step = jax.jit(step.make_train_step(toy.loss, TX, schedule=SCHEDULE, ema_decay=0.75))
+    state = fresh()
+    expected = np.asarray(state.params["head"]["kernel"])
+    for number in range(4):
+        state, _ = train_step(state, toy.batch_of(number))
+        expected = 0.75 * expected + 0.25 * np.asarray(state.params["head"]["kernel"])
+    np.testing.assert_allclose(state.ema["head"]["kernel"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.variables(ema=True)["params"]["head"]["kernel"], state.ema["head"]["kernel"])
+    assert not np.allclose(expected, state.params["head"]["kernel"])
+
+
+def test_average_of_bfloat16_parameters_is_float32():
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toy.variables())
+    state = TrainState.create(half, TX, jax.random.key(0), ema=True)
+    train_step = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, ema_decay=0.99, accumulate=2))
+    state, _ = train_step(state, toy.batch_of(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables(ema=True))} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_metrics_are_those_of_the_update():
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    tx = optax.sgd(schedule)
+    train_step = jax.jit(step.make_train_step(quiet_loss, tx, schedule=schedule))
+    state, _ = train_step(fresh(tx), toy.batch_of(0))
+    batch = toy.batch_of(1)
+    after, metrics = train_step(state, batch)
+    (loss, accuracy), grads = jax.jit(jax.value_and_grad(lambda params: _loss_of(params, state, batch), has_aux=True))(
+        state.params
+    )
+
+    def norm(tree):
+        return np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
+
+    wanted = {
+        "learning_rate": 0.1,
+        "grad_norm": norm(grads),
+        "update_norm": 0.1 * norm(grads),
+        "param_norm": norm(after.params),
+        "loss": loss,
+        "accuracy": accuracy,
+    }
+    assert set(metrics) == set(wanted)
+    close(metrics, wanted, 1e-5)
+
+
+def test_untrainable_parameters_get_no_gradient():
+    trainable = {"hidden": {"kernel": False, "bias": False}, "head": {"kernel": True}}
+    train_step = step.make_train_step(quiet_loss, optax.sgd(0.1), schedule=SCHEDULE, trainable=trainable)
+    state, metrics = jax.jit(train_step)(fresh(optax.sgd(0.1)), toy.batch_of(0))
+    before = toy.variables()["params"]
+    np.testing.assert_array_equal(state.params["hidden"]["kernel"], before["hidden"]["kernel"])
+    moved = np.asarray(state.params["head"]["kernel"] - before["head"]["kernel"])
+    np.testing.assert_allclose(metrics["update_norm"], np.linalg.norm(moved), rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(moved) / 0.1, rtol=1e-5)
+
+
+def test_compiled_step_donates_its_state():
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+    _, places = toy.target_on(mesh)
+    train_step = step.jit_train_step(
+        step.make_train_step(toy.loss, toy.TX, schedule=SCHEDULE, ema_decay=0.9), places, sharding.batch_sharding(mesh)
+    )
+    state = jax.jit(toy.init, out_shardings=places)()
+    after, _ = train_step(state, toy.batch_of(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)))
+    assert int(after.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"accumulate": 0}, "config.accumulate: 0; it counts micro-batches"),
+        ({"ema_decay": 1.0}, "config.ema_decay: 1.0; it must lie in"),
+        ({"accumulate": 3}, "config.accumulate: a batch of 8 does not divide into 3 micro-batches"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, **arguments)(fresh(), toy.batch_of(0))
+
+
+def test_averages_that_are_not_there_are_an_error():
+    with pytest.raises(ValueError, match="no averaged parameters"):
+        fresh(ema=False).variables(ema=True)
