@@ -1,0 +1,139 @@
+"""Which examples make up which batch: random access to batches, from which the state of an iterator is one number."""
+
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+import numpy as np
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import DataError, TooManyUnreadable, UnreadableImage
+from vitvlm.data.operations.parsing import Pipeline
+from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.unreadable import Unreadable
+
+# The entry of a batch that lists its unreadable images as (id, reason); batches given out do not have it.
+UNREADABLE = "unreadable"
+
+# Streams of random numbers that must differ for equal seeds.
+_SHUFFLE, _OPERATIONS = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Makes arrays of examples; all that a worker needs to know."""
+
+    source: Source
+    pipeline: Pipeline
+    seed: int
+    shape: tuple[int, ...]
+
+    def example(self, epoch: int, index: int) -> Example:
+        """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError."""
+        # Philox counts: each (epoch, index) starts a stream of its own, at a third of the cost of seeding a generator.
+        bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, 0, index, epoch))
+        return self.pipeline(self.source[index], np.random.Generator(bits))
+
+    def batch(self, rows: list[tuple[int, int] | None]) -> dict[str, Any]:
+        """The examples (epoch, index) of the rows; None is padding."""
+        images = np.zeros((len(rows), *self.shape), np.float32)
+        labels = np.zeros(len(rows), np.int32)
+        mask = np.zeros(len(rows), np.float32)
+        texts = {name: [""] * len(rows) for name in self.pipeline.fields}
+        unreadable = []
+        for row, place in enumerate(rows):
+            if place is None:
+                continue
+            try:
+                example = self.example(*place)
+            except UnreadableImage as error:
+                unreadable.append((error.name, error.reason))
+                continue
+            images[row] = _checked(example, self.shape)
+            labels[row], mask[row] = example["label"], 1
+            for name in texts:
+                texts[name][row] = example[name]
+        index = np.array([-1 if place is None else place[1] for place in rows], np.int64)
+        batch = {"image": images, "label": labels, "mask": mask, "index": index, UNREADABLE: unreadable}
+        return batch | {name: np.array(text) for name, text in texts.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPlan:
+    """Random access to an endless stream: [step] is this process's part of that global batch."""
+
+    loader: Loader
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        return self.loader.batch([self._place(position) for position in _share(self, step)])
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved step number means nothing without."""
+        return {"examples": len(self.loader.source), "seed": self.loader.seed, "batch_size": self.batch_size}
+
+    def _place(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, len(self.loader.source))
+        return epoch, int(_shuffled(len(self.loader.source), self.loader.seed, epoch)[place])
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalPlan:
+    """Random access to one pass in order, padded to whole batches."""
+
+    loader: Loader
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return -(-len(self.loader.source) // self.batch_size)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        count = len(self.loader.source)
+        return self.loader.batch([(0, place) if place < count else None for place in _share(self, step)])
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((_SHUFFLE, seed, epoch)).permutation(count)
+
+
+def _share(plan: TrainPlan | EvalPlan, step: int) -> range:
+    """The positions in the global stream that this process makes for a step."""
+    rows = plan.batch_size // plan.process_count
+    start = step * plan.batch_size + plan.process_index * rows
+    return range(start, start + rows)
+
+
+def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Loader:
+    """Runs the operations on the first readable example: its size is every batch's, and mistakes show now."""
+    unreadable: dict[str, str] = {}
+    trial = Loader(source, pipeline, seed, shape=())
+    for index in range(min(tries, len(source))):
+        try:
+            image = trial.example(0, index)["image"]
+        except UnreadableImage as error:
+            unreadable[error.name] = error.reason
+            continue
+        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
+            raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
+        return dataclasses.replace(trial, shape=image.shape)
+    counts = Unreadable(0, 0, len(unreadable), len(unreadable), unreadable)
+    raise TooManyUnreadable(f"{source.name}: none of the first {len(unreadable)} images can be read: {counts}")
+
+
+def _checked(example: Example, shape: tuple[int, ...]) -> np.ndarray:
+    image = example["image"]
+    if image.shape != shape:
+        raise DataError(
+            f"{example['id']}: the operations give an image of {image.shape}, and {shape} for the first example; "
+            "add resize or a crop"
+        )
+    return image
