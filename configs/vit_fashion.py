@@ -7,44 +7,42 @@
 
 from ml_collections import ConfigDict
 
+from vitvlm.core import arguments
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    debug = arg == "debug"
+    args = arguments.parse(arg, debug=False)
     config = ConfigDict()
     config.seed = 0
-    config.total = "4 steps" if debug else "20 epochs"
-    config.batch_size = 8 if debug else 128
+    config.total = "4 steps" if args.debug else "20 epochs"
+    config.batch_size = 8 if args.debug else 128
     config.image_size = 28
     size = config.get_ref("image_size")
 
     config.task = dict(name="classify", label_smoothing=0.1)
     config.model = dict(
         name="vit",
-        width=16 if debug else 96,
-        depth=2 if debug else 6,
-        heads=2 if debug else 3,
-        mlp_width=32 if debug else 384,
+        width=16 if args.debug else 64,
+        depth=2 if args.debug else 5,
+        heads=2,
+        mlp_width=32 if args.debug else 256,
         patch_size=4,
         image_size=size,
-        num_classes=10,
+        num_classes="data",
         pool="gap",
-        drop_path=0.0,
-        scan=True,
+        scan=False,
     )
 
+    train = "decode(1)|random_crop(" + size.to_str() + ", padding=2)|flip|normalize('fashion_mnist')"
     evaluate = "decode(1)|resize(" + size.to_str() + ")|normalize('fashion_mnist')"
     config.data = dict(
         source="tfds:fashion_mnist",
-        train=dict(
-            split="train[:1%]" if debug else "train",
-            ops="decode(1)|random_crop(" + size.to_str() + ", padding=2)|flip|normalize('fashion_mnist')",
-        ),
-        eval=dict(split="test[:1%]" if debug else "test", ops=evaluate),
-        workers=0,
+        train=dict(split="train[:1%]" if args.debug else "train", ops=train),
+        eval=dict(split="test[:1%]" if args.debug else "test", ops=evaluate),
     )
 
     config.optimizer = dict(name="adamw", b2=0.99, weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(name="cosine", peak=2e-3, warmup="10%")
-    config.evals = dict(test=dict(type="classification", every="5 epochs"))
-    config.log = dict(every=1 if debug else 50)
+    config.evals = dict(test=dict(type="classification", every="25%"))
+    config.log = dict(every=1 if args.debug else 50)
     return config

@@ -104,6 +104,7 @@ class Job:
     """All sections of a config.
 
     Attributes:
+      model: its name and fields; `num_classes` may be "data", for as many as the training data has.
       total: how long to train.
       batch_size: examples per step, over all devices.
       seed: of the parameters, the order of the data and every random choice.

@@ -3,35 +3,27 @@
 from typing import Any
 
 import jax
-from etils import epath
 
 from vitvlm.core import config as config_lib
 from vitvlm.jobs import fields
-from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.jobs.setup import Setup, load_state, setup
 from vitvlm.training import partial
-from vitvlm.training.checkpoints import CheckpointError, Checkpoints
+from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.state import TrainState
-from vitvlm.training.workdir import read_config
-
-
-def load_state(workdir: str | epath.Path, step: int | None = None) -> TrainState:
-    """The train state of a workdir, checked, on its own config's mesh.
-
-    Raises WorkdirError if there is no training in the folder, CheckpointError if there is no whole checkpoint.
-    """
-    job = setup(read_config(workdir))
-    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(restore_target(job), step).state
+from vitvlm.training.workdir import WorkdirError, read_config
 
 
 def apply(job: Setup, state: TrainState) -> TrainState:
-    """The fresh state with the parameters that `config.init_from` names; the state itself if it names none."""
+    """The fresh state with the parameters that `config.init_from` names; the state itself if it names none.
+
+    Raises ConfigError if there is no such checkpoint, or for the reasons of `training.partial.restore`.
+    """
     if job.job.init_from is None:
         return state
     wanted = config_lib.call(fields.InitFrom, job.job.init_from, "config.init_from")
     try:
-        source = load_state(wanted.path, wanted.step)
-    except (CheckpointError, config_lib.ConfigError) as error:
+        source = load_state(setup(read_config(wanted.path)), wanted.path, wanted.step)
+    except (CheckpointError, WorkdirError) as error:
         raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     if wanted.ema and source.ema is None:
         raise config_lib.ConfigError(f"config.init_from.ema: {wanted.path} holds no averaged parameters")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ from vitvlm.data.batches import zero_batch
 from vitvlm.jobs import fields
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import optimizer, sharding
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
 
@@ -89,8 +91,11 @@ def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
     data.split(data.eval, "config.data.eval")
     operations.parse(train_split.ops)
     mesh = sharding.make_mesh(job.mesh)
-    task = build_task(job)
     source = open_split(train_split)
+    if job.model.get("num_classes") == "data":
+        plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
+        job = dataclasses.replace(job, model=plain["model"])
+    task = build_task(job)
     clock = Clock(job.batch_size, len(source))
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
@@ -119,6 +124,15 @@ def restore_target(job: Setup) -> TrainState:
         job.state_shapes,
         job.state_shardings,
     )
+
+
+def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> TrainState:
+    """The train state of a checkpoint (the latest by default) in a workdir, checked, on the job's mesh.
+
+    Raises CheckpointError if there is no whole checkpoint, or it does not fit the job.
+    """
+    with Checkpoints(epath.Path(folder) / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(restore_target(job), step).state
 
 
 def build_task(job: fields.Job) -> Task:

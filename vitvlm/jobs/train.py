@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import flops
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import evaluators, init_from
+from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
 from vitvlm.training import loop, peak_flops, resume, sharding, workdir, writers
@@ -156,13 +157,13 @@ def _evaluations(
     ema = job.job.ema_decay is not None
 
     def run(each: evaluators.NamedEvaluator, state: TrainState, step: int) -> Mapping[str, float]:
-        return each.run(predict, state.variables(ema=ema), folder / "evaluations" / f"{step:08d}" / each.name).metrics
+        return each.run(predict, state.variables(ema=ema), results_folder(folder, step) / each.name).metrics
 
     return tuple(
         loop.Evaluation(
             each.name,
             functools.partial(run, each),
-            every=each.when.every and job.clock.steps(each.when.every, f"config.evals.{each.name}.every") or 0,
+            every=job.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every"),
             at_start=each.when.at_start,
             at_end=each.when.at_end,
         )

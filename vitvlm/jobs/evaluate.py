@@ -1,0 +1,115 @@
+"""Scores a trained checkpoint with any evaluators: one table, and JSON in the workdir."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from vitvlm import evaluation
+from vitvlm.core import config as config_lib
+from vitvlm.jobs import evaluators, fields
+from vitvlm.jobs.prediction import Predictor
+from vitvlm.jobs.setup import Setup, load_state, setup
+from vitvlm.training.workdir import read_config
+
+# Bounds of an interval are shown with the figure that they belong to.
+_BOUNDS = ("_low", "_high")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One evaluator's result on one checkpoint."""
+
+    name: str
+    step: int
+    result: evaluation.Result
+
+
+def evaluate(
+    folder: epath.PathLike,
+    names: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    step: int | None = None,
+) -> list[Row]:
+    """Runs evaluators on a checkpoint of a workdir.
+
+    Args:
+      folder: the workdir of a training.
+      names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
+        by default.
+      config: its `evals`, `data` and `batch_size`, where it has them, stand in for the training's own.
+      step: the checkpoint; the latest by default.
+
+    Results are written to `evaluations/<step>/<name>/` and, together, to `evaluations/<step>/results.json`.
+    Raises ConfigError, WorkdirError, CheckpointError or DataError with one line that says what to do.
+    """
+    folder = epath.Path(folder)
+    own = read_config(folder)
+    replaced = config_lib.plain(config or {})
+    job = setup({**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}})
+    evals = evaluators.build(job, _sections(job, names))
+    state = load_state(job, folder, step)
+    variables = state.variables(ema=state.ema is not None)
+    step = int(state.step)
+    predict = Predictor(job.task, job.mesh)
+    console = Console(stderr=True, quiet=jax.process_index() > 0)
+    rows = []
+    for each in evals:
+        with console.status(f"{each.name} on checkpoint {step}"):
+            rows.append(Row(each.name, step, each.run(predict, variables, results_folder(folder, step) / each.name)))
+    if jax.process_index() == 0:
+        _write(results_folder(folder, step) / "results.json", rows)
+    return rows
+
+
+def results_folder(folder: epath.Path, step: int) -> epath.Path:
+    """Where the evaluations of a checkpoint are."""
+    return folder / "evaluations" / f"{step:08d}"
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The results as one table: each figure with its interval, and the protocol that it was measured under."""
+    shown = Table("evaluation", "metric", "value", "interval", "protocol", title=f"checkpoint {rows[0].step}")
+    for row in rows:
+        first = True
+        for name, value, interval in figures(row.result.metrics):
+            shown.add_row(row.name if first else "", name, value, interval, row.result.protocol if first else "")
+            first = False
+        shown.add_section()
+    return shown
+
+
+def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """(name, value, interval) of each metric; an interval's bounds are no rows of their own."""
+    rows = []
+    for name, value in metrics.items():
+        if name.endswith(_BOUNDS) and name.rpartition("_")[0] in metrics:
+            continue
+        low, high = (metrics.get(name + bound) for bound in _BOUNDS)
+        rows.append((name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
+    return rows
+
+
+def _sections(job: Setup, names: Sequence[str]) -> dict[str, fields.Section]:
+    """The sections that are named; an evaluator's type stands for one with its defaults."""
+    if not names:
+        if not job.job.evals:
+            raise config_lib.ConfigError(f"the config has no evals; name some: {', '.join(evaluation.names())}")
+        return dict(job.job.evals)
+    known = {**{name: {"type": name} for name in evaluation.names()}, **job.job.evals}
+    for name in names:
+        if name not in known:
+            raise config_lib.ConfigError(f"evals: no evaluation {name!r}; {config_lib.suggest(name, known)}")
+    return {name: known[name] for name in names}
+
+
+def _write(path: epath.Path, rows: Sequence[Row]) -> None:
+    """All results of this checkpoint so far; those of other names stay."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    now = {row.name: {"protocol": row.result.protocol, "metrics": row.result.metrics} for row in rows}
+    path.write_text(json.dumps(before | now, indent=2, ensure_ascii=False) + "\n")
