@@ -195,7 +195,7 @@ def test_muon_equals_torch():
     np.testing.assert_allclose(actual["a"]["kernel"], expected["a/kernel"], atol=3e-3)
 
 
-@pytest.mark.parametrize("name", sorted(methods.METHODS))
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "lamb", "lars", "muon"])
 def test_scanned_layers_train_as_looped_ones(name):
     fields = {"name": name, "weight_decay": 0.1, "layer_decay": 0.7, "clip_norm": 1.0}
     if name == "adafactor":

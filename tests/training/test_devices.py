@@ -1,0 +1,24 @@
+"""Runs the tests of eight_devices/ where there are eight simulated CPU devices: in a process of their own.
+
+The number of devices is fixed when JAX starts, and the other tests run on one.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent / "eight_devices"
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in FOLDER.glob("*.py")))
+def test_on_eight_devices(module):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", "--tb=short", str(FOLDER / module)],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
