@@ -9,13 +9,22 @@ from vitvlm.jobs.ablation.rows import Measured
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A column that is no score: its key in the outcome, its heading, its unit in a CSV, and how to write a number."""
+    """A number that is no score.
+
+    Attributes:
+      key: in the outcome, and in the CSV (in base units).
+      label, unit: its heading.
+      show: how people read it.
+      note: what exactly it is.
+      shown: whether tables for people have it too.
+    """
 
     key: str
     label: str
     unit: str
     show: Callable[[float], str]
     note: str
+    shown: bool = True
 
 
 def si(value: float, unit: str) -> str:
@@ -60,7 +69,10 @@ COSTS = (
         "FLOP",
         lambda value: si(value, "FLOP"),
         "of the whole training, forward and backward (3 x forward), analytic",
+        shown=False,
     ),
+    Cost("examples", "examples", "", lambda value: f"{value:,.0f}", "that it was trained on", shown=False),
+    Cost("steps", "steps", "", lambda value: f"{value:,.0f}", "of the optimizer", shown=False),
     Cost(
         "step_seconds",
         "step time",
@@ -87,8 +99,8 @@ COSTS = (
 
 
 def present(costs: Sequence[dict[str, float]]) -> tuple[Cost, ...]:
-    """The columns for which any row has a number."""
-    return tuple(cost for cost in COSTS if any(cost.key in row for row in costs))
+    """The columns of tables for people: those for which any row has a number."""
+    return tuple(cost for cost in COSTS if cost.shown and any(cost.key in row for row in costs))
 
 
 def number(score: Score, value: float) -> str:
@@ -108,9 +120,9 @@ def heading(score: Score) -> str:
 
 
 def behind(score: Score, measured: Measured) -> str:
-    """The paired difference from the best, with its interval: "-1.2 [-1.9, -0.6]"."""
+    """The paired difference from the best, with its interval: "−1.2 [−1.9, −0.6]"."""
     if measured.behind is None:
         return ""
     scale, digits = (100, ".1f") if score.percent else (1, ".3g")
     estimate, low, high = (f"{scale * value:+{digits}}" for value in measured.behind)
-    return f"{estimate} [{low}, {high}]"
+    return f"{estimate} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")

@@ -24,9 +24,9 @@ class Stage:
 
     Attributes:
       name: of its folder, and the prefix of its metrics.
-      base: a config file, "configs/vit_fashion.py:debug".
-      overrides: nested fields that differ from the file for ALL variants. A string may hold "{pretrain}": the folder of
-        this variant's stage of that name.
+      base: a config file, "configs/vit_fashion.py:debug". In its argument, and in any string of the config, "{pretrain}"
+        stands for the folder of this variant's stage of that name.
+      overrides: nested fields that differ from the file for ALL variants; None takes a whole section out.
       label: for people; the name by default.
     """
 
@@ -176,13 +176,20 @@ def _override(config: ConfigDict, fields: Section, where: str) -> None:
     with config.unlocked():
         for name, value in fields.items():
             place = f"{where}.{name}"
-            if isinstance(value, Mapping) and isinstance(config.get(name), ConfigDict):
+            section = isinstance(config.get(name), ConfigDict)
+            if section and isinstance(value, Mapping):
                 _override(config[name], value, place)
-                continue
-            try:
-                config[name] = value
-            except TypeError as error:
-                raise ConfigError(f"{place}: {error}") from error
+            elif section and value is None:
+                del config[name]
+            else:
+                _set(config, name, value, place)
+
+
+def _set(config: ConfigDict, name: str, value: Any, where: str) -> None:
+    try:
+        config[name] = value
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _filled(value: Any, places: Mapping[str, str]) -> Any:

@@ -70,11 +70,11 @@ def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
     _errorbars(axes, sweep, rows, flops)
     axes.set_xscale("log")
     axes.set_xlabel("forward GFLOPs per image (analytic, log scale)")
-    axes.set_title("Score against compute")
+    axes.set_title("Score against compute", pad=26)
     for row, x in zip(rows, flops):
         axes.annotate(
-            row.name, (x, 0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
-            ha="center", va="bottom", fontsize=8, color="#6b7280", rotation=90,
+            row.name, (x, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            ha="center", va="bottom", fontsize=8, color="#6b7280",
         )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _resources(path: epath.Path, sweep: Plan, rows: Sequence[Row]) -> epath.Path
         bars = axes.bar(names, [cost.get(key, 0) * scale for cost in costs], color=COLOURS[0], width=0.6)
         axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
         axes.set_ylabel(label)
-        axes.set_xlabel(sweep.axis.partition(" (")[0] + ": variant")
+        axes.set_xlabel("variant")
         axes.grid(axis="x", visible=False)
         axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 8 else 0)
     panels[0].set_title(f"Costs of {sweep.costs_of}")

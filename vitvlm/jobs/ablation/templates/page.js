@@ -25,7 +25,7 @@ table.tHead.querySelectorAll("th").forEach((heading, column) => {
 });
 
 // --- drawing ----------------------------------------------------------------------------------------------------------
-const WIDTH = 760, HEIGHT = 360, LEFT = 64, RIGHT = 20, TOP = 16, BOTTOM = 48;
+const HEIGHT = 360, LEFT = 64, RIGHT = 20, TOP = 30, BOTTOM = 48;
 
 function draw(parent, name, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -73,40 +73,68 @@ function scale(values, from, to, log) {
   return { at, ticks: niceTicks(low, high, log) };
 }
 
-// series: {colour, points: [{x, y, low, high, name}], dots}; logs: which axes are logarithmic
-function chart(holder, series, xLabel, yLabel, logs, xTicks) {
+function swatch(parent, kind, place, name) {
+  const element = document.createElement(kind), line = document.createElement("i");
+  line.style.color = colour(place);
+  element.append(line, name);
+  parent.append(element);
+  return element;
+}
+
+// series: {colour, points: [{x, y, low, high, name}], dots}; logs: which axes are logarithmic; xTicks: instead of round
+// numbers; names: whether the points' names stand above the drawing
+function chart(holder, series, { xLabel, yLabel, logs, xTicks, names }) {
   holder.replaceChildren();
   const points = series.flatMap((one) => one.points);
   if (!points.length) { holder.textContent = "nothing to show yet"; return; }
-  const svg = draw(holder, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
-  const x = scale(points.map((p) => p.x), LEFT, WIDTH - RIGHT, logs.x);
-  const y = scale(points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]), HEIGHT - BOTTOM, TOP, logs.y);
+  const width = Math.max(holder.clientWidth - 12, 280), right = width - RIGHT, bottom = HEIGHT - BOTTOM;
+  const svg = draw(holder, "svg", { width, height: HEIGHT });
+  const x = scale(points.map((p) => p.x), LEFT, right, logs.x);
+  const y = scale(points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]), bottom, TOP, logs.y);
   for (const tick of y.ticks) {
-    draw(svg, "line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y.at(tick), y2: y.at(tick) });
+    draw(svg, "line", { class: "grid", x1: LEFT, x2: right, y1: y.at(tick), y2: y.at(tick) });
     draw(svg, "text", { class: "tick", x: LEFT - 8, y: y.at(tick) + 4, "text-anchor": "end" }, label(tick));
   }
+  let free = -Infinity;
   for (const tick of xTicks ?? x.ticks) {
-    draw(svg, "line", { class: "axis", x1: x.at(tick), x2: x.at(tick), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 5 });
-    draw(svg, "text", { class: "tick", x: x.at(tick), y: HEIGHT - BOTTOM + 19, "text-anchor": "middle" }, label(tick));
+    draw(svg, "line", { class: "axis", x1: x.at(tick), x2: x.at(tick), y1: bottom, y2: bottom + 5 });
+    if (x.at(tick) < free) continue;
+    const text = draw(svg, "text", { class: "tick", x: x.at(tick), y: bottom + 19, "text-anchor": "middle" }, label(tick));
+    free = x.at(tick) + text.getComputedTextLength() + 6;
   }
-  draw(svg, "line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM });
-  draw(svg, "text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, xLabel);
-  draw(svg, "text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)` }, yLabel);
+  draw(svg, "line", { class: "axis", x1: LEFT, x2: right, y1: bottom, y2: bottom });
+  draw(svg, "text", { x: (LEFT + right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, xLabel);
+  draw(svg, "text", { "text-anchor": "middle", transform: `translate(14 ${(TOP + bottom) / 2}) rotate(-90)` }, yLabel);
   for (const one of series) {
     const path = one.points.map((p) => `${x.at(p.x)},${y.at(p.y)}`).join(" ");
     draw(svg, "polyline", { points: path, fill: "none", stroke: one.colour, "stroke-width": 1.8, "stroke-linejoin": "round" });
     if (!one.dots) continue;
     for (const p of one.points) {
-      const [px, py] = [x.at(p.x), y.at(p.y)];
+      const px = x.at(p.x), group = draw(svg, "g", {});
+      draw(group, "title", {}, `${p.name}: ${label(p.y)}${p.low != null ? ` [${label(p.low)}, ${label(p.high)}]` : ""}`);
       if (p.low != null) {
-        const bar = [y.at(p.low), y.at(p.high)];
-        draw(svg, "path", { d: `M${px} ${bar[0]}V${bar[1]}M${px - 5} ${bar[0]}h10M${px - 5} ${bar[1]}h10`, stroke: one.colour, "stroke-width": 1.4 });
+        const low = y.at(p.low), high = y.at(p.high);
+        draw(group, "path", { d: `M${px} ${low}V${high}M${px - 5} ${low}h10M${px - 5} ${high}h10`, stroke: one.colour, "stroke-width": 1.4 });
       }
-      const dot = draw(svg, "circle", { cx: px, cy: py, r: 4.5, fill: one.colour });
-      draw(dot, "title", {}, `${p.name}: ${label(p.y)}${p.low != null ? ` [${label(p.low)}, ${label(p.high)}]` : ""}`);
-      const end = px > WIDTH - 140;
-      draw(svg, "text", { class: "tick", x: px + (end ? -8 : 8), y: py - 7, "text-anchor": end ? "end" : "start" }, p.name);
+      draw(group, "circle", { cx: px, cy: y.at(p.y), r: 4.5, fill: one.colour });
     }
+  }
+  if (names) nameColumns(svg, new Map(points.map((p) => [p.name, x.at(p.x)])), right, bottom);
+}
+
+// Each name stands above its points, in the first of two lines that has room, with a line down to them.
+function nameColumns(svg, places, right, bottom) {
+  const free = [-Infinity, -Infinity];
+  for (const [name, px] of [...places].sort((a, b) => a[1] - b[1])) {
+    const text = draw(svg, "text", { class: "tick", "text-anchor": "middle" }, name);
+    const half = text.getComputedTextLength() / 2, centre = Math.min(Math.max(px, LEFT + half), right + RIGHT - half);
+    const line = free.findIndex((end) => centre - half > end + 8);
+    if (line < 0) { text.remove(); continue; }
+    free[line] = centre + half;
+    text.setAttribute("x", centre);
+    text.setAttribute("y", 11 + 13 * line);
+    const guide = draw(svg, "line", { class: "grid", x1: px, x2: px, y1: TOP, y2: bottom, "stroke-dasharray": "2 4" });
+    svg.prepend(guide);
   }
 }
 
@@ -135,6 +163,7 @@ if (chosenY) {
   if (data.scores.length > 1) chosenY.add(new Option("all scores", "all"));
   measures.forEach((one, place) => chosenY.add(new Option(one.label, place)));
   axes.forEach((one, place) => chosenX.add(new Option(one.label, place)));
+  const legend = document.getElementById("compare-legend");
   const redraw = () => {
     const axis = axes[chosenX.value];
     const shown = chosenY.value === "all" ? measures.slice(0, data.scores.length) : [measures[chosenY.value]];
@@ -143,19 +172,24 @@ if (chosenY) {
       dots: true,
       points: data.rows
         .filter((row) => one.of(row) && axis.of(row))
-        .map((row) => ({ x: axis.of(row).y, name: shown.length > 1 ? `${row.name} ${one.label}` : row.name, ...one.of(row) }))
+        .map((row) => ({ x: axis.of(row).y, name: row.name, ...one.of(row) }))
         .sort((a, b) => a.x - b.x),
     }));
     const values = series.flatMap((one) => one.points.map((p) => p.x));
-    const canLog = values.every((value) => value > 0);
-    chart(
-      document.getElementById("compare"), series, axis.label, shown.length > 1 ? "score" : shown[0].label,
-      { x: log.checked && canLog }, axis.value ? [...new Set(values)] : undefined,
-    );
+    chart(document.getElementById("compare"), series, {
+      xLabel: axis.label,
+      yLabel: shown.length > 1 ? "score" : shown[0].label,
+      logs: { x: log.checked && values.every((value) => value > 0) },
+      xTicks: axis.value ? [...new Set(values)].sort((a, b) => a - b) : undefined,
+      names: true,
+    });
+    legend.replaceChildren();
+    if (shown.length > 1) shown.forEach((one, place) => swatch(legend, "span", place, one.label));
   };
   chosenY.onchange = redraw;
   chosenX.onchange = () => { log.checked = chosenX.value !== "0"; redraw(); };
   log.onchange = redraw;
+  addEventListener("resize", redraw);
   redraw();
 }
 
@@ -172,7 +206,7 @@ if (chosenY) {
     }));
     const shown = series.filter((one) => !hidden.has(one.name));
     const positive = shown.every((one) => one.points.every((p) => p.y > 0));
-    chart(document.getElementById("curves"), shown, "step", "training loss", { y: log.checked && positive });
+    chart(document.getElementById("curves"), shown, { xLabel: "step", yLabel: "training loss", logs: { y: log.checked && positive } });
     for (const button of stages.children) button.setAttribute("aria-pressed", button.textContent === stage);
     for (const button of legend.children) button.setAttribute("aria-pressed", !hidden.has(button.dataset.name));
   };
@@ -184,11 +218,9 @@ if (chosenY) {
     stages.append(button);
   }
   data.rows.forEach((row, place) => {
-    const button = document.createElement("button"), line = document.createElement("i");
+    const button = swatch(legend, "button", place, row.name);
     button.type = "button";
     button.dataset.name = row.name;
-    line.style.color = colour(place);
-    button.append(line, row.name);
     button.onclick = () => { hidden.has(row.name) ? hidden.delete(row.name) : hidden.add(row.name); redraw(); };
     legend.append(button);
   });
