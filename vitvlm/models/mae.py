@@ -97,7 +97,7 @@ class MAE(nn.Module):
     """A ViT encodes the visible patches, a small decoder predicts the pixels of the masked ones.
 
     Fields:
-      vit: the encoder; the decoder shares its patch size, kind of positions, norm_eps, activation, scan, dtypes and so on.
+      vit: the encoder; the decoder shares its patch size, positions, norm_eps, activation, scan, dtypes and so on.
       mask_ratio, masking: see `nn.masking.make_masking`.
       norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
       decoder_mlp_width: 4 x decoder_width by default.

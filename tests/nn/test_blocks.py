@@ -1,0 +1,93 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from vitvlm.core.config import ConfigError
+from vitvlm.nn.activations import ACTIVATIONS, activation
+from vitvlm.nn.blocks import Block, drop_examples
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 8)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "name, theirs",
+    [
+        ("gelu", torch.nn.GELU()),
+        ("gelu_tanh", torch.nn.GELU(approximate="tanh")),
+        ("relu", torch.nn.ReLU()),
+        ("silu", torch.nn.SiLU()),
+        ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
+    ],
+)
+def test_activation_equals_torch(name, theirs):
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    np.testing.assert_allclose(activation(name)(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-6)
+    assert name in ACTIVATIONS
+
+
+def test_unknown_activation_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"activation 'quickgelu'.*did you mean .quick_gelu"):
+        activation("quickgelu")
+
+
+def test_layer_scale_scales_each_branch(tokens):
+    scaled = Block(2, 16, layer_scale=1e-4)
+    params = jax.jit(scaled.init)(jax.random.key(0), tokens)["params"]
+    np.testing.assert_array_equal(params["attention_scale"], np.full(8, 1e-4, np.float32))
+    np.testing.assert_array_equal(params["mlp_scale"], np.full(8, 1e-4, np.float32))
+
+    @jax.jit
+    def run(attention_scale, mlp_scale):
+        scales = {"attention_scale": attention_scale, "mlp_scale": mlp_scale}
+        return scaled.apply({"params": params | scales}, tokens)[0]
+
+    zero, one = jnp.zeros(8), jnp.ones(8)
+    unscaled = {name: leaf for name, leaf in params.items() if not name.endswith("_scale")}
+    plain = jax.jit(Block(2, 16).apply)({"params": unscaled}, tokens)[0]
+    np.testing.assert_array_equal(run(zero, zero), tokens)
+    np.testing.assert_allclose(run(one, one), plain, atol=1e-6)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    update = jnp.ones((20_000, 2, 3))
+    dropped = np.asarray(drop_examples(update, 0.3, jax.random.key(0)))
+    assert (dropped == dropped[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+    assert abs((dropped[:, 0, 0] == 0).mean() - 0.3) < 0.015
+    np.testing.assert_array_equal(drop_examples(update, 0.0, jax.random.key(0)), update)
+
+
+@pytest.fixture(scope="module")
+def variables(tokens):
+    return jax.jit(Block(2, 16).init)(jax.random.key(0), tokens)
+
+
+@pytest.mark.parametrize(
+    "fields, drop_path", [({"dropout": 0.5}, None), ({"attention_dropout": 0.5}, None), ({}, 0.5)], ids=str
+)
+def test_randomness_acts_in_training_only(fields, drop_path, variables, tokens):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(train, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return Block(2, 16, **fields).apply(variables, tokens, None, drop_path, train, rngs=rngs)[0]
+
+    np.testing.assert_array_equal(run(False, 0), run(False, 1))
+    np.testing.assert_array_equal(run(True, 0), run(True, 0))
+    assert (run(True, 0) != run(True, 1)).any()
+    assert (run(True, 0) != run(False, 0)).any()
+
+
+def test_a_dropped_branch_leaves_the_example_as_it_was(variables, tokens):
+    many = jnp.tile(tokens, (32, 1, 1))
+    y, _ = jax.jit(lambda rng: Block(2, 16).apply(variables, many, None, 0.6, True, rngs={"dropout": rng}))(
+        jax.random.key(0)
+    )
+    unchanged = np.asarray(y == many).all(axis=(1, 2))
+    assert abs(unchanged.mean() - 0.6**2) < 0.12
