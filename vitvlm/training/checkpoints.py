@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array
@@ -114,6 +115,8 @@ class Checkpoints:
         self._read_only = read_only
         self._saving: int | None = None
         self._metrics: dict[int, Mapping[str, Any]] = {}
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: no folder of checkpoints")
         logging.getLogger("absl").addFilter(_NO_ECHOES)
         self._manager = self._open()
 
@@ -263,6 +266,8 @@ class Checkpoints:
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
             preservation_policy=self,
+            # Made in the background, a folder that cannot be made leaves threads waiting for it for five minutes.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
             manager = ocp.CheckpointManager(self.folder, options=options)
@@ -319,8 +324,11 @@ class Checkpoints:
 
 
 def _as_arrays(tree: Tree) -> dict[str, Any]:
-    """Nested dictionaries of the tree's arrays, typed keys as their words: what goes to disk."""
-    return paths.unflatten({path: _key_words(leaf) for path, leaf in paths.flatten(tree).items()})
+    """Nested dictionaries of the tree's arrays, typed keys as their words: what goes to disk.
+
+    Arrays without elements stay out: there is nothing to save, and Orbax refuses them.
+    """
+    return paths.unflatten({path: _key_words(leaf) for path, leaf in paths.flatten(tree).items() if leaf.size})
 
 
 def _key_words(leaf: Any) -> Any:
@@ -337,6 +345,8 @@ def _like(target: Tree, arrays: Mapping[str, Any]) -> Tree:
     found = paths.flatten(arrays)
 
     def pick(path: str, leaf: Any) -> Array:
+        if not leaf.size:
+            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(found[path], impl=_key_impl(leaf))
         return found[path]
