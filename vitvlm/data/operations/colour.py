@@ -27,7 +27,7 @@ def normalize(
 
     "half", the default, gives [-1, 1]; "unit" gives [0, 1].
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+    if image.dtype != np.uint8:
         raise ValueError("works on uint8 pixels: put it after decode, once")
     scale, offset = _affine(mean, std)
     if len(scale) not in (1, image.shape[2]):

@@ -30,6 +30,8 @@ class Operation:
         named = {**self.named, "rng": rng} if self.function.random else self.named
         try:
             if self.function.on_image:
+                if isinstance(example["image"], bytes) and self.function.name != "decode":
+                    raise ValueError("the image is still encoded: put decode first")
                 return {**example, "image": self.function(example["image"], *self.positional, **named)}
             return self.function(example, *self.positional, **named)
         except UnreadableImage as error:
@@ -77,8 +79,12 @@ def parse(text: str) -> Pipeline:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"operations {text!r}: not operations joined by '|' ({_reason(error)})") from None
-    return Pipeline(text, tuple(_operation(node, text) for node in _split(tree)))
+        reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        raise ConfigError(f"operations {text!r}: not operations joined by '|' ({reason})") from None
+    try:
+        return Pipeline(text, tuple(_operation(node, text) for node in _split(tree)))
+    except RecursionError:
+        raise ConfigError(f"operations {text!r}: nested too deeply") from None
 
 
 def describe() -> str:
@@ -141,7 +147,7 @@ def _operation(node: ast.expr, text: str) -> Operation:
 def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, MemoryError):
         raise ConfigError(
             f"operations {text!r}: the argument {ast.unparse(node)!r} is not a number, string, tuple, None or bool"
         ) from None
@@ -162,7 +168,3 @@ def _check_type(parameter: inspect.Parameter, value: Any, node: ast.expr) -> Non
 
 def _type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-
-
-def _reason(error: BaseException) -> str:
-    return error.msg if isinstance(error, SyntaxError) else type(error).__name__

@@ -16,9 +16,7 @@ INTERPOLATIONS = {
 
 
 def to_pillow(pixels: Pixels) -> Image.Image:
-    """A Pillow image of uint8 pixels with 1, 3 or 4 channels. Raises ValueError for bytes and floats."""
-    if not isinstance(pixels, np.ndarray):
-        raise ValueError("the image is still encoded: put decode first")
+    """A Pillow image of uint8 pixels with 1, 3 or 4 channels. Raises ValueError for floats."""
     if pixels.dtype != np.uint8:
         raise ValueError(f"works on uint8 pixels, not on {pixels.dtype}: put it before normalize")
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

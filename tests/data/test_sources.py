@@ -1,0 +1,189 @@
+"""Sources: what `open` finds, in which order, and what it says when there is nothing to find."""
+
+import gzip
+import struct
+
+import numpy as np
+import pictures
+import pytest
+import tensorflow_datasets as tfds
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data import sources
+from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.sources import prepared
+
+
+def test_a_folder_without_splits_is_a_stratified_train_split(tmp_path):
+    pictures.folder(tmp_path, {"cat": 40, "dog": 20})
+    whole = sources.open(f"folder:{tmp_path}", "train")
+    head = sources.open(f"folder:{tmp_path}", "train[:80%]")
+    tail = sources.open(f"folder:{tmp_path}", "train[80%:]")
+    assert whole.label_names == ("cat", "dog") and whole.num_classes == 2 and len(whole) == 60
+    assert np.bincount(head.labels).tolist() == [32, 16] and np.bincount(tail.labels).tolist() == [8, 4]
+    assert set(head.ids) | set(tail.ids) == set(whole.ids) and not set(head.ids) & set(tail.ids)
+    example = tail[3]
+    assert example["image"] == (tmp_path / example["id"]).read_bytes()
+    assert whole.label_names[example["label"]] == example["id"].split("/")[0] and tail.labels[3] == example["label"]
+
+
+def test_a_folder_with_splits_has_those(tmp_path):
+    pictures.folder(tmp_path / "train", {"cat": 3, "dog": 2})
+    pictures.folder(tmp_path / "val", {"cat": 1, "dog": 1})
+    assert len(sources.open(f"folder:{tmp_path}", "train")) == 5 and len(sources.open(f"folder:{tmp_path}", "val")) == 2
+    with pytest.raises(ConfigError, match=r"no split 'test'; .*val"):
+        sources.open(f"folder:{tmp_path}", "test")
+
+
+def test_a_folder_ignores_other_files(tmp_path):
+    pictures.folder(tmp_path, {"cat": 2})
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "cat" / "._000.png").write_bytes(b"x")
+    (tmp_path / ".cache").mkdir()
+    assert sorted(sources.open(f"folder:{tmp_path}", "train").ids) == ["cat/000.png", "cat/001.png"]
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    pictures.folder(tmp_path, {"cat": 2})
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(DataError, match="dog: no images in this class"):
+        sources.open(f"folder:{tmp_path}", "train")
+
+
+def test_a_folder_that_is_not_split_says_how_to_slice_it(tmp_path):
+    pictures.folder(tmp_path, {"cat": 2})
+    with pytest.raises(ConfigError, match=r"train\[:80%\]"):
+        sources.open(f"folder:{tmp_path}", "test")
+
+
+def test_a_missing_folder_and_one_without_classes_are_errors(tmp_path):
+    with pytest.raises(DataError, match="no such directory"):
+        sources.open(f"folder:{tmp_path / 'nowhere'}", "train")
+    with pytest.raises(DataError, match="no class directories"):
+        sources.open(f"folder:{tmp_path}", "train")
+
+
+def test_a_file_that_vanishes_is_an_unreadable_image_with_a_name(tmp_path):
+    pictures.folder(tmp_path, {"cat": 1})
+    source = sources.open(f"folder:{tmp_path}", "train")
+    (tmp_path / "cat" / "000.png").unlink()
+    with pytest.raises(UnreadableImage, match=r"cat/000.png: No such file"):
+        source[0]
+
+
+def _write_idx(folder, images, labels, compress):
+    """MNIST's files, written from the format's definition."""
+    write = gzip.compress if compress else bytes
+    suffix = ".gz" if compress else ""
+    for prefix in ("train", "t10k"):
+        header = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
+        (folder / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(write(header + images.tobytes()))
+        header = struct.pack(">BBBBI", 0, 0, 8, 1, len(labels))
+        (folder / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(write(header + labels.tobytes()))
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_idx_files_are_read_as_pixels(tmp_path, compress):
+    images = np.random.default_rng(0).integers(0, 256, (20, 5, 3), dtype=np.uint8)
+    labels = np.arange(20, dtype=np.uint8) % 4
+    _write_idx(tmp_path, images, labels, compress)
+    source = sources.open(f"idx:{tmp_path}", "test[5:]")
+    assert len(source) == 15 and source.num_classes == 4 and source[2]["id"] == "test-7"
+    assert np.array_equal(source[2]["image"], images[7][..., None]) and source[2]["label"] == labels[7]
+
+
+def test_damaged_idx_files_are_named(tmp_path):
+    images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
+    _write_idx(tmp_path, images, labels, compress=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
+        sources.open(f"idx:{tmp_path}", "train")
+    path.write_bytes(gzip.compress(struct.pack(">BBBBIII", 0, 0, 8, 3, 4, 2, 2) + bytes(15)))
+    with pytest.raises(DataError, match="not an idx file"):
+        sources.open(f"idx:{tmp_path}", "train")
+
+
+class _Flowers(tfds.core.GeneratorBasedBuilder):
+    """A TFDS data set made on the spot."""
+
+    name = "flowers"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=["a", "b"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(10), "validation": self._generate_examples(3)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield i, {"image": pictures.encoded(pictures.pattern(8, 6, seed=i), "JPEG"), "label": i % 2}
+
+
+def test_a_prepared_tfds_data_set_is_read_by_name_and_by_path(tmp_path):
+    builder = _Flowers(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    named = sources.open("tfds:flowers", "train", data_dir=str(tmp_path))
+    by_path = sources.open(f"tfds:{builder.data_path}", "train")
+    assert len(named) == 10 and named.label_names == ("a", "b")
+    images = {pictures.encoded(pictures.pattern(8, 6, seed=i), "JPEG"): i % 2 for i in range(10)}
+    for i in range(10):
+        assert images.pop(named[i]["image"]) == named[i]["label"] == named.labels[i] == by_path[i]["label"]
+    assert len(set(named.ids)) == 10 and named[4]["id"] == named.ids[4]
+    with pytest.raises(ConfigError, match="no split 'test'"):
+        sources.open("tfds:flowers", "test", data_dir=str(tmp_path))
+
+
+def test_labels_fraction_of_a_slice_is_named_and_stratified(tmp_path):
+    images = np.zeros((400, 2, 2), np.uint8)
+    _write_idx(tmp_path, images, np.arange(400, dtype=np.uint8) % 4, compress=False)
+    few = sources.open(f"idx:{tmp_path}", "train[:50%]", labels_fraction=0.1, seed=3)
+    assert np.bincount(few.labels).tolist() == [5, 5, 5, 5] and "0.1 of the labels (seed 3)" in few.name
+    assert [few[i]["id"] for i in range(len(few))] == list(few.ids)
+    assert max(int(name.split("-")[1]) for name in few.ids) < 200
+
+
+def test_fashion_mnist_that_is_nowhere_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
+    def no_network(self, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(prepared, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
+    with pytest.raises(DataError) as caught:
+        sources.open("tfds:fashion_mnist", "train", data_dir=str(tmp_path / "tfds"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "dataset-fashion-mnist",
+        str(tmp_path / "debian"),
+        str(tmp_path / "tfds"),
+        "TFDS_DATA_DIR",
+        "no route",
+    ):
+        assert part in message
+
+
+def test_fashion_mnist_is_read_from_debians_files(tmp_path, monkeypatch):
+    _write_idx(tmp_path, np.zeros((12, 28, 28), np.uint8), np.arange(12, dtype=np.uint8) % 10, compress=True)
+    monkeypatch.setattr(prepared, "DEBIAN_FASHION_MNIST", tmp_path)
+    source = sources.open("tfds:fashion_mnist", "test", data_dir=str(tmp_path / "tfds"))
+    assert len(source) == 12 and source.num_classes == 10 and source.label_names[9] == "Ankle boot"
+    assert source[0]["image"].shape == (28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("foldr:x", 'did you mean "folder"'),
+        ("tfds:fashion_mnits", "TFDS knows no such data set"),
+        ("emoji:subgruop", 'did you mean "subgroup"'),
+    ],
+)
+def test_specs_that_mean_nothing_are_errors(spec, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sources.open(spec, "train", data_dir=str(tmp_path))
