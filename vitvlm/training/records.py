@@ -63,12 +63,12 @@ class Record:
 
 
 def line(error: BaseException, most: int = 160) -> str:
-    """An error as part of one line. Of a long one the end is kept, where TensorStore puts the cause."""
+    """An error as part of one line: without TensorStore's specs, and of a long one the end, which names the cause."""
     text = " ".join(str(error).split())
-    text = re.sub(r" \[\w+='.*", "", text)  # TensorStore's error codes and source locations
+    text = re.sub(r" \[[\w\[\]]+='.*|\. See full TensorStore details.*", "", text)
     if isinstance(error, KeyError) or not text:
         text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= most else f"… {text[-most:].partition(' ')[2]}"
+    return text if len(text) <= most else f"… {text[-most:]}"
 
 
 def _digest(content: Json) -> str:

@@ -63,7 +63,7 @@ def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Seq
     before, now = _fields(before), _fields(now)
     free = [re.compile(pattern) for pattern in changeable]
     differing = [
-        f"{name}: {before.get(name, 'absent')!r} before, {now.get(name, 'absent')!r} now"
+        f"{name}: {_show(before, name)} before, {_show(now, name)} now"
         for name in sorted({*before, *now})
         if before.get(name, ...) != now.get(name, ...) and not any(pattern.fullmatch(name) for pattern in free)
     ]
@@ -83,3 +83,7 @@ def _fields(config: Mapping) -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
+
+
+def _show(fields: Mapping[str, Any], name: str) -> str:
+    return repr(fields[name]) if name in fields else "absent"
