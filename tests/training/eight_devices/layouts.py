@@ -15,7 +15,7 @@ from vitvlm.training import sharding
 
 BATCH = 8
 SIZES = {
-    "width": 16, "depth": 2, "heads": 4, "mlp_width": 32, "patch_size": 4, "image_size": (8, 16), "registers": 2,
+    "width": 16, "depth": 2, "heads": 4, "mlp_width": 32, "patch_size": 4, "image_size": (8, 16),
 }  # fmt: skip
 LAYOUTS = {
     "data 8": ({"data": 8}, "replicated"),
@@ -43,11 +43,11 @@ def make_batch():
 
 
 @functools.cache
-def make_variables(name, scan):
-    """Variables on one device, moved away from the zeros and ones that some of them start from."""
-    variables = jax.jit(make_task(name, scan).init)(jax.random.key(0), make_batch())
+def make_params(name, scan):
+    """Random parameters, in NumPy: none of them is zero or one, as initialisers have it, and nothing is compiled."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), variables)
+    shapes = jax.eval_shape(make_task(name, scan).init, jax.random.key(0), make_batch())["params"]
+    return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def loss_and_gradients(task):
@@ -59,16 +59,14 @@ def loss_and_gradients(task):
 
 @functools.cache
 def on_one_device(name, scan):
-    return jax.device_get(
-        jax.jit(loss_and_gradients(make_task(name, scan)))(make_variables(name, scan)["params"], make_batch())
-    )
+    return jax.device_get(jax.jit(loss_and_gradients(make_task(name, scan)))(make_params(name, scan), make_batch()))
 
 
 def compile_layout(name, scan, layout):
     """The compiled loss and gradients, and its arguments, placed."""
     axes, preset = LAYOUTS[layout]
     mesh = sharding.make_mesh(axes)
-    params = make_variables(name, scan)["params"]
+    params = make_params(name, scan)
     places = sharding.shardings(params, preset, mesh)
     compiled = (
         jax.jit(

@@ -1,0 +1,148 @@
+"""From paths and shapes to PartitionSpecs; what the devices then do is tested in eight_devices/."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from vitvlm import models
+from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import flatten
+from vitvlm.core.rules import RuleError
+from vitvlm.training import sharding
+
+
+def mesh_of(**axes):
+    return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+MESH = mesh_of(data=2, fsdp=2, tensor=2)
+
+
+def vit_shapes(scan):
+    model = models.build(
+        "vit",
+        width=16,
+        depth=3,
+        heads=4,
+        mlp_width=32,
+        patch_size=4,
+        image_size=8,
+        num_classes=5,
+        pool="map",
+        scan=scan,
+    )
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+
+
+def specs(tree, by, mesh=MESH):
+    return {path: leaf.spec for path, leaf in flatten(sharding.shardings(tree, by, mesh)).items()}
+
+
+def test_replicated_splits_nothing():
+    assert set(specs(vit_shapes(True), "replicated").values()) == {P()}
+
+
+MEGATRON = {
+    **{f"attention/{name}/kernel": ("fsdp", "tensor") for name in ("query", "key", "value")},
+    **{f"attention/{name}/bias": ("tensor",) for name in ("query", "key", "value")},
+    "attention/out/kernel": ("tensor", "fsdp"),
+    "mlp/up/kernel": ("fsdp", "tensor"),
+    "mlp/up/bias": ("tensor",),
+    "mlp/down/kernel": ("tensor", "fsdp"),
+}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("preset", ["tensor", "fsdp+tensor"])
+def test_tensor_presets_split_columns_then_rows(preset, scan):
+    actual = specs(vit_shapes(scan), preset)
+    for path, both in MEGATRON.items():
+        expected = both if preset == "fsdp+tensor" else tuple(None if axis == "fsdp" else axis for axis in both)
+        layers = (
+            {f"blocks/{path}": P(None, *expected)} if scan else {f"blocks_{i}/{path}": P(*expected) for i in range(3)}
+        )
+        for layer, spec in (layers | {f"pool/{path}": P(*expected)}).items():
+            assert actual[layer] == spec, layer
+    others = [spec for path, spec in actual.items() if not path.endswith(tuple(MEGATRON))]
+    assert not any("tensor" in spec for spec in others)
+    assert any("fsdp" in spec for spec in others) == (preset == "fsdp+tensor")
+
+
+def test_fsdp_splits_the_largest_dimension_that_divides_and_never_the_depth():
+    tree = {
+        "head": {"kernel": np.zeros((6, 9)), "bias": np.zeros(9)},
+        "patches": {"projection": {"kernel": np.zeros((12, 8))}},
+        "square": np.zeros((4, 4)),
+        "scale": np.zeros(()),
+        "blocks": {"mlp": {"up": {"kernel": np.zeros((64, 4, 6))}}, "norm": {"scale": np.zeros((2, 3))}},
+    }
+    assert specs(tree, "fsdp", mesh_of(data=1, fsdp=2)) == {
+        "head/kernel": P("fsdp", None),  # 9 is larger, but odd
+        "head/bias": P(None),
+        "patches/projection/kernel": P("fsdp", None),
+        "square": P(None, "fsdp"),
+        "scale": P(),
+        "blocks/mlp/up/kernel": P(None, None, "fsdp"),
+        "blocks/norm/scale": P(None, None),
+    }
+
+
+def test_rules_of_the_user():
+    mesh = mesh_of(data=2, expert=2, tensor=2)
+    tree = {"a": np.zeros((8, 6)), "b": np.zeros((4, 3)), "blocks": {"c": np.zeros((3, 4))}}
+    by = [("a", [["expert", "tensor"], None]), ("b", "replicate"), (".*/c", ("expert",))]
+    assert specs(tree, by, mesh) == {"a": P(("expert", "tensor"), None), "b": P(), "blocks/c": P(None, "expert")}
+
+
+@pytest.mark.parametrize(
+    ("tree", "by", "error", "message"),
+    [
+        ({"a": (4, 6)}, "fdsp", ConfigError, r'config\.sharding: no preset .fdsp.; did you mean "fsdp"\?'),
+        ({"a": (4, 6)}, [("b", "fsdp")], RuleError, r"config\.sharding: no rule covers 'a'"),
+        ({"a": (4, 6)}, [("a", "fsdp"), ("b", "fsdp")], RuleError, r"config\.sharding: never used: 'b'"),
+        ({"a": (4, 6)}, [("a", "split")], ConfigError, r"'split' for 'a'; write"),
+        ({"a": (4, 6)}, [("a", ("fsdp",))], ConfigError, r"\('fsdp',\) for 'a' does not fit the dimensions \(4, 6\)"),
+        ({"a": (4, 6)}, [("a", ("fdsp", None))], ConfigError, r'the mesh has no axis .fdsp.; did you mean "fsdp"\?'),
+        ({"a": (4, 7)}, [("a", (None, "tensor"))], ConfigError, r"'a' \(4, 7\) cannot be split .*: 7 .* tensor = 2;"),
+        ({"a": (6,)}, [("a", (("fsdp", "tensor"),))], ConfigError, r"6 is not divisible by fsdp x tensor = 4"),
+        ({"mlp": {"up": {"bias": (5,)}}}, "tensor", ConfigError, r"'mlp/up/bias' \(5,\) cannot be split"),
+    ],
+)
+def test_rules_that_do_not_fit_are_errors_that_name_path_shape_and_axis(tree, by, error, message):
+    arrays = jax.tree.map(np.zeros, tree, is_leaf=lambda node: isinstance(node, tuple))
+    with pytest.raises(error, match=message):
+        sharding.shardings(arrays, by, MESH)
+
+
+def test_a_preset_whose_axis_the_mesh_lacks_is_an_error():
+    with pytest.raises(ConfigError, match=r"the mesh has no axis 'tensor'"):
+        sharding.shardings(vit_shapes(True), "tensor", mesh_of(data=8))
+
+
+def test_batches_are_split_over_data_and_fsdp_where_the_mesh_has_them():
+    assert sharding.batch_sharding(MESH).spec == P(("data", "fsdp"))
+    assert sharding.batch_sharding(mesh_of(data=4, tensor=2)).spec == P(("data",))
+    assert sharding.batch_sharding(mesh_of(tensor=2)).spec == P(())
+
+
+def test_make_mesh_on_one_device():
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"data": 3}, r"config\.mesh: \{'data': 3\} does not make up 1 device"),
+        ({"data": -1, "tensor": 2}, r"does not make up 1 device"),
+        ({"data": -1, "fsdp": -1}, r"at most one of them -1"),
+        ({"data": 0}, r"sizes must be positive"),
+    ],
+)
+def test_meshes_that_do_not_fit_the_devices_are_errors(axes, message):
+    with pytest.raises(ConfigError, match=message):
+        sharding.make_mesh(axes, devices=jax.devices()[:1])
