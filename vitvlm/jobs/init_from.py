@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vitvlm.core import config as config_lib
 from vitvlm.jobs import fields
@@ -34,6 +35,6 @@ def apply(job: Setup, state: TrainState) -> TrainState:
         "config.init_from.rules",
         wanted.ignore,
     )
-    # The average starts where the parameters start.
-    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: leaf.astype(mean.dtype), state.ema, params)
+    # The average starts where the parameters start, in arrays of its own: the step donates both.
+    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
     return state.replace(params=params, ema=ema)
