@@ -10,6 +10,12 @@ import sys
 
 import pytest
 
+# The tests compile much and compute little, so the compiler need not try hard.
+ENVIRONMENT = {
+    "JAX_NUM_CPU_DEVICES": "8",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
 FOLDER = pathlib.Path(__file__).parent / "eight_devices"
 
 
@@ -17,7 +23,7 @@ FOLDER = pathlib.Path(__file__).parent / "eight_devices"
 def test_on_eight_devices(module):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:xdist", "--tb=short", str(FOLDER / module)],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
     )
