@@ -40,7 +40,7 @@ def tokens():
 @pytest.fixture(scope="module")
 def params(tokens):
     """Parameters of the scanned stack; biases and norms away from their initial values."""
-    shapes = jax.eval_shape(Stack().init, jax.random.key(0), tokens)["params"]
+    shapes = jax.eval_shape(Stack().init, jax.random.key(0, impl="rbg"), tokens)["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3 + 0.1, jnp.float32), shapes)
 
@@ -105,14 +105,14 @@ def test_drop_path_grows_from_zero_with_depth(scan, params, tokens):
     stack = Stack(depth=2, scan=scan, drop_path=0.9)
     run = jax.jit(functools.partial(stack.apply, train=True, capture=("hidden",)))
     variables = {"params": two if scan else unstack_blocks(two)}
-    hidden = run(variables, jnp.tile(tokens, (40, 1, 1)), rngs={"dropout": jax.random.key(0)}).hidden
+    hidden = run(variables, jnp.tile(tokens, (40, 1, 1)), rngs={"dropout": jax.random.key(0, impl="rbg")}).hidden
     unchanged = np.asarray(hidden[1:] == hidden[:-1]).all(axis=(2, 3)).mean(axis=1)
     assert unchanged[0] == 0
     assert 0.65 < unchanged[1] < 0.95
 
 
 def test_each_scanned_block_starts_with_weights_of_its_own(tokens):
-    kernel = jax.jit(Stack().init)(jax.random.key(0), tokens)["params"]["blocks"]["mlp"]["up"]["kernel"]
+    kernel = jax.jit(Stack().init)(jax.random.key(0, impl="rbg"), tokens)["params"]["blocks"]["mlp"]["up"]["kernel"]
     assert (kernel[0] != kernel[1]).all()
 
 
@@ -140,4 +140,4 @@ def test_stacking_with_a_layer_missing():
 )
 def test_fields_that_no_stack_has(fields, capture, message, tokens):
     with pytest.raises(ConfigError, match=message):
-        Stack(**fields).init(jax.random.key(0), tokens, capture=capture)
+        Stack(**fields).init(jax.random.key(0, impl="rbg"), tokens, capture=capture)

@@ -1,0 +1,62 @@
+"""dtype and param_dtype reach every submodule: read from the compiled program's operations, not from the results."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import pytest
+from toy_models import make, make_images, make_variables
+
+MODELS = {
+    "vit": {"pool": "map", "registers": 2, "layer_scale": 0.1, "representation": 8, "num_classes": 3, "dropout": 0.1},
+    "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.5, "drop_path": 0.1},
+}
+
+
+def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:
+    """Every equation, those inside scans, remats and custom derivatives too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "dots"), (False, "none")])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_is_bfloat16_and_parameters_are_not(name, scan, remat):
+    model = make(name, dtype=jnp.bfloat16, scan=scan, remat=remat, **MODELS[name])
+    images = make_images(2, 8, 12, 3)
+    variables = make_variables(model, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    rngs = {"dropout": jax.random.key(0), "mask": jax.random.key(1)}
+
+    def loss(variables):
+        output = model.apply(variables, images, train=True, rngs=rngs)
+        return output.loss if name == "mae" else output.logits.astype(jnp.float32).sum()
+
+    found = list(equations(jax.make_jaxpr(jax.grad(loss))(variables).jaxpr))
+    products = [equation for equation in found if equation.primitive.name == "dot_general"]
+    assert len(products) > 20
+    for equation in products:
+        assert [operand.aval.dtype for operand in equation.invars] == [jnp.bfloat16] * 2, equation
+    softmax = [equation.outvars[0].aval for equation in found if equation.primitive.name == "exp"]
+    softmax = [array.dtype for array in softmax if array.ndim == 4]
+    assert softmax
+    assert set(softmax) == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_of_another_dtype(name):
+    model = make(name, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, **MODELS[name])
+    variables = make_variables(model, make_images(2, 8, 12, 3))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_outputs_have_the_dtype_of_the_computation():
+    model = make("vit", dtype=jnp.bfloat16, **MODELS["vit"])
+    images = make_images(2, 8, 12, 3)
+    output = jax.eval_shape(lambda: model.apply(make_variables(model, images), images, capture=("hidden",)))
+    for leaf in (output.tokens, output.prefix, output.pooled, output.logits, output.hidden, *output.pyramid):
+        assert leaf.dtype == jnp.bfloat16
