@@ -194,7 +194,7 @@ def test_too_many_unreadable_images_stop_with_their_names(tmp_path):
     with pytest.raises(TooManyUnreadable):
         list(eval_batches(source, PLAIN, 4, bad_share=0.24))
     with pytest.raises(TooManyUnreadable):
-        list(eval_batches(source, PLAIN, 4, bad_share=0))
+        list(eval_batches(source, PLAIN, 4, bad_share=0.0))
 
 
 def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):

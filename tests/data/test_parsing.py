@@ -13,8 +13,10 @@ from vitvlm.data.operations import parse
 def test_operations_and_their_arguments_are_read_in_order():
     pipeline = parse(" decode(1) | random_crop((28, 30), padding=2)|flip | normalize(0.5, std=(1.0,)) ")
     assert [op.function.name for op in pipeline.operations] == ["decode", "random_crop", "flip", "normalize"]
-    assert pipeline.operations[1].positional == ((28, 30),) and pipeline.operations[1].named == {"padding": 2}
-    assert pipeline.operations[3].named == {"std": (1.0,)}
+    assert [op.positional for op in pipeline.operations] == [(1,), ((28, 30), 2), (), (0.5, (1.0,))]
+    only_named = parse("random_resized_crop(8, method='bilinear')|flip(1)").operations
+    assert only_named[0].positional == (8,) and only_named[0].named == {"method": "bilinear"}
+    assert only_named[1].positional == (1.0,) and isinstance(only_named[1].positional[0], float)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +107,5 @@ def test_any_text_is_a_pipeline_of_literals_or_a_config_error(text):
         assert all(_is_literal(argument) for argument in arguments)
         call = ast.parse(operation.text, mode="eval").body
         written = [*call.args, *(k.value for k in call.keywords)] if isinstance(call, ast.Call) else []
-        assert [ast.literal_eval(node) for node in written] == list(arguments)
+        literals = [ast.literal_eval(node) for node in written]
+        assert len(literals) == len(arguments) and all(argument in literals for argument in arguments)

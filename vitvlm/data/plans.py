@@ -125,7 +125,7 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
         return dataclasses.replace(trial, shape=image.shape)
-    counts = Unreadable(0, 0, len(unreadable), len(unreadable), unreadable)
+    counts = Unreadable(0.0, 0, len(unreadable), len(unreadable), unreadable)
     raise TooManyUnreadable(f"{source.name}: none of the first {len(unreadable)} images can be read: {counts}")
 
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations.parsing import image_operation
-from vitvlm.data.operations.pixels import Pixels, from_pillow, to_pillow
+from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, to_pillow
 
 # Raster formats that Pillow decodes itself. EPS, for one, would start another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -17,7 +17,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 @image_operation("decode")
 def decode(
     image: bytes | Pixels, channels: int = 3, background: int | tuple = 255, max_pixels: int = 50_000_000
-) -> Pixels:
+) -> NewPixels:
     """Pixels uint8 [H, W, channels]: 1 channel is grey, 3 are RGB, 4 are RGBA.
 
     Turned upright as EXIF says; of an animation the first frame; palettes and CMYK resolved; 16 bits scaled to 8;
@@ -56,7 +56,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _convert(image: Image.Image, channels: int, background: int | tuple) -> Pixels:
+def _convert(image: Image.Image, channels: int, background: int | tuple) -> NewPixels:
     if channels < 4 and image.has_transparency_data:
         layer = image.convert("RGBA")
         colour = (background,) * 3 if isinstance(background, int) else tuple(background)

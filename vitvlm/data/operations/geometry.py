@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from vitvlm.data.operations.parsing import image_operation
-from vitvlm.data.operations.pixels import Pixels, from_pillow, interpolation, to_pillow
+from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, interpolation, to_pillow
 
 
 @image_operation("resize")
-def resize(image: Pixels, size: int | tuple, method: str = "bilinear") -> Pixels:
+def resize(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
     """Resizes to exactly this size, with antialias; the aspect ratio is not kept."""
     height, width = _pair(size)
     if image.shape[:2] == (height, width):
@@ -18,7 +18,7 @@ def resize(image: Pixels, size: int | tuple, method: str = "bilinear") -> Pixels
 
 
 @image_operation("resize_small")
-def resize_small(image: Pixels, size: int, method: str = "bilinear") -> Pixels:
+def resize_small(image: Pixels, size: int, method: str = "bilinear") -> NewPixels:
     """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept."""
     _pair(size)
     height, width = image.shape[:2]
@@ -27,7 +27,7 @@ def resize_small(image: Pixels, size: int, method: str = "bilinear") -> Pixels:
 
 
 @image_operation("central_crop")
-def central_crop(image: Pixels, size: int | tuple) -> Pixels:
+def central_crop(image: Pixels, size: int | tuple) -> NewPixels:
     """Cuts out the middle; an odd margin leaves its extra pixel at the bottom or right."""
     height, width = _pair(size)
     below, right = _margins(image, height, width)
@@ -38,7 +38,7 @@ def central_crop(image: Pixels, size: int | tuple) -> Pixels:
 @image_operation("random_crop", random=True)
 def random_crop(
     image: Pixels, size: int | tuple, padding: int = 0, fill: int = 0, *, rng: np.random.Generator
-) -> Pixels:
+) -> NewPixels:
     """Cuts out a window at a random place, after adding `padding` pixels of value `fill` on every side."""
     height, width = _pair(size)
     if padding:
@@ -60,7 +60,7 @@ def random_resized_crop(
     method: str = "bicubic",
     *,
     rng: np.random.Generator,
-) -> Pixels:
+) -> NewPixels:
     """A window of random area and shape, resized to `size` (Inception's crop).
 
     The area is uniform in `scale` (shares of the image), the width / height ratio log-uniform in `ratio`. If ten

@@ -139,9 +139,11 @@ def _operation(node: ast.expr, text: str) -> Operation:
         raise ConfigError(f"operation {ast.unparse(node)}: {error}; it is {signature(name)}") from None
     for argument, value in bound.arguments.items():
         parameter = parameters[argument]
-        for item in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
-            _check_type(parameter, item, node)
-    return Operation(ast.unparse(node), function, tuple(positional), named)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            bound.arguments[argument] = tuple(_typed(parameter, item, node) for item in value)
+        else:
+            bound.arguments[argument] = _typed(parameter, value, node)
+    return Operation(ast.unparse(node), function, bound.args, bound.kwargs)
 
 
 def _literal(node: ast.expr, text: str) -> Any:
@@ -153,17 +155,16 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
-def _check_type(parameter: inspect.Parameter, value: Any, node: ast.expr) -> None:
-    """Scalars must be of the annotated type (an int serves as a float, a bool as neither)."""
+def _typed(parameter: inspect.Parameter, value: Any, node: ast.expr) -> Any:
+    """The value, which must be of the annotated type; an int becomes a float where only that fits."""
     allowed = typing.get_args(parameter.annotation) or (parameter.annotation,)
-    allowed = tuple(typing.get_origin(kind) or kind for kind in allowed)
-    allowed = tuple(type(None) if kind is None else kind for kind in allowed)
-    if float in allowed:
-        allowed += (int,)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+    if type(value) is int and int not in allowed and float in allowed:
+        return float(value)
+    if type(value) not in allowed:
         raise ConfigError(
             f"operation {ast.unparse(node)}: {parameter.name}={value!r} is not {_type_name(parameter.annotation)}"
         )
+    return value
 
 
 def _type_name(annotation: Any) -> str:

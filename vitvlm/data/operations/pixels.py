@@ -5,6 +5,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 Pixels = UInt8[np.ndarray, "H W C"]
+NewPixels = UInt8[np.ndarray, "H2 W2 C2"]  # of another size, or with other channels
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,

@@ -15,7 +15,7 @@ MAX_MAGNITUDE = 10
 def randaugment(
     image: Pixels,
     n: int = 2,
-    m: float = 9,
+    m: float = 9.0,
     std: float = 0.0,
     fill: int = 128,
     method: str = "bilinear",
