@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitvlm.core.paths import Tree, map_with_path
 
@@ -81,7 +81,7 @@ def adafactor(
     momentum 0.9 in bfloat16 and no parameter scale).
     """
 
-    def b2(step: Float[Array, ""], rate: float) -> Float[Array, ""]:
+    def b2(step: Int[Array, ""], rate: float) -> Float[Array, ""]:
         return jnp.minimum(1.0 - jnp.asarray(step + 1, jnp.float32) ** -rate, b2_cap)
 
     parts = [optax.scale_by_factored_rms(True, decay_rate, 0, min_dim_size_to_factor, eps, b2)]

@@ -15,12 +15,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vitvlm.core import rules
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.training.layers import is_scanned
+
+# An abstract mesh has axes but no devices: enough for a plan.
+AnyMesh = Mesh | AbstractMesh
 
 # Examples are split over every axis along which parameters are gathered before use; "tensor" shares the work on each.
 BATCH_AXES = ("data", "fsdp")
@@ -69,7 +72,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def shardings(tree: Tree, by: str | rules.Rules, mesh: Mesh, where: str = "config.sharding") -> Tree:
+def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Tree:
     """A `NamedSharding` for every parameter.
 
     Args:
@@ -93,7 +96,7 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: Mesh, where: str = "confi
     )
 
 
-def state_shardings(state: Tree, by: str | rules.Rules, mesh: Mesh, where: str = "config.sharding") -> Tree:
+def state_shardings(state: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Tree:
     """Shardings for a whole train state: `state.params` by rules, everything that mirrors a parameter like it.
 
     An array mirrors a parameter if its path ends in the parameter's and their shapes are equal: moments, averages.
@@ -112,7 +115,7 @@ def state_shardings(state: Tree, by: str | rules.Rules, mesh: Mesh, where: str =
     return map_with_path(place, state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Examples, the first axis of every array of a batch, split over the mesh's data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
 
@@ -133,7 +136,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: Mesh, where: str) -> PartitionSpec:
+def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: str) -> PartitionSpec:
     lead, layer = ((None,), shape[1:]) if is_scanned(path) else ((), shape)
     if value == "replicate":
         return PartitionSpec()
@@ -162,7 +165,7 @@ def _split_largest(shape: tuple[int, ...], parts: int) -> tuple[str | None, ...]
     return tuple("fsdp" if index == chosen else None for index in range(len(shape)))
 
 
-def _axis_size(name: str, mesh: Mesh, where: str) -> int:
+def _axis_size(name: str, mesh: AnyMesh, where: str) -> int:
     if name not in mesh.shape:
         raise ConfigError(f"{where}: the mesh has no axis {name!r}; {suggest(name, mesh.shape)}")
     return mesh.shape[name]
