@@ -19,6 +19,7 @@ ENVIRONMENT = {
 FOLDER = pathlib.Path(__file__).parent / "eight_devices"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(path.name for path in FOLDER.glob("*.py")))
 def test_on_eight_devices(module):
     done = subprocess.run(

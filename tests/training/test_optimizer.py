@@ -354,7 +354,13 @@ def test_trainable_is_the_complement_of_freeze():
         ({"name": "sgd", "freeze": [("haed/.*", True), (".*", False)]}, RuleError, r"freeze: never used: 'haed"),
         ({"name": "sgd", "freeze": [(".*", True)]}, ConfigError, r"freeze: freezes every parameter"),
         ({"name": "sgd", "freeze": [(".*", "yes")]}, ConfigError, r"freeze: 'yes' for .* is neither True nor False"),
-        ({"name": "sgd", "lr_rules": [("head/.*", 0.0), (".*", 1.0)]}, ConfigError, r"lr_rules: 0.0 .* freeze it"),
+        (
+            {"name": "sgd", "lr_rules": [("head/.*", 0.0), (".*", 1.0)]},
+            ConfigError,
+            r"lr_rules: 0 for 'head/.* freeze it",
+        ),
+        ({"name": "sgd", "lr_rules": [(".*", "half")]}, ConfigError, r"lr_rules: 'half' for .* is no number"),
+        ({"name": "sgd", "weight_decay_rules": [(".*", -1.0)]}, ConfigError, r"decay_rules: -1.0 for .* is no number"),
         ({"name": "sgd", "lr_rules": [("head/.*", 2.0)]}, RuleError, r"lr_rules: no rule covers"),
         ({"name": "sgd", "weight_decay_rules": [(".*", 1.0), ("cls", 0.0)]}, RuleError, r"never used: 'cls'"),
         (

@@ -131,7 +131,7 @@ def _decays(common: Common, paths: Iterable[str], where: str) -> dict[str, float
     if common.weight_decay_rules is None:
         factors = {path: float(methods.is_kernel(path)) for path in paths}
     else:
-        factors = rules.match(common.weight_decay_rules, paths, f"{where}.weight_decay_rules")
+        factors = _numbers(common.weight_decay_rules, paths, f"{where}.weight_decay_rules")
     return {path: common.weight_decay * factor for path, factor in factors.items()}
 
 
@@ -141,16 +141,22 @@ def _factors(
     """Learning-rate factor of each trainable parameter: its rule's times its layer's."""
     factors: dict[str, Factor] = dict.fromkeys(paths, 1.0)
     if common.lr_rules is not None:
-        factors = rules.match(common.lr_rules, paths, f"{where}.lr_rules")
+        factors = _numbers(common.lr_rules, paths, f"{where}.lr_rules")
         for path, factor in factors.items():
-            if factor <= 0:
-                raise config.ConfigError(
-                    f"{where}.lr_rules: {factor} for {path!r}; to hold a parameter still, freeze it"
-                )
+            if not factor:
+                raise config.ConfigError(f"{where}.lr_rules: 0 for {path!r}; to hold a parameter still, freeze it")
     if common.layer_decay is not None:
         depth = layers.depth_factors(common.layer_decay, shapes, f"{where}.layer_decay")
         factors = {path: factor * depth[path] for path, factor in factors.items()}
     return factors
+
+
+def _numbers(by: rules.Rules, paths: Iterable[str], where: str) -> dict[str, float]:
+    values = rules.match(by, paths, where)
+    for path, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise config.ConfigError(f"{where}: {value!r} for {path!r} is no number from 0 upwards")
+    return values
 
 
 def _add_decayed_weights(decays: Mapping[str, float]) -> optax.GradientTransformation:
