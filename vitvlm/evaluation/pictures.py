@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 COLUMNS = ("original", "masked", "reconstruction")
 _SIDE = 160  # an image's longer side on the sheet, at least, in pixels
 _GAP, _MARGIN, _HEADER, _CAPTION = 6, 20, 30, 24
-_PAPER, _INK, _FAINT, _HIDDEN = "#ffffff", "#1f2430", "#6b7280", 0.62
+_PAPER, _INK, _FAINT, _EDGE = "#ffffff", "#1f2430", "#6b7280", "#d4d7dd"
+_HIDDEN = np.array([0.66, 0.74, 0.86])  # a colour, so that it is no grey of the image
 
 
 class Reconstruction(NamedTuple):
@@ -23,8 +24,11 @@ class Reconstruction(NamedTuple):
     pasted: Float[np.ndarray, "H W C"]
 
 
-def save_reconstructions(path: pathlib.Path, examples: Sequence[Reconstruction]) -> None:
-    """Writes a PNG with one triple per example, two triples per row; whole-number enlargement keeps pixels square."""
+def save_reconstructions(path: pathlib.Path, examples: Sequence[Reconstruction], note: str = "") -> None:
+    """Writes a PNG with one triple per example, two triples per row, and a note below.
+
+    Whole-number enlargement keeps pixels square.
+    """
     if not examples:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,21 +39,23 @@ def save_reconstructions(path: pathlib.Path, examples: Sequence[Reconstruction])
     rows = -(-len(examples) // across)
     size = (
         across * triple + (across + 1) * _MARGIN,
-        _HEADER + rows * (height * scale + _CAPTION + _GAP) + _MARGIN,
+        _HEADER + rows * (height * scale + _CAPTION + _GAP) + (_CAPTION if note else 0),
     )
     sheet = Image.new("RGB", size, _PAPER)
     draw, head, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(13)
     for position, example in enumerate(examples):
         left = _MARGIN + position % across * (triple + _MARGIN)
         top = _HEADER + position // across * (height * scale + _CAPTION + _GAP)
-        masked = np.where(example.hidden[..., None], _HIDDEN, example.original)
+        masked = np.where(example.hidden[..., None], _HIDDEN, np.broadcast_to(example.original, (height, width, 3)))
         for column, image in enumerate((example.original, masked, example.pasted)):
             x = left + column * (width * scale + _GAP)
             if position < across:
                 draw.text((x + width * scale / 2, _HEADER / 2), COLUMNS[column], _INK, head, anchor="mm")
             sheet.paste(_enlarged(image, scale), (x, top))
-            draw.rectangle((x - 1, top - 1, x + width * scale, top + height * scale), outline="#d4d7dd")
+            draw.rectangle((x - 1, top - 1, x + width * scale, top + height * scale), outline=_EDGE)
         draw.text((left, top + height * scale + _CAPTION / 2), example.title, _FAINT, small, anchor="lm")
+    if note:
+        draw.text((_MARGIN, size[1] - _CAPTION * 0.7), note, _FAINT, small, anchor="lm")
     sheet.save(path)
 
 

@@ -51,7 +51,9 @@ class Reconstruction:
             f"masks fixed by example index, n={len(whole['loss'])}, {classification.interval_protocol()}"
         )
         path = pathlib.Path(folder) / "reconstruction.png"
-        pictures.save_reconstructions(path, [self._rows(index, *sample[index]) for index in sorted(sample)])
+        note = "hidden patches are shown with their true mean and contrast, which norm_pix leaves out of the prediction"
+        rows = [self._rows(index, *sample[index]) for index in sorted(sample)]
+        pictures.save_reconstructions(path, rows, note if self.norm_pix else "")
         return base.Result(metrics, protocol, (path,) if sample else ())
 
     def _keep(self, sample: _Sample, batch: base.Batch, arrays: base.Arrays) -> None:

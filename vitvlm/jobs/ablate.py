@@ -26,7 +26,8 @@ def ablate(
     """Runs or resumes every variant, writes the report, and returns its rows.
 
     A variant that is finished is not run again; one that failed is, and one that was interrupted goes on. The report
-    (table.csv, table.md, plots/*.png, index.html) is written anew after each variant, so that a sweep can be watched.
+    (table.csv, table.md, plots/*.png, index.html) is written at the start and after each variant: a sweep can be
+    watched.
 
     Args:
       config: see `ablation.plan.Ablation`.
@@ -40,6 +41,7 @@ def ablate(
     sweep = plan(config, folder)
     folder = epath.Path(folder)
     results = {variant.name: _finished(sweep, variant.name, folder) for variant in sweep.variants}
+    report.write(sweep, rows.read(sweep, results, folder), folder)
     for place, variant in enumerate(sweep.variants, start=1):
         head = f"[{place}/{len(sweep.variants)}] {variant.name}"
         if results[variant.name] is not None:
@@ -49,10 +51,8 @@ def ablate(
             sweep, variant.name, folder, run_stage, lambda line, head=head: say(f"{head}{line}")
         )
         report.write(sweep, rows.read(sweep, results, folder), folder)
-    table = rows.read(sweep, results, folder)
-    report.write(sweep, table, folder)
     say(f"{folder / report.PAGE}")
-    return table
+    return rows.read(sweep, results, folder)
 
 
 def _run(sweep: Plan, name: str, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None]) -> Json:
@@ -69,7 +69,8 @@ def _run(sweep: Plan, name: str, folder: epath.Path, run_stage: RunStage, say: C
             say(f": {stage.name} failed: {failure}")
             failed = {"stage": stage.name, "message": str(failure), "details": failure.details}
             return {"stages": stages, "failed": failed}
-    result = {"stages": stages, "configs": {stage.name: sweep.configs[name, stage.name] for stage in sweep.stages}}
+    configs = {stage.name: sweep.configs[name, stage.name] for stage in sweep.stages}
+    result = {"stages": stages, "configs": configs, "folder": str(folder)}
     path = variant_folder(folder, name) / RESULT
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(RESULT + ".tmp")
@@ -86,8 +87,8 @@ def _finished(sweep: Plan, name: str, folder: epath.Path) -> Json | None:
     result = json.loads(path.read_text())
     for stage in sweep.stages:
         config = sweep.configs[name, stage.name]
-        now = {} if isinstance(config, ConfigError) else rows.flat(json.loads(json.dumps(config)))
-        before = rows.flat(result["configs"].get(stage.name, {}))
+        now = {} if isinstance(config, ConfigError) else _placeless(config, str(folder))
+        before = _placeless(result["configs"].get(stage.name, {}), result["folder"])
         changed = sorted(field for field in {*now, *before} if now.get(field, ...) != before.get(field, ...))
         if changed:
             first, more = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -97,3 +98,8 @@ def _finished(sweep: Plan, name: str, folder: epath.Path) -> Json | None:
                 "choose another --workdir, or remove that folder"
             )
     return result
+
+
+def _placeless(config: Json, folder: str) -> Json:
+    """A config's fields as JSON has them, without the sweep's folder, so that a sweep can be moved."""
+    return rows.flat(json.loads(json.dumps(config).replace(folder, "")))

@@ -24,8 +24,8 @@ class Stage:
 
     Attributes:
       name: of its folder, and the prefix of its metrics.
-      base: a config file, "configs/vit_fashion.py:debug". In its argument, and in any string of the config, "{pretrain}"
-        stands for the folder of this variant's stage of that name.
+      base: a config file, "configs/vit_fashion.py:debug". In its argument, and in any string of the config,
+        "{pretrain}" stands for the folder of this variant's stage of that name.
       overrides: nested fields that differ from the file for ALL variants; None takes a whole section out.
       label: for people; the name by default.
     """

@@ -25,6 +25,7 @@ _TEMPLATES = jinja2.Environment(
 
 def write(sweep: Plan, table: Sequence[Row], folder: epath.Path) -> None:
     """Writes the whole report into `folder`, over the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
     pictures = plots.write(sweep, table, folder / PLOTS)
     (folder / CSV).write_text(as_csv(sweep, table))
     (folder / MARKDOWN).write_text(as_markdown(sweep, table, [f"{PLOTS}/{path.name}" for path in pictures]))
@@ -104,7 +105,7 @@ def as_page(sweep: Plan, table: Sequence[Row]) -> str:
 
 
 def budget(sweep: Plan) -> str:
-    return ", ".join(f"{duration} of {name}" for name, duration in sweep.budget.items())
+    return ", ".join(f"{sweep.budget[stage.name]} of {stage.name}" for stage in sweep.stages)
 
 
 def protocols(sweep: Plan, table: Sequence[Row]) -> list[tuple[str, str]]:

@@ -1,0 +1,130 @@
+import pathlib
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.jobs.fake_sweep import Trainings, sweep
+from vitvlm.jobs.ablate import ablate
+
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    ablate(sweep(folder), folder / "work", Trainings(broken=[("patch_8", "tune")]), say=lambda line: None)
+    return folder / "work" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((path for path in BROWSERS if pathlib.Path(path).exists()), None)
+    assert path, f"none of {BROWSERS} is there: install chromium"
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    """Opens the page at a width; on leaving, there must have been no complaint and no request but the page itself."""
+    contexts, complaints, requests = [], [], []
+
+    def open_at(width=1200, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
+
+
+def names(page):
+    return [text.split()[0] for text in page.locator("#results tbody th").all_inner_texts()]
+
+
+def test_the_table_sorts_by_every_column(opened):
+    page = opened()
+    heading = page.locator("#results thead th", has_text="linear probe")
+    heading.locator("button").click()
+    assert names(page) == ["patch_16", "patch_8", "patch_4", "patch_2"]
+    assert heading.get_attribute("aria-sort") == "ascending"
+    heading.locator("button").click()
+    assert names(page) == ["patch_2", "patch_4", "patch_8", "patch_16"]
+    assert heading.get_attribute("aria-sort") == "descending"
+    for _ in range(2):  # a row without a number stays last, whatever the direction
+        page.locator("#results thead th", has_text="fine-tuned").locator("button").click()
+        assert names(page)[-1] == "patch_8"
+    page.locator("#results thead button", has_text="variant").click()
+    assert names(page) == ["patch_2", "patch_4", "patch_8", "patch_16"]
+
+
+@pytest.mark.parametrize("width", [400, 700, 1200])
+def test_nothing_is_wider_than_the_window(opened, width):
+    page = opened(width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for chart in ("#compare svg", "#curves svg"):
+        box = page.locator(chart).bounding_box()
+        assert 280 <= box["width"] <= width
+
+
+def test_charts_follow_the_controls(opened):
+    page = opened()
+    chart = page.locator("#compare svg")
+    assert chart.locator("circle").count() == 7, "four probes and three fine-tunings"
+    assert chart.locator("path").count() == 7, "each with its interval"
+    page.locator("#compare-y").select_option(label="fine-tuned (%)")
+    assert chart.locator("circle").count() == 3
+    page.locator("#compare-y").select_option(label="step time (s)")
+    assert chart.locator("circle").count() == 4 and chart.locator("path").count() == 0
+    page.locator("#compare-x").select_option(label="FLOPs / image (FLOP)")
+    assert page.locator("#compare-log").is_checked()
+    assert "FLOPs / image (FLOP)" in chart.text_content()
+
+
+def test_curves_can_be_hidden_and_stages_chosen(opened):
+    page = opened()
+    lines = page.locator("#curves svg polyline")
+    assert lines.count() == 4
+    page.locator("#legend button", has_text="patch_4").click()
+    assert lines.count() == 3
+    before = lines.first.get_attribute("points")
+    page.locator("#stages button", has_text="tune").click()
+    assert lines.first.get_attribute("points") != before
+    page.locator("#curves-log").check()
+    assert lines.count() == 3
+
+
+def test_light_and_dark(opened):
+    for scheme in ("light", "dark"):
+        page = opened(scheme=scheme)
+        colour = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(colour)
+        assert (before == "rgb(255, 255, 255)") == (scheme == "light")
+        page.locator("#theme").click()
+        assert page.evaluate(colour) != before
+
+
+def test_texts_are_escaped_and_pictures_are_inside(opened):
+    page = opened()
+    assert page.locator("h1").inner_text() == "Patch size <under> one budget"
+    assert "out of <memory> | at step 3" in page.locator(".failure").inner_text()
+    page.locator(".failure summary").click()
+    assert "<b>line</b>" in page.locator(".failure pre").inner_text()
+    assert page.locator("section img").count() == 4
+    assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:') && i.naturalWidth > 0)")
+
+
+def test_derived_fields_are_shown_as_such(opened):
+    page = opened()
+    row = page.locator("tr", has_text="pretrain.grid")
+    assert "follows" in row.inner_text() and row.locator("td").all_inner_texts() == ["16", "8", "4", "2"]

@@ -1,0 +1,169 @@
+"""Sweeps that really train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from vitvlm.core import config as config_lib
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs import configs, fields
+from vitvlm.jobs.ablate import ablate
+from vitvlm.jobs.ablation import stage
+from vitvlm.jobs.ablation.plan import plan
+from vitvlm.jobs.setup import build_task
+from vitvlm.training.interrupts import Interrupted
+
+BASE = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    config = ConfigDict()
+    config.seed = 0
+    config.total = "4 steps"
+    config.batch_size = 4
+    config.image_size = 8
+    size = config.get_ref("image_size")
+    config.task = dict(name="classify")
+    config.model = dict(name="vit", width=8, depth=1, heads=2, mlp_width=16, patch_size=4, pool="gap")
+    config.model.update(image_size=size, num_classes=2)
+    ops = "decode|resize(" + size.to_str() + ")|normalize"
+    config.data = dict(source="folder:{images}", train=dict(split="train", ops=ops), eval=dict(split="test", ops=ops))
+    config.optimizer = dict(name="adamw")
+    config.schedule = dict(name="constant", peak=1e-2)
+    config.evals = dict(test=dict(type="classification"))
+    config.log = dict(every=1)
+    return config
+"""
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A config of a tiny ViT on two classes of noise, bright and dark."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 6)):
+        for place, name in enumerate(("dark", "bright")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (8, 8, 3)) + 120 * place
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    path = tmp_path / "base.py"
+    path.write_text(BASE.replace("{images}", str(tmp_path / "images")))
+    return path
+
+
+def sweep(base, patches, total="4 steps"):
+    return {
+        "title": "Patch size",
+        "axis": "patch size (pixels)",
+        "budget": {"train": total},
+        "stages": ({"name": "train", "base": str(base)},),
+        "variants": tuple(
+            {"name": f"patch_{patch}", "value": patch, "overrides": {"train": {"model": {"patch_size": patch}}}}
+            for patch in patches
+        ),
+        "scores": ({"label": "top-1", "metric": "train.test/top1"},),
+    }
+
+
+def here(config, folder):
+    """Runs a stage in this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return stage.run(config, folder)
+
+
+def test_patch_sizes_train_under_one_budget(base, tmp_path):
+    table = ablate(sweep(base, (2, 4)), tmp_path / "work", here, say=lambda line: None)
+    small, large = (row.costs["train"] for row in table)
+    assert [row.status for row in table] == ["done", "done"]
+    assert (small["tokens"], large["tokens"]) == (16, 4)
+    assert (small["examples"], large["examples"]) == (16, 16)
+    assert small["forward_flops"] > 2 * large["forward_flops"] > 0
+    assert small["step_bytes"] > large["step_bytes"] > 0
+    # positions and patch projection follow from the patch: 16·8 + 12·8 against 4·8 + 48·8 values
+    assert small["parameters"] - large["parameters"] == (16 * 8 + 12 * 8) - (4 * 8 + 48 * 8)
+    for row in table:
+        assert row.costs["train"]["step_seconds"] > 0 and row.costs["train"]["process_bytes"] > 1e8
+        assert len(row.curves["train"]) == 4
+        assert row.scores[0].protocol.startswith("classification, 2 classes, n=12")
+        assert row.scores[0].low <= row.scores[0].estimate <= row.scores[0].high
+
+
+def test_one_process_per_stage_and_its_failures(base, tmp_path, capfd):
+    table = ablate(sweep(base, (4, 3)), tmp_path / "work", say=lambda line: None)
+    assert [row.status for row in table] == ["done", "failed"]
+    assert table[1].failure.startswith("train: image 8x8 is not divisible by patch 3x3")
+    assert "Traceback" in table[1].details
+    outcome = json.loads((tmp_path / "work/variants/patch_4/train/outcome.json").read_text())
+    assert outcome["measured"]["process_bytes"] > 1e8
+    assert "step 4/4" in "".join(capfd.readouterr())
+
+
+def test_processes_that_die_or_are_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        stage.subprocess, "Popen", _popen_that_runs("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    )
+    with pytest.raises(stage.StageFailed, match=r"killed .*memory"):
+        stage.run_apart({}, epath.Path(tmp_path / "a"))
+    monkeypatch.setattr(stage.subprocess, "Popen", _popen_that_runs("import sys; sys.exit(7)"))
+    with pytest.raises(stage.StageFailed, match="status 7"):
+        stage.run_apart({}, epath.Path(tmp_path / "b"))
+
+
+def test_sigterm_reaches_the_training_and_ends_the_sweep(tmp_path, monkeypatch):
+    waits = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        "print(1, flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(stage.subprocess, "Popen", _popen_that_runs(waits, ready := threading.Event()))
+
+    def terminate():
+        ready.wait(30)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="run the same command again"):
+        stage.run_apart({}, epath.Path(tmp_path / "a"))
+    assert time.monotonic() - start < 40
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def _popen_that_runs(code, ready=None):
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        assert command[1:3] == ["-m", "vitvlm.jobs.ablation.stage"]
+        child = popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **options)
+        if ready is not None:
+            child.stdout.readline()
+            ready.set()
+        return child
+
+    return start
+
+
+@pytest.mark.parametrize("argument", ["", ":debug"])
+@pytest.mark.parametrize("name", ["patch_size", "mask_ratio"])
+def test_every_training_of_the_shipped_sweeps_can_be_built(name, argument, tmp_path):
+    planned = plan(configs.load(f"configs/ablations/{name}.py{argument}", "config"), tmp_path)
+    shapes = {}
+    for (variant, stage_name), config in planned.configs.items():
+        assert not isinstance(config, ConfigError), config
+        job = config_lib.call(fields.Job, config, "config")
+        if job.model.get("num_classes") == "data":
+            job.model["num_classes"] = 10
+        batch = {"image": jax.ShapeDtypeStruct((2, 28, 28, 1), np.float32)}
+        shapes[variant, stage_name] = jax.eval_shape(build_task(job).init, jax.random.key(0), batch)
+    assert len(planned.variants) >= (2 if argument else 3)
+    assert len(shapes) == len(planned.variants) * len(planned.stages)
