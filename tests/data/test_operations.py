@@ -248,6 +248,11 @@ def test_mistakes_name_the_operation_and_the_example(text, message):
     assert "the-image" in str(caught.value)
 
 
+def test_a_random_operation_without_rng_is_an_error():
+    with pytest.raises(DataError, match="operation flip on x: it draws random numbers"):
+        operations.parse("flip")({"image": np.zeros((2, 2, 1), np.uint8), "id": "x"})
+
+
 def test_keep_names_the_fields_of_a_batch():
     pipeline = operations.parse("decode|normalize|keep('name', 'group')")
     example = {

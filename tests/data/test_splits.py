@@ -68,7 +68,7 @@ def test_a_fraction_is_taken_of_each_class_and_follows_the_seed():
     assert set(chosen) <= set(splits.stratified_fraction(names, labels, 0.1, seed=1))
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
 def test_a_fraction_outside_0_to_1_is_an_error(fraction):
     with pytest.raises(ConfigError, match="labels_fraction"):
         splits.stratified_fraction(["a"], np.zeros(1, int), fraction, seed=0)

@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from vitvlm.core.config import suggest
 from vitvlm.data.operations.parsing import image_operation
@@ -21,7 +21,7 @@ STATISTICS = {
 
 @image_operation("normalize")
 def normalize(
-    image: UInt8[np.ndarray, "H W C"], mean: str | float | tuple = "half", std: float | tuple | None = None
+    image: Shaped[np.ndarray, "H W C"], mean: str | float | tuple = "half", std: float | tuple | None = None
 ) -> Float[np.ndarray, "H W C"]:
     """float32 (pixels / 255 - mean) / std: by name ("imagenet", "half", "unit", …) or by numbers.
 

@@ -3,13 +3,14 @@
 import math
 
 import numpy as np
+from jaxtyping import Shaped
 
 from vitvlm.data.operations.parsing import image_operation
 from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, interpolation, to_pillow
 
 
 @image_operation("resize")
-def resize(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
+def resize(image: Shaped[np.ndarray, "H W C"], size: int | tuple, method: str = "bilinear") -> NewPixels:
     """Resizes to exactly this size, with antialias; the aspect ratio is not kept."""
     height, width = _pair(size)
     if image.shape[:2] == (height, width):

@@ -25,10 +25,12 @@ class Operation:
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
         """Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else."""
         named = {**self.named, "rng": rng} if self.function.random else self.named
         try:
+            if self.function.random and rng is None:
+                raise ValueError("it draws random numbers, and was given no rng")
             if self.function.on_image:
                 if isinstance(example["image"], bytes) and self.function.name != "decode":
                     raise ValueError("the image is still encoded: put decode first")
@@ -68,7 +70,7 @@ def example_operation(name: str, random: bool = False) -> Callable[[Callable[...
     return _register(name, random, on_image=False)
 
 
-def parse(text: str) -> Pipeline:
+def parse(text: object) -> Pipeline:
     """Reads a string of operations, such as "decode|resize(64, interpolation='bicubic')|normalize('imagenet')".
 
     Arguments are Python literals. Raises ConfigError for anything else, for an unknown operation (the nearest is named)

@@ -1,7 +1,7 @@
 """Between NumPy pixels, uint8 [H, W, C], and Pillow images."""
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -16,7 +16,7 @@ INTERPOLATIONS = {
 }
 
 
-def to_pillow(pixels: Pixels) -> Image.Image:
+def to_pillow(pixels: Shaped[np.ndarray, "H W C"]) -> Image.Image:
     """A Pillow image of uint8 pixels with 1, 3 or 4 channels. Raises ValueError for floats."""
     if pixels.dtype != np.uint8:
         raise ValueError(f"works on uint8 pixels, not on {pixels.dtype}: put it before normalize")
