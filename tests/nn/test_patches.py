@@ -31,6 +31,11 @@ def test_patch_that_does_not_divide_the_image():
         patchify(np.zeros((1, 30, 32, 3), np.float32), (7, 8))
 
 
+def test_image_without_a_batch_axis():
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got \[8, 8, 3\]"):
+        patchify(np.zeros((8, 8, 3), np.float32), (4, 4))
+
+
 def test_patches_that_do_not_fill_the_grid():
     with pytest.raises(ValueError, match="5 patches of 12 values are not a grid of 2x3 patches of 2x2 pixels"):
         unpatchify(np.zeros((1, 5, 12), np.float32), (2, 3), (2, 2))

@@ -55,5 +55,5 @@ class MAEOutput:
     grid: Pair = flax.struct.field(pytree_node=False)
     hidden: Float[Array, "layers B M D"] | None = None
     attention: Float[Array, "depth B K M M"] | None = None
-    decoder_hidden: Float[Array, "layers B T E"] | None = None
-    decoder_attention: Float[Array, "depth B K T T"] | None = None
+    decoder_hidden: Float[Array, "decoder_layers B T E"] | None = None
+    decoder_attention: Float[Array, "decoder_depth B decoder_heads T T"] | None = None

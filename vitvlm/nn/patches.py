@@ -32,8 +32,10 @@ def patch_grid(image: Pair, patch: Pair) -> Pair:
 def patchify(images: Float[Array, "B H W C"], patch: Pair) -> Float[Array, "B N PPC"]:
     """Cuts images into non-overlapping patches, row by row; in a patch the order is row, column, channel.
 
-    Raises ValueError if the patch does not divide the image.
+    Raises ValueError if the patch does not divide the image, or there is no batch axis.
     """
+    if images.ndim != 4:
+        raise ValueError(f"images must be [B, H, W, C], got {list(images.shape)}: a single image needs a batch axis")
     B, H, W, C = images.shape
     p, q = patch
     h, w = patch_grid((H, W), patch)

@@ -119,22 +119,23 @@ def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
     Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
     """
     leaves: dict[str, Any] = {}
-    layers: dict[str, dict[int, Any]] = {}
+    stacks: dict[str, dict[str, dict[int, Any]]] = {}
     for path, leaf in paths.flatten(params).items():
-        numbered = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
-        if numbered:
-            before, layer, after = numbered.groups()
-            layers.setdefault(f"{before or ''}{prefix}/{after}", {})[int(layer)] = leaf
+        if numbered := re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path):
+            before, layer, after = numbered.groups(default="")
+            stacks.setdefault(before + prefix, {}).setdefault(after, {})[int(layer)] = leaf
         else:
             leaves[path] = leaf
-    depth = {}
-    for path, by_layer in layers.items():
-        where = path.split(f"{prefix}/")[0]
-        depth[where] = max(depth.get(where, 0), max(by_layer) + 1)
-    for path, by_layer in layers.items():
-        missing = sorted(set(range(depth[path.split(f"{prefix}/")[0]])) - set(by_layer))
-        if missing:
-            raise ValueError(f"{path}: no array for layer {missing[0]}")
-        arrays = [by_layer[i] for i in sorted(by_layer)]
-        leaves[path] = np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+    for stack, parameters in stacks.items():
+        depth = 1 + max(layer for arrays in parameters.values() for layer in arrays)
+        for path, arrays in parameters.items():
+            missing = [i for i in range(depth) if i not in arrays]
+            if missing:
+                raise ValueError(f"{stack}/{path}: no array for layer {missing[0]}")
+            leaves[f"{stack}/{path}"] = _stack([arrays[i] for i in range(depth)])
     return paths.unflatten(leaves)
+
+
+def _stack(arrays: list[Any]) -> Any:
+    """NumPy arrays stay on the host."""
+    return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)

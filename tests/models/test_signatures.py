@@ -1,0 +1,39 @@
+"""The shapes that signatures state are true: both models are traced with every annotation checked as they run."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from jaxtyping import TypeCheckError, install_import_hook
+
+with install_import_hook("vitvlm", "beartype.beartype"):
+    from vitvlm import models
+    from vitvlm.nn.patches import patchify
+
+SIZES = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
+images = jnp.ones((2, 8, 6, 3))
+rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
+everything = dict(train=True, capture=("hidden", "attention"))
+RUNS = [
+    ("vit", dict(registers=2, num_classes=3, layer_scale=0.1, drop_path=0.1, dropout=0.1, remat="dots")),
+    ("vit", dict(pool="map", positions="sincos", representation=5, num_classes=3, scan=False)),
+    ("vit", dict(pool="gap", positions="none")),
+    ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
+    ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
+    ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),
+]
+for name, fields in RUNS:
+    model = models.build(name, **SIZES, **fields)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, **everything)))
+try:
+    patchify(images[0], (2, 3))
+except TypeCheckError:
+    print("checked")
+"""
+
+
+def test_annotations_hold():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "checked"
