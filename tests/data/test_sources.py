@@ -139,6 +139,15 @@ def test_a_prepared_tfds_data_set_is_read_by_name_and_by_path(tmp_path):
         sources.open("tfds:flowers", "test", data_dir=str(tmp_path))
 
 
+def test_a_tfds_data_set_prepared_as_tfrecord_says_how_to_prepare_it_again(tmp_path):
+    builder = _Flowers(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    info = builder.data_path / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match=r"without random access.*--file_format=array_record"):
+        sources.open(f"tfds:{builder.data_path}", "train")
+
+
 def test_labels_fraction_of_a_slice_is_named_and_stratified(tmp_path):
     images = np.zeros((400, 2, 2), np.uint8)
     _write_idx(tmp_path, images, np.arange(400, dtype=np.uint8) % 4, compress=False)
