@@ -12,7 +12,7 @@ Value = float | int | str
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/accuracy": "accuracy {:.1%}",
-    "time/images_per_second": "{:.3g} images/s",
+    "time/images_per_second": "{:,.0f} images/s",
     "time/mfu": "MFU {:.1%}",
     "time/input_share": "waiting for data {:.0%}",
 }

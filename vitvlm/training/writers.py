@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import pathlib
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -74,7 +76,7 @@ class TensorBoardWriter:
 
     def write(self, step: int, row: Mapping[str, Value]) -> None:
         if self._events is None:
-            self._events = self._tensorboard.SummaryWriter(self._folder)
+            self._open(purge_step=None)
         for name, value in row.items():
             add = self._events.add_text if isinstance(value, str) else self._events.add_scalar
             add(name, value, step)
@@ -86,11 +88,16 @@ class TensorBoardWriter:
 
     def rewind(self, step: int, mark: int) -> None:
         self.close()
-        self._events = self._tensorboard.SummaryWriter(self._folder, purge_step=step + 1)
+        self._open(purge_step=step + 1)
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+    def _open(self, purge_step: int | None) -> None:
+        # The library names files by the second: a job that is started again at once would overwrite its own.
+        suffix = f".{time.time_ns()}"
+        self._events = self._tensorboard.SummaryWriter(self._folder, purge_step=purge_step, filename_suffix=suffix)
 
 
 class WandbWriter:
@@ -103,7 +110,7 @@ class WandbWriter:
         folder.mkdir(parents=True, exist_ok=True)
         identity = folder / "wandb_id"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(secrets.token_hex(4))
         self._run = wandb.init(dir=str(folder), id=identity.read_text(), resume="allow", config=dict(config), **fields)
         # W&B's own step may not go back, as it must when a training goes on from an older checkpoint.
         self._run.define_metric("*", step_metric="step")
