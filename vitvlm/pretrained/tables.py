@@ -7,7 +7,6 @@ layers, counted by the `facts` that a family takes from its configuration. Our s
 
 import dataclasses
 import itertools
-import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -96,13 +95,11 @@ class Table:
     def _expanded(self, facts: Facts) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], Transform]]:
         """The rows, once for each layer that they stand for."""
         for line in self.rows:
-            letters = sorted(
-                {field for name in line.theirs for _, field, _, _ in string.Formatter().parse(name) if field}
-            )
+            letters = [letter for letter in ("i", "j") if any(f"{{{letter}}}" in name for name in line.theirs)]
             for layers in itertools.product(*(range(facts[letter]) for letter in letters)):
                 at = dict(zip(letters, layers))
-                fill = lambda names, at=at: tuple(name.format(**at) for name in names)  # noqa: E731
-                yield fill(line.theirs), fill(line.ours), line.transform
+                theirs, ours = (tuple(name.format(**at) for name in names) for names in (line.theirs, line.ours))
+                yield theirs, ours, line.transform
 
 
 def _positions_read(facts: Facts, table: np.ndarray) -> Arrays:
