@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 Value = float | int | str
 
@@ -16,6 +17,9 @@ SHOWN = {
     "time/mfu": "MFU {:.1%}",
     "time/input_share": "waiting for data {:.0%}",
 }
+
+BAR_FROM_WIDTH = 120
+"""Columns of a terminal from which there is room for a bar beside the numbers."""
 
 
 class Progress:
@@ -40,12 +44,9 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self._console.is_terminal and not self._console.quiet:
-            self._bar = Bar(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                console=self._console,
-            )
+            bar = (BarColumn(bar_width=None),) if self._console.width >= BAR_FROM_WIDTH else ()
+            numbers = TextColumn("{task.description}", table_column=Column(no_wrap=bool(bar)))
+            self._bar = Bar(numbers, *bar, console=self._console, expand=True)
             self._task = self._bar.add_task("", total=self._total_steps)
             self._bar.start()
         return self
@@ -62,11 +63,11 @@ class Progress:
         parts = [text.format(shown[name]) for name, text in SHOWN.items() if name in shown]
         if remaining is not None:
             parts.append(f"ETA {duration(remaining)}")
-        text = " · ".join(parts)
+        text = " · ".join([f"step {step}/{self._total_steps}", *parts])
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif step % self._lines_every == 0 or step == self._total_steps:
-            self.note(f"step {step}/{self._total_steps} · {text}")
+            self.note(text)
 
     def evaluation(self, step: int, row: Mapping[str, Value]) -> None:
         """An evaluation's numbers: one line that stays."""
@@ -75,7 +76,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=not self._console.is_terminal, markup=False)
 
 
 def duration(seconds: float) -> str:
