@@ -59,5 +59,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = dict(name="adamw", b2=0.999, weight_decay=0.05, layer_decay=0.75 if args.path else None)
     config.schedule = dict(name="cosine", peak=1e-3, warmup="10%")
     config.evals = dict(test=dict(type="classification"))
+    config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
     return config

@@ -54,5 +54,6 @@ def get_config(arg: str = "") -> ConfigDict:
         probe=dict(probe),
         probe_random=dict(probe, weights="random"),
     )
+    config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
     return config

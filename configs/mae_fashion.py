@@ -55,5 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
         probe_pixels=dict(probe, features="pixels"),
         knn=dict(type="knn", features="token_mean"),
     )
+    config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
     return config

@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-    config.schedule = dict(name="cosine", peak=1.5e-4, base_batch=256, warmup="1 steps" if args.debug else "40 epochs")
+    config.schedule = dict(name="cosine", peak=1.5e-4, base_batch=256, warmup=0 if args.debug else "40 epochs")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = "fsdp"
     config.evals = dict(reconstruction=dict(type="reconstruction", every="100 epochs"))

@@ -44,5 +44,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = dict(name="adamw", b2=0.99, weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(name="cosine", peak=2e-3, warmup="10%")
     config.evals = dict(test=dict(type="classification", every="25%"))
+    config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
     return config

@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.999, weight_decay=0.05)
-    config.schedule = dict(name="cosine", peak=1e-3, base_batch=1024, warmup="1 steps" if args.debug else "5 epochs")
+    config.schedule = dict(name="cosine", peak=1e-3, base_batch=1024, warmup=0 if args.debug else "5 epochs")
     config.ema_decay = 0.99996
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = "replicated"

@@ -21,8 +21,16 @@ EXPECTED = (ConfigError, DataError, CheckpointError, WorkdirError, NotFiniteErro
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
-    """The `--config` flag; fields are overridden as `--config.model.patch_size=8`."""
-    holder = config_flags.DEFINE_config_file("config", help_string="Config file, with an argument after a colon.")
+    """The `--config` flag; fields are overridden as `--config.model.patch_size=8`.
+
+    Fields that the file leaves at their defaults can be set too; what nothing knows is an error of `jobs.setup`.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        help_string="Config file, with an argument after a colon.",
+        lock_config=False,
+        accept_new_attributes=True,
+    )
     if required:
         flags.mark_flag_as_required("config")
     return holder
@@ -67,7 +75,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         sys.exit(_fail(f"--{error.flagname}: no such flag or config field{hint}"))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+    except KeyError as error:
+        sys.exit(_fail(f"--config: no section {error} in the config file to set a field of"))
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         sys.exit(_fail(error))
 
 

@@ -71,8 +71,13 @@ class Setup:
 
     @functools.cached_property
     def state_shapes(self) -> TrainState:
-        """Shapes and dtypes of the whole train state; this is where a model that does not fit its data is found."""
-        return jax.eval_shape(self.init_state, self.job.seed)
+        """Shapes and dtypes of the whole train state. Raises ConfigError if the model does not fit its data."""
+        try:
+            return jax.eval_shape(self.init_state, self.job.seed)
+        except config_lib.ConfigError:
+            raise
+        except ValueError as error:
+            raise config_lib.ConfigError(f"config.model on {self.source.name}: {error}") from error
 
     @functools.cached_property
     def state_shardings(self) -> Any:
@@ -103,7 +108,7 @@ def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
             f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {len(source)} examples"
         )
     check_classes(task, source)
-    return Setup(
+    checked = Setup(
         config=plain,
         job=job,
         data=data,
@@ -115,6 +120,8 @@ def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
         mesh=mesh,
         clock=clock,
     )
+    _ = checked.state_shapes, checked.state_shardings
+    return checked
 
 
 def restore_target(job: Setup) -> TrainState:

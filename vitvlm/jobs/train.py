@@ -45,7 +45,7 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder)))
-        batches = stack.enter_context(_batches(job))
+        batches = stack.enter_context(open_batches(job))
         start = resume.restore_or_init(
             checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
         )
@@ -137,7 +137,7 @@ def _progress(job: Setup) -> Iterator[Progress]:
         yield progress
 
 
-def _batches(job: Setup) -> TrainBatches:
+def open_batches(job: Setup) -> TrainBatches:
     return train_batches(
         job.source,
         job.train_split.ops,

@@ -1,0 +1,42 @@
+"""Resolved configs as text: what a change of a config, or of what it shares with others, really changed.
+
+    python -m tests.jobs.golden
+
+rewrites the dumps in tests/jobs/golden/ after a wanted change; the diff is then what to review.
+"""
+
+import importlib.util
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from vitvlm.core import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = pathlib.Path(__file__).parent / "golden"
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))
+ABLATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/ablations/*.py"))
+
+
+def load(path: str, arg: str = "") -> ConfigDict:
+    """A config file's config."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def dump(path: str) -> str:
+    """The resolved config as JSON, one field a line."""
+    return json.dumps(config_lib.plain(load(path)), indent=1, sort_keys=True) + "\n"
+
+
+def golden(path: str) -> pathlib.Path:
+    return FOLDER / (pathlib.Path(path).relative_to("configs").as_posix().replace("/", "-").removesuffix(".py") + ".json")
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for path in CONFIGS + ABLATIONS:
+        golden(path).write_text(dump(path))

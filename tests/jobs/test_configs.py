@@ -1,0 +1,87 @@
+"""Every file in configs/: it resolves to its golden dump, fits together at full size, and trains at toy size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.jobs import golden
+from vitvlm.core import config as config_lib
+from vitvlm.core.durations import Clock
+from vitvlm.data import operations
+from vitvlm.jobs import evaluators, fields, train
+from vitvlm.jobs.setup import build_task, setup
+from vitvlm.tasks import Task
+from vitvlm.training import optimizer, sharding
+
+IMAGENET_EXAMPLES, CLASSES = 1_281_167, 10
+
+
+@pytest.mark.parametrize("path", golden.CONFIGS + golden.ABLATIONS)
+def test_resolves_to_its_golden_dump(path):
+    assert golden.dump(path) == golden.golden(path).read_text(), "wanted? then: python -m tests.jobs.golden"
+
+
+def test_there_is_no_dump_without_a_config():
+    expected = {golden.golden(path) for path in golden.CONFIGS + golden.ABLATIONS}
+    assert set(golden.FOLDER.glob("*.json")) == expected
+
+
+@pytest.mark.parametrize("path", golden.CONFIGS)
+def test_fits_together_at_full_size(path):
+    """Shapes of the state and of one step, optimizer rules, shardings and durations; no array is made."""
+    plain = config_lib.plain(golden.load(path))
+    if plain["model"].get("num_classes") == "data":
+        plain["model"]["num_classes"] = CLASSES
+    job = config_lib.call(fields.Job, plain, "config")
+    data = config_lib.call(fields.Data, job.data, "config.data")
+    channels = pixels(data.split(data.train, "config.data.train").ops)
+    assert pixels(data.split(data.eval, "config.data.eval").ops) == channels
+    batch = a_batch(job.batch_size, job.image_size, channels)
+
+    task: Task = build_task(job)
+    variables = jax.eval_shape(task.init, jax.random.key(0), batch)
+    clock = Clock(job.batch_size, IMAGENET_EXAMPLES)
+    clock = Clock(job.batch_size, IMAGENET_EXAMPLES, clock.steps(job.total, "config.total"))
+    tx, _ = optimizer.build(job.optimizer, job.schedule, variables["params"], clock)
+    jax.eval_shape(tx.init, variables["params"])
+    sharding.shardings(variables["params"], job.sharding, sharding.make_mesh(job.mesh))
+    loss, _, _ = jax.eval_shape(lambda v, b, r: task.loss(v, b, r, True), variables, batch, jax.random.key(0))
+    assert loss.shape == () and loss.dtype == jnp.float32
+    for name, section in job.evals.items():
+        for field in ("every",):
+            if section.get(field) is not None:
+                assert clock.steps(section[field], name) > 0
+        assert section.get("features", "features") in {"pixels", *task.predict_fns}
+    assert clock.steps(job.checkpoint.get("every", "10%"), "config.checkpoint.every") > 0
+
+
+@pytest.mark.parametrize("path", golden.CONFIGS)
+def test_takes_one_real_step_at_debug_size(path):
+    config = golden.load(path, "debug")
+    job = setup(config)
+    assert evaluators.build(job, job.job.evals)
+    state = train.first_state(job)
+    before = jax.device_get(state.params)
+    with train.open_batches(job) as batches:
+        state, metrics = train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state.params)
+    assert any(jax.tree.leaves(moved))
+
+
+def pixels(ops: str) -> int:
+    """Channels that the operations decode to; they must parse."""
+    pipeline = operations.parse(ops)
+    decode = next(operation for operation in pipeline.operations if operation.function.name == "decode")
+    return decode.positional[0]
+
+
+def a_batch(size: int, image: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = {
+        "image": ((size, image, image, channels), jnp.float32),
+        "label": ((size,), jnp.int32),
+        "mask": ((size,), jnp.float32),
+        "index": ((size,), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
