@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     args = arguments.parse(arg, debug=False)
     config = ConfigDict()
     config.seed = 0
-    config.total = "4 steps" if args.debug else "20 epochs"
+    config.total = "4 steps" if args.debug else "12 epochs"
     config.batch_size = 8 if args.debug else 256
     config.image_size = 28
     size = config.get_ref("image_size")
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-    config.schedule = dict(name="cosine", peak=1e-3, base_batch=256, warmup="5%")
+    config.schedule = dict(name="cosine", peak=2e-3, base_batch=256, warmup="5%")
     probe = dict(type="linear_probe_logistic", features="token_mean")
     config.evals = dict(
         reconstruction=dict(type="reconstruction", every="25%"),

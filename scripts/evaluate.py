@@ -1,8 +1,9 @@
-"""Scores a checkpoint: a table on the terminal, JSON and pictures in the workdir.
+"""Scores checkpoints: a table on the terminal, JSON and pictures in each workdir.
 
     python scripts/evaluate.py --workdir=workdirs/mae --evals=linear_probe_logistic,knn
+    python scripts/evaluate.py --workdir=workdirs/finetuned,workdirs/scratch
 
-Without --evals, all evaluations of the training's config run; --config gives others, with overrides as in train.py.
+Without --evals, all evaluations of each training's config run; --config gives others, with overrides as in train.py.
 """
 
 from absl import flags
@@ -10,15 +11,15 @@ from rich.console import Console
 
 from vitvlm.jobs import evaluate, launch
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training.", required=True)
+WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of trainings, separated by commas.", required=True)
 EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of evaluators.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
 CONFIG = launch.define_config(required=False)
 
 
 def main() -> None:
-    rows = evaluate.evaluate(WORKDIR.value, EVALS.value, CONFIG.value, STEP.value)
-    Console().print(evaluate.table(rows))
+    results = {folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value) for folder in WORKDIRS.value}
+    Console().print(evaluate.table(results))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 from etils import epath
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
@@ -72,16 +73,17 @@ def results_folder(folder: epath.Path, step: int) -> epath.Path:
     return folder / "evaluations" / f"{step:08d}"
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The results as one table: each figure with its interval, and the protocol that it was measured under."""
-    shown = Table("evaluation", "metric", "value", "interval", "protocol", title=f"checkpoint {rows[0].step}")
-    for row in rows:
-        first = True
-        for name, value, interval in figures(row.result.metrics):
-            shown.add_row(row.name if first else "", name, value, interval, row.result.protocol if first else "")
-            first = False
-        shown.add_section()
-    return shown
+def table(results: Mapping[str, Sequence[Row]]) -> Group:
+    """The results of one or more workdirs as one table, and below it the protocol of each figure."""
+    several = len(results) > 1
+    shown = Table(*(["workdir"] if several else []), "step", "evaluation", "metric", "value", "interval")
+    for folder, rows in results.items():
+        for row in rows:
+            for name, value, interval in figures(row.result.metrics):
+                shown.add_row(*([folder] if several else []), str(row.step), row.name, name, value, interval)
+            shown.add_section()
+    protocols = {(row.name, row.result.protocol): None for rows in results.values() for row in rows}
+    return Group(shown, *(Text(f"{name}: {protocol}") for name, protocol in protocols))
 
 
 def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:

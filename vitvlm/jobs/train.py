@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vitvlm.core import flops
 from vitvlm.data.batches import TrainBatches, train_batches
-from vitvlm.jobs import evaluators, init_from
+from vitvlm.jobs import curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
@@ -69,6 +69,8 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
         final = checkpoints.record(job.clock.total_steps).metrics
         if batches.bad.count:
             progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}")
+    if jax.process_index() == 0:
+        curves.save(folder)
     return dict(final)
 
 

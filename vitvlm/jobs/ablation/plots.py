@@ -13,7 +13,7 @@ from vitvlm.jobs.ablation.plan import Plan
 from vitvlm.jobs.ablation.rows import Row
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#8c6d31")  # Okabe and Ito's
-_STYLE = {
+STYLE = {
     "figure.dpi": 150,
     "font.size": 10,
     "axes.spines.top": False,
@@ -33,7 +33,7 @@ def write(sweep: Plan, rows: Sequence[Row], folder: epath.Path) -> list[epath.Pa
     folder.mkdir(parents=True, exist_ok=True)
     done = [row for row in rows if row.status == "done"]
     written = []
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         if done:
             written.append(_figure(folder / "scores.png", lambda axes: _scores(axes, sweep, done)))
             written.append(_figure(folder / "scores_by_flops.png", lambda axes: _scores_by_flops(axes, sweep, done)))
@@ -48,10 +48,11 @@ def write(sweep: Plan, rows: Sequence[Row], folder: epath.Path) -> list[epath.Pa
 def _figure(path: epath.Path, draw: Callable[[Axes], None]) -> epath.Path:
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     draw(axes)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: epath.Path) -> epath.Path:
+def save_figure(figure: plt.Figure, path: epath.Path) -> epath.Path:
+    """Writes a PNG without a trace of the library's version, so that equal plots are equal files."""
     with path.open("wb") as file:
         figure.savefig(file, format="png", metadata={"Software": None})
     plt.close(figure)
@@ -116,7 +117,7 @@ def _resources(path: epath.Path, sweep: Plan, rows: Sequence[Row]) -> epath.Path
         axes.grid(axis="x", visible=False)
         axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 8 else 0)
     panels[0].set_title(f"Costs of {sweep.costs_of}")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _curves(axes: Axes, stage: str, rows: Sequence[Row]) -> None:
