@@ -12,7 +12,7 @@ import pictures
 import pytest
 
 from vitvlm.core.config import ConfigError
-from vitvlm.data import sources
+from vitvlm.data import plans, sources
 from vitvlm.data.batches import eval_batches, train_batches, zero_batch
 from vitvlm.data.errors import DataError, TooManyUnreadable
 
@@ -311,3 +311,23 @@ def test_a_script_that_forgets_to_close_ends_cleanly(tmp_path):
     ended = subprocess.run([sys.executable, str(script), "0"], capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0 and ended.stdout == "running\n"
     assert "Traceback" not in ended.stderr and "leaked" not in ended.stderr, ended.stderr
+
+
+def test_a_small_data_set_is_decoded_once_and_a_large_one_each_time(source, monkeypatch):
+    def count_reads(batches):
+        reads = []
+        read = type(source).__getitem__
+        monkeypatch.setattr(type(source), "__getitem__", lambda self, i: (reads.append(i), read(self, i))[1])
+        with batches:
+            made = take(batches, 12)
+        monkeypatch.setattr(type(source), "__getitem__", read)
+        return len(reads), made
+
+    kept = train_batches(source, AUGMENTED, 6, seed=0)
+    monkeypatch.setattr(plans, "KEPT_BYTES", 9 * 7 * 3 * 23 - 1)
+    reread = train_batches(source, AUGMENTED, 6, seed=0)
+    reads, some = count_reads(kept)
+    assert reads <= 23
+    reads, others = count_reads(reread)
+    assert reads >= 72
+    assert_equal(some, others)

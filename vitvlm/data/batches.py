@@ -140,7 +140,8 @@ def train_batches(
       operations: see `operations.parse`; they must end in float pixels of one size (`normalize`).
       batch_size: of the global batch; this process gets its share of each.
       seed: of the shuffling and of the operations.
-      workers: processes that make batches ahead; with 0, a thread of this process does.
+      workers: processes that make batches ahead; with 0, a thread of this process does. A small data set
+        (plans.KEPT_BYTES) is decoded once and kept in memory.
       bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
       bad_after: the share is taken of at least so many images (or of one epoch, where that is shorter).
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).

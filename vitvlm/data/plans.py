@@ -16,6 +16,9 @@ from vitvlm.data.unreadable import Unreadable
 # The entry of a batch that lists its unreadable images as (id, reason); batches given out do not have it.
 UNREADABLE = "unreadable"
 
+# A data set whose decoded images fit into this is decoded once (in each worker), not once an epoch.
+KEPT_BYTES = 256 * 2**20
+
 # Streams of random numbers that must differ for equal seeds.
 _SHUFFLE, _OPERATIONS = 1, 2
 
@@ -27,13 +30,28 @@ class Loader:
     source: Source
     pipeline: Pipeline
     seed: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
+    kept: dict[int, Example] | None = None
+
+    @functools.cached_property
+    def parts(self) -> tuple[Pipeline, Pipeline]:
+        return self.pipeline.split()
 
     def example(self, epoch: int, index: int) -> Example:
         """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError."""
         # Philox counts: each (epoch, index) starts a stream of its own, at a third of the cost of seeding a generator.
         bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, 0, index, epoch))
-        return self.pipeline(self.source[index], np.random.Generator(bits))
+        return self.parts[1](self.fixed(index), np.random.Generator(bits))
+
+    def fixed(self, index: int) -> Example:
+        """The part of an example that is the same in every epoch; decoded once where it is kept."""
+        if self.kept is None:
+            return self.parts[0](self.source[index])
+        if index not in self.kept:
+            example = self.parts[0](self.source[index])
+            example["image"].setflags(write=False)
+            self.kept[index] = example
+        return self.kept[index]
 
     def batch(self, rows: list[tuple[int, int] | None]) -> dict[str, Any]:
         """The examples (epoch, index) of the rows; None is padding."""
@@ -115,7 +133,7 @@ def _share(plan: TrainPlan | EvalPlan, step: int) -> range:
 def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Loader:
     """Runs the operations on the first readable example: its size is every batch's, and mistakes show now."""
     unreadable: dict[str, str] = {}
-    trial = Loader(source, pipeline, seed, shape=())
+    trial = Loader(source, pipeline, seed)
     for index in range(min(tries, len(source))):
         try:
             image = trial.example(0, index)["image"]
@@ -124,9 +142,16 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
             continue
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
-        return dataclasses.replace(trial, shape=image.shape)
+        return dataclasses.replace(trial, shape=image.shape, kept={} if _worth_keeping(trial, index) else None)
     counts = Unreadable(0.0, 0, len(unreadable), len(unreadable), unreadable)
     raise TooManyUnreadable(f"{source.name}: none of the first {len(unreadable)} images can be read: {counts}")
+
+
+def _worth_keeping(loader: Loader, index: int) -> bool:
+    """Whether decoding takes time, and all decoded images fit into KEPT_BYTES, judged by one of them."""
+    pixels = loader.fixed(index)["image"]
+    encoded = isinstance(loader.source[index]["image"], bytes) and isinstance(pixels, np.ndarray)
+    return encoded and pixels.nbytes * len(loader.source) <= KEPT_BYTES
 
 
 def _checked(example: Example, shape: tuple[int, ...]) -> np.ndarray:

@@ -54,6 +54,12 @@ class Pipeline:
     def fields(self) -> tuple[str, ...]:
         return tuple(name for op in self.operations if op.function.name == "keep" for name in op.positional)
 
+    def split(self) -> tuple["Pipeline", "Pipeline"]:
+        """The operations whose result never changes and is still bytes or uint8 pixels, and the rest."""
+        changes = (op.function.random or op.function.name == "normalize" for op in self.operations)
+        count = next((i for i, change in enumerate(changes) if change), len(self.operations))
+        return Pipeline(self.text, self.operations[:count]), Pipeline(self.text, self.operations[count:])
+
     def __call__(self, example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
         for operation in self.operations:
             example = operation(example, rng)
