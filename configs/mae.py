@@ -12,7 +12,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, source="emoji", variant="", image_size=64, epochs=60, debug=False)
+    args = arguments.parse(arg, source="emoji", test="test", variant="", image_size=64, epochs=60, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = dict(
         source=args.source,
         train=dict(split="train[:64]" if args.debug else "train", ops=crop),
-        eval=dict(split="test[:16]" if args.debug else "test", ops=whole),
+        eval=dict(split=args.test + "[:16]" * args.debug, ops=whole),
         workers=0,
     )
 

@@ -4,8 +4,8 @@
     python scripts/train.py --config=configs/vit.py:folder:PATH,variant=S/16,image_size=224 --workdir=workdirs/mine_s16
     python scripts/train.py --config=configs/vit.py:init=workdirs/mae --workdir=workdirs/finetuned
 
-PATH holds one directory per class, or train/ and test/ (or val/) with one directory per class each; without these, a
-fifth of each class is held out for the test. With `init=WORKDIR` the encoder of a training of `configs/mae.py`, on the
+PATH holds one directory per class, of which a fifth is held out for the test; or train/ and test/ with one directory per
+class each (`test=val` where it is called val/). With `init=WORKDIR` the encoder of a training of `configs/mae.py`, on the
 same images or on more without labels, is where it starts.
 """
 
@@ -15,7 +15,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, source="emoji", init="", variant="", image_size=64, epochs=20, debug=False)
+    args = arguments.parse(arg, source="emoji", init="", test="test", variant="", image_size=64, epochs=20, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = dict(
         source=args.source,
         train=dict(split="train[:64]" if args.debug else "train", ops=crop),
-        eval=dict(split="test[:16]" if args.debug else "test", ops=whole),
+        eval=dict(split=args.test + "[:16]" * args.debug, ops=whole),
         workers=0,
     )
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def source(folder):
-    return sources.open(f"folder:{folder}", "train")
+    return sources.open(f"folder:{folder}", "all")
 
 
 def take(batches, count):
@@ -161,7 +161,7 @@ def test_leaving_an_evaluation_early_ends_its_workers(source):
 def test_unreadable_images_are_masked_counted_and_named_also_after_a_resume(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 15, "dog": 8})
     damage(folder, ["cat/003.png", "dog/001.png"])
-    source = sources.open(f"folder:{folder}", "train")
+    source = sources.open(f"folder:{folder}", "all")
     bad = {source.ids.index(name) for name in ("cat/003.png", "dog/001.png")}
     with train_batches(source, AUGMENTED, 4, seed=0, bad_share=0.2) as batches:
         seen = take(batches, 12)
@@ -183,7 +183,7 @@ def test_unreadable_images_are_masked_counted_and_named_also_after_a_resume(tmp_
 def test_too_many_unreadable_images_stop_with_their_names(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 20})
     damage(folder, [f"cat/{i:03d}.png" for i in range(5)])
-    source = sources.open(f"folder:{folder}", "train")
+    source = sources.open(f"folder:{folder}", "all")
     with (
         train_batches(source, PLAIN, 4, seed=0, bad_share=0.2) as batches,
         pytest.raises(TooManyUnreadable, match=r"images cannot be read, more than bad_share=0.2: cat/00\d.png: "),
@@ -199,9 +199,9 @@ def test_too_many_unreadable_images_stop_with_their_names(tmp_path):
 
 def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 30})
-    first = sources.open(f"folder:{folder}", "train").ids[0]
+    first = sources.open(f"folder:{folder}", "all").ids[0]
     damage(folder, [first])
-    source = sources.open(f"folder:{folder}", "train")
+    source = sources.open(f"folder:{folder}", "all")
     evaluated = eval_batches(source, PLAIN, 3, bad_share=0.05)
     assert sum(b["mask"].sum() for b in evaluated) == 29 and list(evaluated.bad.names) == [first]
     with pytest.raises(TooManyUnreadable):
@@ -212,13 +212,13 @@ def test_a_folder_of_nothing_readable_is_refused_at_once(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 3})
     damage(folder, [f"cat/{i:03d}.png" for i in range(3)])
     with pytest.raises(TooManyUnreadable, match="none of the first 3 images can be read: cat/00"):
-        train_batches(sources.open(f"folder:{folder}", "train"), PLAIN, 2, seed=0)
+        train_batches(sources.open(f"folder:{folder}", "all"), PLAIN, 2, seed=0)
 
 
 def test_images_of_several_sizes_say_what_to_add(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 3})
     (folder / "cat" / "big.png").write_bytes(pictures.encoded(pictures.pattern(20, 20)))
-    source = sources.open(f"folder:{folder}", "train")
+    source = sources.open(f"folder:{folder}", "all")
     with pytest.raises(DataError, match="add resize or a crop"):
         list(eval_batches(source, PLAIN, 4))
     assert len(list(eval_batches(source, "decode|resize(8)|normalize", 4))) == 1

@@ -14,11 +14,11 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources import prepared
 
 
-def test_a_folder_without_splits_is_a_stratified_train_split(tmp_path):
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("all[:80%]", "all[80%:]")])
+def test_a_folder_without_splits_is_split_by_class(tmp_path, splits):
     pictures.folder(tmp_path, {"cat": 40, "dog": 20})
-    whole = sources.open(f"folder:{tmp_path}", "train")
-    head = sources.open(f"folder:{tmp_path}", "train[:80%]")
-    tail = sources.open(f"folder:{tmp_path}", "train[80%:]")
+    whole = sources.open(f"folder:{tmp_path}", "all")
+    head, tail = (sources.open(f"folder:{tmp_path}", split) for split in splits)
     assert whole.label_names == ("cat", "dog") and whole.num_classes == 2 and len(whole) == 60
     assert np.bincount(head.labels).tolist() == [32, 16] and np.bincount(tail.labels).tolist() == [8, 4]
     assert set(head.ids) | set(tail.ids) == set(whole.ids) and not set(head.ids) & set(tail.ids)
@@ -40,7 +40,7 @@ def test_a_folder_ignores_other_files(tmp_path):
     (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "cat" / "._000.png").write_bytes(b"x")
     (tmp_path / ".cache").mkdir()
-    assert sorted(sources.open(f"folder:{tmp_path}", "train").ids) == ["cat/000.png", "cat/001.png"]
+    assert sorted(sources.open(f"folder:{tmp_path}", "all").ids) == ["cat/000.png", "cat/001.png"]
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -50,22 +50,22 @@ def test_an_empty_class_folder_is_named(tmp_path):
         sources.open(f"folder:{tmp_path}", "train")
 
 
-def test_a_folder_that_is_not_split_says_how_to_slice_it(tmp_path):
+def test_a_folder_that_is_not_split_names_the_splits_that_it_can_make(tmp_path):
     pictures.folder(tmp_path, {"cat": 2})
-    with pytest.raises(ConfigError, match=r"train\[:80%\]"):
-        sources.open(f"folder:{tmp_path}", "test")
+    with pytest.raises(ConfigError, match=r"no split 'tst'; did you mean \"test\""):
+        sources.open(f"folder:{tmp_path}", "tst")
 
 
 def test_a_missing_folder_and_one_without_classes_are_errors(tmp_path):
     with pytest.raises(DataError, match="no such directory"):
         sources.open(f"folder:{tmp_path / 'nowhere'}", "train")
     with pytest.raises(DataError, match="no class directories"):
-        sources.open(f"folder:{tmp_path}", "train")
+        sources.open(f"folder:{tmp_path}", "all")
 
 
 def test_a_file_that_vanishes_is_an_unreadable_image_with_a_name(tmp_path):
     pictures.folder(tmp_path, {"cat": 1})
-    source = sources.open(f"folder:{tmp_path}", "train")
+    source = sources.open(f"folder:{tmp_path}", "all")
     (tmp_path / "cat" / "000.png").unlink()
     with pytest.raises(UnreadableImage, match=r"cat/000.png: No such file"):
         source[0]

@@ -78,7 +78,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except KeyError as error:
         sys.exit(_fail(f"--config: no section {error} in the config file to set a field of"))
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
-        sys.exit(_fail(error))
+        # What a config file raises comes wrapped in a traceback's text, whose last line is the message.
+        sys.exit(_fail(str(error).strip().splitlines()[-1].strip()))
 
 
 def _fail(error: object) -> int:

@@ -12,14 +12,16 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.base import Example, Source
 
 SPLIT_NAMES = ("train", "test", "val", "validation")
+TRAIN_SHARE = 0.8  # of a folder that is not split
 SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 class FolderSource(Source):
-    """The images below PATH/SPLIT/CLASS/, or below PATH/CLASS/ if the folder is not split (then all of it is "train").
+    """The images below PATH/SPLIT/CLASS/, or below PATH/CLASS/ if the folder is not split.
 
-    The order is a fixed stratified shuffle of the file names, so that "train[:80%]" and "train[80%:]" are disjoint and
-    hold the classes in the same proportions. Files with other suffixes and hidden files are no images and are ignored.
+    Of a folder that is not split, "all" is all of it, "train" four fifths of each class, and "test" (or "val") the
+    rest. The order is a fixed stratified shuffle of the file names, so that any slices, such as "all[:90%]" and
+    "all[90%:]", hold the classes in the same proportions. Files with other suffixes and hidden files are ignored.
 
     Raises:
       DataError: if there is no such folder, no class in it, or a class without any image.
@@ -30,7 +32,7 @@ class FolderSource(Source):
         root = Path(path).expanduser()
         if not root.is_dir():
             raise DataError(f"folder:{path}: no such directory; give one that holds a directory per class")
-        self._root = _split_directory(root, split)
+        self._root, (begin, end) = _split_directory(root, split)
         classes = _directories(self._root)
         if not classes:
             raise DataError(f"{self._root}: no class directories; images belong in one directory per class")
@@ -42,6 +44,7 @@ class FolderSource(Source):
             files += [p.relative_to(self._root).as_posix() for p in images]
             labels += [label] * len(images)
         order = splits.stratified_order(files, np.array(labels), seed=0)
+        order = order[round(begin * len(order)) : round(end * len(order))]
         self.label_names = tuple(classes)
         self._files = [files[i] for i in order]
         self._labels = np.array(labels, np.int32)[order]
@@ -63,18 +66,17 @@ class FolderSource(Source):
         return {"image": content, "label": int(self._labels[index]), "id": name}
 
 
-def _split_directory(root: Path, split: str) -> Path:
+def _split_directory(root: Path, split: str) -> tuple[Path, tuple[float, float]]:
+    """Where a split's class directories are, and from which to which share of their images it goes."""
     found = [name for name in _directories(root) if name in SPLIT_NAMES]
     if split in found:
-        return root / split
+        return root / split, (0, 1)
     if found:
         raise ConfigError(f"folder {root}: no split {split!r}; {suggest(split, found)}")
-    if split != "train":
-        raise ConfigError(
-            f'folder {root}: has no {split}/ directory, so all of it is "train"; '
-            'take slices of that, such as "train[:80%]" to train and "train[80%:]" to test'
-        )
-    return root
+    parts = {"all": (0, 1), **dict.fromkeys(SPLIT_NAMES, (TRAIN_SHARE, 1)), "train": (0, TRAIN_SHARE)}
+    if split not in parts:
+        raise ConfigError(f"folder {root}: no split {split!r}; {suggest(split, parts)}")
+    return root, parts[split]
 
 
 def _directories(root: Path) -> list[str]:

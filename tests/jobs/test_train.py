@@ -1,0 +1,167 @@
+"""A whole job at toy size: train, evaluate, fine-tune, and the mistakes that a user can make."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.jobs import golden
+from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import flatten
+from vitvlm.jobs import evaluate, train
+from vitvlm.jobs.setup import load_state, setup
+from vitvlm.training import writers
+from vitvlm.training.workdir import WorkdirError, read_config
+
+CLASSES = ("blob", "cross", "stripe")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 3 classes with 12 images each; one file is damaged."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 60, (20, 24, 3), np.uint8) + np.uint8(60 * label)
+            Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+    damaged = root / "cross" / "05.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    return root
+
+
+def a_config(name: str, images, argument: str = ""):
+    config = golden.load(f"configs/{name}.py", f"debug,source=folder:{images}{argument}")
+    config.data.bad_share = 0.2
+    config.data.train.split, config.data.eval.split = "train", "test"
+    return config
+
+
+@pytest.fixture(scope="module")
+def autoencoder(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("autoencoder") / "workdir"
+    return folder, train.train(a_config("mae", images), folder)
+
+
+@pytest.fixture(scope="module")
+def classifier(images, autoencoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier") / "workdir"
+    return folder, train.train(a_config("vit", images, f",init={autoencoder[0]}"), folder)
+
+
+def test_a_workdir_holds_all_that_a_job_leaves(classifier):
+    folder, metrics = classifier
+    assert read_config(folder)["model"]["num_classes"] == len(CLASSES)
+    rows = writers.read(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert rows[-1]["test/top1"] == metrics["test/top1"]
+    assert Image.open(folder / "curves.png").width > 800
+    assert load_state(setup(read_config(folder)), folder).step == 4
+
+
+def test_a_finished_job_run_again_does_nothing_and_says_the_same(classifier):
+    folder, metrics = classifier
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train.train(read_config(folder), folder) == metrics
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_in_the_same_workdir_is_an_error_that_names_the_field(classifier):
+    folder, _ = classifier
+    with pytest.raises(ConfigError, match=r"batch_size: 8 before, 4 now"):
+        train.train(read_config(folder) | {"batch_size": 4}, folder)
+
+
+def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencoder, classifier):
+    folder, _ = autoencoder
+    source = flatten(load_state(setup(read_config(folder)), folder).params)
+    start = flatten(train.first_state(setup(read_config(classifier[0]))).params)
+    assert {"head/kernel", "head/bias"} == set(start) - {path.removeprefix("vit/") for path in source}
+    for path, value in start.items():
+        if not path.startswith("head/"):
+            np.testing.assert_array_equal(value, source[f"vit/{path}"])
+
+
+def test_init_from_a_folder_without_a_training_is_an_error(images, tmp_path):
+    job = setup(a_config("vit", images, f",init={tmp_path}"))
+    with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*not the workdir of a training"):
+        train.first_state(job)
+
+
+def test_evaluate_repeats_the_training_and_adds_other_evaluators(classifier):
+    folder, metrics = classifier
+    rows = {row.name: row.result for row in evaluate.evaluate(folder, ["test", "knn", "features"])}
+    for name, value in rows["test"].metrics.items():
+        assert metrics[f"test/{name}"] == pytest.approx(value, rel=1e-6)
+    results = json.loads((evaluate.results_folder(folder, 4) / "results.json").read_text())
+    assert set(results) >= {"test", "knn", "features"}
+    assert results["knn"]["metrics"] == rows["knn"].metrics and results["knn"]["protocol"] == rows["knn"].protocol
+
+
+def test_the_damaged_image_is_counted_and_named_in_the_evaluation(classifier, autoencoder):
+    folder, _ = autoencoder
+    rows = evaluate.evaluate(folder, ["reconstruction"])
+    assert rows[0].result.metrics["n"] < 16  # never padding, never the damaged file
+
+
+def test_an_unknown_evaluation_names_the_nearest(classifier):
+    with pytest.raises(ConfigError, match="no evaluation 'knnn'; did you mean \"knn\""):
+        evaluate.evaluate(classifier[0], ["knnn"])
+
+
+def test_evaluating_a_folder_that_is_no_workdir(tmp_path):
+    with pytest.raises(WorkdirError, match="not the workdir of a training"):
+        evaluate.evaluate(tmp_path)
+
+
+def test_a_head_of_another_size_than_the_data(images):
+    config = a_config("vit", images)
+    config.model.update(num_classes=7)
+    with pytest.raises(ConfigError, match=r"config\.model\.num_classes: 7, but .* has 3 classes; set it to 3"):
+        setup(config)
+
+
+def test_a_patch_that_does_not_divide_the_image_names_both(images):
+    config = a_config("vit", images)
+    config.model.patch_size = 7
+    with pytest.raises(ConfigError, match=r"32x32 is not divisible by patch 7x7"):
+        setup(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sed": 1}, r'config\.sed: no such field; did you mean "seed"'),
+        ({"total": "0 steps"}, r"config\.total: .* no whole step"),
+        ({"sharding": "fdsp"}, r'config\.sharding: no preset \'fdsp\'; did you mean "fsdp"'),
+        ({"mesh": {"data": 3}}, r"config\.mesh: .* devices"),
+        ({"log": {"evry": 1}}, r'config\.log\.evry: no such field; did you mean "every"'),
+    ],
+)
+def test_mistakes_are_found_before_anything_compiles(images, changes, message):
+    config = a_config("vit", images).to_dict() | changes
+    with pytest.raises(ConfigError, match=message):
+        setup(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/vit.py:debug", "--config.model.pach_size=4"], 'did you mean "patch_size"?'),
+        (["--config=configs/vit.py:debug", "--confg.seed=4"], "no such flag or config field"),
+        (["--config=configs/vot.py"], "configs/vot.py"),
+        (["--config=configs/vit.py:epoch=3"], 'did you mean "epochs"?'),
+        (["--config=configs/vit.py:folder:/nowhere"], "/nowhere"),
+    ],
+)
+def test_the_command_line_answers_mistakes_with_one_line(arguments, message, tmp_path):
+    command = [sys.executable, "scripts/train.py", f"--workdir={tmp_path / 'workdir'}", *arguments]
+    done = subprocess.run(command, cwd=golden.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
