@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from vitvlm.core.config import ConfigError
@@ -21,6 +22,8 @@ class WorkdirError(RuntimeError):
 def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
     """Makes the workdir and writes the resolved config, or checks that it is the config that began there.
 
+    Every process checks; the first one writes.
+
     Args:
       workdir: made with its parents if it is not there.
       config: the resolved config: nested dictionaries of JSON values.
@@ -36,9 +39,10 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
             _compare(workdir, json.loads(file.read_text()), config, changeable)
-        temporary = workdir / "config.json.tmp"
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        temporary.replace(file)
+        if jax.process_index() == 0:
+            temporary = workdir / "config.json.tmp"
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+            temporary.replace(file)
     except json.JSONDecodeError as error:
         raise WorkdirError(
             f"{file} is damaged: {line(error)}; remove it if you know the config to be the same"
