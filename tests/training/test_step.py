@@ -181,7 +181,7 @@ def test_compiled_step_donates_its_state():
 )
 def test_bad_arguments_say_what_to_do(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, **arguments)(fresh(), toy.batch_of(0))
+        jax.eval_shape(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, **arguments), fresh(), toy.batch_of(0))
 
 
 def test_averages_that_are_not_there_are_an_error():

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from vitvlm.training.writers import Writer
 Json = Any
 
 
+@runtime_checkable
 class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
     """An endless iterator of host batches; `set_state(get_state())` makes it give the same batches again.
 

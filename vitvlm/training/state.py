@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 Tree = Any
+Leaf = Any
 
 
 @struct.dataclass
 class TrainState:
     """Parameters and everything that moves with them.
+
+    As any pytree it may also hold shapes (`jax.ShapeDtypeStruct`) or shardings in its arrays' places.
 
     Attributes:
       step: number of updates done; int32 scalar.
@@ -25,12 +28,12 @@ class TrainState:
       rng: the typed key of the training; step t draws from `fold_in(rng, t)`, so it never changes.
     """
 
-    step: Int[Array, ""]
+    step: Leaf
     params: Tree
     collections: Mapping[str, Tree]
     opt_state: Tree
     ema: Tree | None
-    rng: Key[Array, ""]
+    rng: Leaf
 
     @classmethod
     def create(

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vitvlm.core.config import ConfigError
 from vitvlm.training.records import line
@@ -21,6 +21,7 @@ from vitvlm.training.workdir import WorkdirError
 Value = float | int | str
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes one row per call, in the order of steps."""
 
