@@ -11,8 +11,10 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import jax
@@ -50,10 +52,8 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path) -> Json:
     (folder / STAGE).write_text(json.dumps(config, indent=2) + "\n")
     for name in (OUTCOME, FAILURE):
         (folder / name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder)]
-    # A session of its own: a terminal's Ctrl-C then reaches it once, through us.
-    status = _wait(subprocess.Popen(command, start_new_session=True))
-    if status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
+    status, stopped = _run_child([sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder)])
+    if stopped or status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
         raise Interrupted(f"stopped in {folder}: run the same command again to go on")
     if status == 0:
         return json.loads((folder / OUTCOME).read_text())
@@ -65,12 +65,29 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path) -> Json:
     raise StageFailed(f"its process ended with status {status} and left no message")
 
 
-def _wait(child: subprocess.Popen) -> int:
-    """The child's exit status. It is told of SIGTERM and SIGINT, saves its state and ends; we outlive it."""
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, lambda got, frame: child.send_signal(got)) for number in numbers}
+def _run_child(command: list[str]) -> tuple[int, bool]:
+    """A process's exit status, and whether we were told to stop while it ran.
+
+    It is told of our SIGTERM and SIGINT, on which a training saves and ends; we outlive it. It has a session of its
+    own, so that a terminal's Ctrl-C reaches it once.
+    """
+    received: list[int] = []
+    child: subprocess.Popen | None = None
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    watched = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, forward) for number in watched}
     try:
-        return child.wait()
+        child = subprocess.Popen(command, start_new_session=True)
+        if received:
+            child.send_signal(received[-1])
+        while child.poll() is None:  # a blocking wait may not notice a signal that another thread was given
+            time.sleep(0.1)
+        return child.returncode, bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
