@@ -8,19 +8,23 @@ Dimensions are those of one layer: the leading depth axis of scanned blocks is n
 scanned and for looped layers. PRESETS are rule lists by name.
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vitvlm.core import rules
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.training.layers import is_scanned
+
+T = TypeVar("T")
 
 # An abstract mesh has axes but no devices: enough for a plan.
 AnyMesh = Mesh | AbstractMesh
@@ -134,6 +138,44 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
                 f"{shards} parts ({' x '.join(BATCH_AXES)}): change batch_size or the mesh"
             )
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def keep_examples_split(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """The same `function(variables, batch, ...)`, in which no device computes on another's examples.
+
+    Pins to `batch_sharding` what the Flax modules inside return: every array whose first axis is as long as the
+    batch's, from a module that was given such an array. Without it, the compiler may carry the sharding of the
+    parameters over to the activations: under "fsdp" it was seen to gather all examples on every device, where it
+    should gather each layer's parameters. Values stay the same. A (micro-)batch that does not divide over the devices
+    is left to the compiler.
+    """
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+
+    @functools.wraps(function)
+    def pinned(variables: Tree, batch: Mapping[str, Any], *rest: Any) -> T:
+        size = len(next(iter(batch.values())))
+        if parts == 1 or size % parts:
+            return function(variables, batch, *rest)
+
+        def is_batch(leaf: Any) -> bool:
+            return isinstance(leaf, jax.Array) and leaf.ndim > 0 and leaf.shape[0] == size
+
+        def pin(leaf: Any) -> Any:
+            if not is_batch(leaf):
+                return leaf
+            others = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1)
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(axes, *others)))
+
+        def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            output = call(*args, **kwargs)
+            given = context.method_name == "__call__" and any(map(is_batch, jax.tree.leaves((args, kwargs))))
+            return jax.tree.map(pin, output) if given else output
+
+        with nn.intercept_methods(intercept):
+            return function(variables, batch, *rest)
+
+    return pinned
 
 
 def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: str) -> PartitionSpec:
