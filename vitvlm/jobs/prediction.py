@@ -19,8 +19,8 @@ class Predictor:
     def __init__(self, task: Task, mesh: Mesh):
         self._functions = task.predict_fns
         self._mesh = mesh
-        self._compiled = functools.cache(lambda name: jax.jit(self._functions[name], out_shardings=self._rows))
         self._rows = sharding.batch_sharding(mesh)
+        self._compiled = functools.cache(self._compile)
 
     def __call__(
         self, name: str, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray]
@@ -35,6 +35,9 @@ class Predictor:
             )
         outputs = self._compiled(name)(variables, sharding.put_batch(batch, self._mesh))
         return {key: _local_rows(value) for key, value in outputs.items()}
+
+    def _compile(self, name: str) -> Any:
+        return jax.jit(sharding.keep_examples_split(self._functions[name], self._mesh), out_shardings=self._rows)
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
