@@ -5,6 +5,7 @@
 Both compute the features once, without augmentation; both can read raw pixels or a random-weight encoder instead.
 """
 
+import copy
 import dataclasses
 import math
 import pathlib
@@ -84,7 +85,8 @@ class MaeProbe:
 class LogisticProbe:
     """L2-regularised logistic regression (L-BFGS) on features of length 1, standardised on the training set.
 
-    C is the best of `sweep` on `held_out` of the training examples; the fit with it is then made on all of them.
+    C is the best of `sweep` on `held_out` of the training examples (from the smallest up, until two in a row are
+    worse); the fit with it is then made on all of them.
     """
 
     batches: base.Batches
@@ -102,9 +104,9 @@ class LogisticProbe:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         train, test = _both(source, predict, variables, self.train_batches, self.batches)
         inputs, test_inputs = self._scaled(train["features"], test["features"])
-        chosen, converged = self._choose(inputs, train["label"])
-        model = self._model(chosen)
+        model, converged = self._choose(inputs, train["label"])
         converged &= _fit(model, inputs, train["label"])
+        chosen = float(model.C)
         logits = np.full((len(test["label"]), _classes(train, test)), -np.inf)
         logits[:, model.classes_] = model.predict_log_proba(test_inputs)
         metrics = classification.scores(logits, test["label"])
@@ -128,10 +130,15 @@ class LogisticProbe:
         std = np.where(std > 1e-6, std, 1)
         return (train - mean) / std, (test - mean) / std
 
-    def _choose(self, inputs: Float[np.ndarray, "m D"], labels: Int[np.ndarray, " m"]) -> tuple[float, bool]:
-        """The C with the best held-out accuracy (the smallest of equals), and whether every fit converged."""
+    def _choose(
+        self, inputs: Float[np.ndarray, "m D"], labels: Int[np.ndarray, " m"]
+    ) -> tuple[LogisticRegression, bool]:
+        """The model with the best held-out accuracy (the smallest C of equals), and whether its fit converged.
+
+        Each fit starts where the one before ended, and so will the fit on all examples.
+        """
         if len(self.sweep) == 1:
-            return float(self.sweep[0]), True
+            return self._model(self.sweep[0]), True
         order = np.random.default_rng(self.seed).permutation(len(labels))
         held, kept = np.split(order, [round(self.held_out * len(labels))])
         if not len(held) or len(np.unique(labels[kept])) < 2:
@@ -139,15 +146,21 @@ class LogisticProbe:
                 f"held_out: {self.held_out:g} of {len(labels)} training examples leaves {len(held)} to choose C on and "
                 f"{len(np.unique(labels[kept]))} classes to fit; use more data or another share"
             )
-        accuracy, converged, model = {}, True, self._model(1.0, warm_start=True)
+        model, fitted = self._model(1.0), []
         for value in sorted(self.sweep):
             model.set_params(C=value)
-            converged &= _fit(model, inputs[kept], labels[kept])
-            accuracy[value] = model.score(inputs[held], labels[held])
-        return float(max(accuracy, key=accuracy.get)), converged
+            converged = _fit(model, inputs[kept], labels[kept])
+            fitted.append((model.score(inputs[held], labels[held]), copy.deepcopy(model), converged))
+            best = max(range(len(fitted)), key=lambda place: fitted[place][0])
+            if len(fitted) - best > 2:
+                break
+        _, model, converged = fitted[best]
+        if len(model.classes_) < len(np.unique(labels)):
+            return self._model(model.C), converged
+        return model, converged
 
-    def _model(self, C: float, warm_start: bool = False) -> LogisticRegression:
-        return LogisticRegression(C=C, max_iter=self.max_iterations, warm_start=warm_start)
+    def _model(self, C: float) -> LogisticRegression:
+        return LogisticRegression(C=C, max_iter=self.max_iterations, warm_start=True)
 
 
 def _fit(model: LogisticRegression, inputs: np.ndarray, labels: np.ndarray) -> bool:
