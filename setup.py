@@ -1,12 +1,14 @@
 """Installs vitvlm: `pip install -e .`, with extras for tests, accelerators, ahead-of-time plans and metric sinks."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="vitvlm",
     version="0.1.0",
     description="Vision transformers and vision-language models in JAX: train, ablate, evaluate and look inside.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

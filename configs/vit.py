@@ -4,9 +4,9 @@
     python scripts/train.py --config=configs/vit.py:folder:PATH,variant=S/16,image_size=224 --workdir=workdirs/mine_s16
     python scripts/train.py --config=configs/vit.py:init=workdirs/mae --workdir=workdirs/finetuned
 
-PATH holds one directory per class, of which a fifth is held out for the test; or train/ and test/ with one directory per
-class each (`test=val` where it is called val/). With `init=WORKDIR` the encoder of a training of `configs/mae.py`, on the
-same images or on more without labels, is where it starts.
+PATH holds one directory per class, of which a fifth is held out for the test; or train/ and test/ with one directory
+per class each (`test=val` where it is called val/). With `init=WORKDIR` it starts from the encoder of a training of
+`configs/mae.py`, on the same images or on more without labels.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     args = arguments.parse(arg, debug=False)
     config = ConfigDict()
     config.seed = 0
-    config.total = "4 steps" if args.debug else "20 epochs"
+    config.total = "4 steps" if args.debug else "12 epochs"
     config.batch_size = 8 if args.debug else 128
     config.image_size = 28
     size = config.get_ref("image_size")

@@ -56,7 +56,7 @@ def test_plain_resolves_references_and_keeps_tuples():
 def test_a_registry_names_the_nearest_and_refuses_a_second_of_a_name():
     registry = Registry("model")
     registry.register("vit")(Section)
-    with pytest.raises(ConfigError, match='model \'vot\': no such model; did you mean "vit"'):
+    with pytest.raises(ConfigError, match="model 'vot': no such model; did you mean \"vit\""):
         registry.build("vot", {})
     with pytest.raises(ValueError, match="registered twice"):
         registry.register("vit")(Section)

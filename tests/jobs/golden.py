@@ -33,7 +33,8 @@ def dump(path: str) -> str:
 
 
 def golden(path: str) -> pathlib.Path:
-    return FOLDER / (pathlib.Path(path).relative_to("configs").as_posix().replace("/", "-").removesuffix(".py") + ".json")
+    name = pathlib.Path(path).relative_to("configs").with_suffix(".json").as_posix()
+    return FOLDER / name.replace("/", "-")
 
 
 if __name__ == "__main__":

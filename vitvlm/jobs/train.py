@@ -15,7 +15,7 @@ from vitvlm.jobs import curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
-from vitvlm.training import loop, peak_flops, resume, sharding, workdir, writers
+from vitvlm.training import loop, optimizer, peak_flops, resume, sharding, workdir, writers
 from vitvlm.training.checkpoints import Best, Checkpoints
 from vitvlm.training.interrupts import Interrupts
 from vitvlm.training.progress import Progress
@@ -84,7 +84,12 @@ def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
     tx, schedule = job.optimizer(job.state_shapes.params)
     step = make_train_step(
-        job.task.loss, tx, schedule=schedule, accumulate=job.job.accumulate, ema_decay=job.job.ema_decay
+        sharding.keep_examples_split(job.task.loss, job.mesh),
+        tx,
+        schedule=schedule,
+        accumulate=job.job.accumulate,
+        ema_decay=job.job.ema_decay,
+        trainable=optimizer.trainable(job.job.optimizer, job.state_shapes.params),
     )
     return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh))
 

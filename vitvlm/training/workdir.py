@@ -11,7 +11,7 @@ from etils import epath
 from vitvlm.core.config import ConfigError
 from vitvlm.training.records import line
 
-CHANGEABLE = ("log/.*",)
+CHANGEABLE = ("log/.*", "evals/.*", "data/workers")
 """Fields that may differ when a training goes on: they do not touch what is computed."""
 
 
