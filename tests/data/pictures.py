@@ -1,5 +1,6 @@
 """Image files for tests: patterns that survive encoding, and every kind of file that is hard to read."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -47,3 +48,14 @@ def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (9, 7)) -
         for i in range(count):
             (root / name / f"{i:03d}.png").write_bytes(encoded(pattern(*size, seed=1000 * c + i)))
     return root
+
+
+def write_idx(folder, images, labels, compress):
+    """MNIST's files, written from the format's definition."""
+    write = gzip.compress if compress else bytes
+    suffix = ".gz" if compress else ""
+    for prefix in ("train", "t10k"):
+        header = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
+        (folder / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(write(header + images.tobytes()))
+        header = struct.pack(">BBBBI", 0, 0, 8, 1, len(labels))
+        (folder / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(write(header + labels.tobytes()))

@@ -71,22 +71,11 @@ def test_a_file_that_vanishes_is_an_unreadable_image_with_a_name(tmp_path):
         source[0]
 
 
-def _write_idx(folder, images, labels, compress):
-    """MNIST's files, written from the format's definition."""
-    write = gzip.compress if compress else bytes
-    suffix = ".gz" if compress else ""
-    for prefix in ("train", "t10k"):
-        header = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
-        (folder / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(write(header + images.tobytes()))
-        header = struct.pack(">BBBBI", 0, 0, 8, 1, len(labels))
-        (folder / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(write(header + labels.tobytes()))
-
-
 @pytest.mark.parametrize("compress", [True, False])
 def test_idx_files_are_read_as_pixels(tmp_path, compress):
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 3), dtype=np.uint8)
     labels = np.arange(20, dtype=np.uint8) % 4
-    _write_idx(tmp_path, images, labels, compress)
+    pictures.write_idx(tmp_path, images, labels, compress)
     source = sources.open(f"idx:{tmp_path}", "test[5:]")
     assert len(source) == 15 and source.num_classes == 4 and source[2]["id"] == "test-7"
     assert np.array_equal(source[2]["image"], images[7][..., None]) and source[2]["label"] == labels[7]
@@ -94,7 +83,7 @@ def test_idx_files_are_read_as_pixels(tmp_path, compress):
 
 def test_damaged_idx_files_are_named(tmp_path):
     images, labels = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.uint8)
-    _write_idx(tmp_path, images, labels, compress=True)
+    pictures.write_idx(tmp_path, images, labels, compress=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
@@ -150,7 +139,7 @@ def test_a_tfds_data_set_prepared_as_tfrecord_says_how_to_prepare_it_again(tmp_p
 
 def test_labels_fraction_of_a_slice_is_named_and_stratified(tmp_path):
     images = np.zeros((400, 2, 2), np.uint8)
-    _write_idx(tmp_path, images, np.arange(400, dtype=np.uint8) % 4, compress=False)
+    pictures.write_idx(tmp_path, images, np.arange(400, dtype=np.uint8) % 4, compress=False)
     few = sources.open(f"idx:{tmp_path}", "train[:50%]", labels_fraction=0.1, seed=3)
     assert np.bincount(few.labels).tolist() == [5, 5, 5, 5] and "0.1 of the labels (seed 3)" in few.name
     assert [few[i]["id"] for i in range(len(few))] == list(few.ids)
@@ -178,7 +167,7 @@ def test_fashion_mnist_that_is_nowhere_says_where_it_looked_and_what_to_do(tmp_p
 
 
 def test_fashion_mnist_is_read_from_debians_files(tmp_path, monkeypatch):
-    _write_idx(tmp_path, np.zeros((12, 28, 28), np.uint8), np.arange(12, dtype=np.uint8) % 10, compress=True)
+    pictures.write_idx(tmp_path, np.zeros((12, 28, 28), np.uint8), np.arange(12, dtype=np.uint8) % 10, compress=True)
     monkeypatch.setattr(prepared, "DEBIAN_FASHION_MNIST", tmp_path)
     source = sources.open("tfds:fashion_mnist", "test", data_dir=str(tmp_path / "tfds"))
     assert len(source) == 12 and source.num_classes == 10 and source.label_names[9] == "Ankle boot"

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.data import pictures
 from tests.jobs import golden
 from vitvlm.core import config as config_lib
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations
+from vitvlm.data.sources import prepared
 from vitvlm.jobs import evaluators, fields, train
 from vitvlm.jobs.setup import build_task, setup
 from vitvlm.tasks import Task
@@ -56,6 +58,17 @@ def test_fits_together_at_full_size(path):
     assert clock.steps(job.checkpoint.get("every", "10%"), "config.checkpoint.every") > 0
 
 
+@pytest.fixture
+def fashion_mnist(tmp_path, monkeypatch):
+    """Files like Debian's, with made-up pictures: the real ones are installed on few machines."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (1000, 28, 28), np.uint8), np.arange(1000, dtype=np.uint8) % 10
+    pictures.write_idx(tmp_path, images, labels, compress=False)
+    monkeypatch.setattr(prepared, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+@pytest.mark.usefixtures("fashion_mnist")
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_takes_one_real_step_at_debug_size(path):
     config = golden.load(path, "debug")

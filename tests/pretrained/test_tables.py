@@ -46,7 +46,9 @@ def test_one_tensor_for_several_parameters():
 
 
 @pytest.mark.parametrize(
-    "transform, shape", [(linear, (3, 4)), (conv_to_patch, (5, 1, 2, 3)), (cls_and_grid, (1, 5, 8))], ids=str
+    "transform, shape",
+    [(linear, (3, 4)), (conv_to_patch, (5, 1, 2, 3)), (cls_and_grid, (1, 5, 8))],
+    ids=["linear", "conv_to_patch", "cls_and_grid"],
 )
 def test_transforms_invert(transform, shape):
     tensor = random(*shape)
