@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
+from vitvlm.jobs import allocator
 from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.interrupts import Interrupted
 from vitvlm.training.loop import NotFiniteError
@@ -64,6 +65,7 @@ def run(main: Callable[[], None]) -> None:
             raise
 
     logging.set_verbosity(logging.WARNING)
+    allocator.keep_large_buffers()
     app.run(one_line_errors, flags_parser=_parse)
 
 

@@ -1,0 +1,29 @@
+"""Times models against their PyTorch peers on this machine: a table, JSON and Markdown in the workdir.
+
+    python scripts/benchmark.py --models=vit_s16,mae_b16 --workdir=workdirs/benchmark
+
+Nothing else should run meanwhile. The peers need PyTorch and transformers: pip install "vitvlm[test]".
+"""
+
+from absl import flags
+from rich.console import Console
+
+from vitvlm.jobs import benchmark, launch
+
+MODELS = flags.DEFINE_list("models", ["vit_s16", "mae_b16"], "Models: vit or mae, then size and patch side.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json and benchmark.md.", required=True)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Image side in pixels.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 10, "Alternating rounds that are timed.", lower_bound=1)
+PEERS = flags.DEFINE_bool("peers", True, "Whether to time the PyTorch peers too.")
+SCAN = flags.DEFINE_bool("scan", False, "Whether our layers are scanned (compiles faster, runs slower) or looped.")
+
+
+def main() -> None:
+    cases = [benchmark.parse_case(name, IMAGE_SIZE.value, BATCH_SIZE.value) for name in MODELS.value]
+    report = benchmark.run(cases, rounds=ROUNDS.value, peer=PEERS.value, scan=SCAN.value, workdir=WORKDIR.value)
+    Console().print(benchmark.table(report))
+
+
+if __name__ == "__main__":
+    launch.run(main)
