@@ -9,6 +9,7 @@ from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from vitvlm.jobs.ablation.columns import si
 from vitvlm.jobs.ablation.plan import Plan
 from vitvlm.jobs.ablation.rows import Row
 
@@ -67,10 +68,12 @@ def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
 
 
 def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
-    flops = [row.costs[sweep.costs_of]["forward_flops"] / 1e9 for row in rows]
+    flops = [row.costs[sweep.costs_of]["forward_flops"] for row in rows]
     _errorbars(axes, sweep, rows, flops)
     axes.set_xscale("log")
-    axes.set_xlabel("forward GFLOPs per image (analytic, log scale)")
+    axes.set_xlabel("forward FLOPs per image (analytic, log scale)")
+    axes.set_xticks(flops, [si(value, "FLOP") for value in flops], rotation=20, fontsize=9)
+    axes.minorticks_off()
     axes.set_title("Score against compute", pad=26)
     for row, x in zip(rows, flops):
         axes.annotate(

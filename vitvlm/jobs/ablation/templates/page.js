@@ -210,6 +210,7 @@ if (chosenY) {
     for (const button of stages.children) button.setAttribute("aria-pressed", button.textContent === stage);
     for (const button of legend.children) button.setAttribute("aria-pressed", !hidden.has(button.dataset.name));
   };
+  stages.hidden = data.stages.length < 2;
   for (const name of data.stages) {
     const button = document.createElement("button");
     button.type = "button";
