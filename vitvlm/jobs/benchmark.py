@@ -214,10 +214,13 @@ def _rate(case: Case, seconds: Sequence[float]) -> str:
 
 
 def table(report: Report) -> Table:
-    """For the terminal."""
-    shown = Table(*COLUMNS, title="Forward and backward, float32: medians [quartiles]", caption=_facts(report))
-    for row in rows(report.measured):
-        shown.add_row(*row)
+    """For the terminal: one column per model."""
+    shown = Table(title="Forward and backward, float32: medians [quartiles]", caption=_facts(report))
+    names, *quantities = zip(COLUMNS, *rows(report.measured), strict=True)
+    for name in names:
+        shown.add_column(name)
+    for quantity in quantities:
+        shown.add_row(*quantity)
     return shown
 
 
