@@ -234,7 +234,10 @@ def test_a_misspelt_best_metric_is_named(tmp_path):
         checkpoints.improves({"val/accuracy": 0.5, "other/loss": 1.0})
 
 
-def test_signals_are_noted_once_and_handlers_put_back():
+def test_signals_are_noted_once_and_handlers_put_back(request):
+    # A test run in the background of a shell may have inherited an ignored SIGINT.
+    request.addfinalizer(lambda before=signal.getsignal(signal.SIGINT): signal.signal(signal.SIGINT, before))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:
         assert interrupts.requested(0) is None
