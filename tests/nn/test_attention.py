@@ -157,12 +157,23 @@ def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     y, weights = model.apply({"params": params}, x, capture=True)
     assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
     assert model.apply({"params": params}, x)[0].dtype == jnp.bfloat16
+    program = jax.make_jaxpr(lambda x: nn.apply(Attention.__call__, model)({"params": params}, x)[0])(x).jaxpr
     products = [
         str(equation.invars[0].aval.dtype)
-        for equation in jax.make_jaxpr(lambda x: nn.apply(Attention.__call__, model)({"params": params}, x)[0])(x).eqns
+        for equation in equations(program)
         if equation.primitive.name == "dot_general"
     ]
     assert set(products) == {"bfloat16"} and len(products) >= 4
+
+
+def equations(program):
+    """Those of a jaxpr and of the programs inside it, such as the forward pass of a custom gradient."""
+    for equation in program.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def test_head_dim_may_differ_from_the_width(module):
