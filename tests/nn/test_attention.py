@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 
 from vitvlm.nn.attention import Attention, attend, attention_weights
 
@@ -151,29 +150,23 @@ def test_gradients_are_the_same_under_scan_and_remat(module, remat):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def product_dtypes(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield str(equation.invars[0].aval.dtype)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from product_dtypes(inner)
+
+
 def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     x, params = module
     model = Attention(3, dtype=jnp.bfloat16)
     y, weights = model.apply({"params": params}, x, capture=True)
     assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
     assert model.apply({"params": params}, x)[0].dtype == jnp.bfloat16
-    program = jax.make_jaxpr(lambda x: nn.apply(Attention.__call__, model)({"params": params}, x)[0])(x).jaxpr
-    products = [
-        str(equation.invars[0].aval.dtype)
-        for equation in equations(program)
-        if equation.primitive.name == "dot_general"
-    ]
-    assert set(products) == {"bfloat16"} and len(products) >= 4
-
-
-def equations(program):
-    """Those of a jaxpr and of the programs inside it, such as the forward pass of a custom gradient."""
-    for equation in program.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+    program = jax.make_jaxpr(lambda x: model.apply({"params": params}, x)[0])(x)
+    products = list(product_dtypes(program.jaxpr))
+    assert set(products) == {"bfloat16"} and len(products) == 6
 
 
 def test_head_dim_may_differ_from_the_width(module):
