@@ -1,5 +1,6 @@
 """The loop: the order of events, metrics one step late, and how it ends when something goes wrong."""
 
+import functools
 import pathlib
 import signal
 import subprocess
@@ -236,7 +237,7 @@ def test_a_misspelt_best_metric_is_named(tmp_path):
 
 def test_signals_are_noted_once_and_handlers_put_back(request):
     # A test run in the background of a shell may have inherited an ignored SIGINT.
-    request.addfinalizer(lambda before=signal.getsignal(signal.SIGINT): signal.signal(signal.SIGINT, before))
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:
