@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -138,10 +138,8 @@ def _writer(job: Setup, folder: epath.Path) -> writers.Writer:
     return writers.Writers(chosen)
 
 
-@contextlib.contextmanager
-def _progress(job: Setup) -> Iterator[Progress]:
-    with Progress(job.clock.total_steps, lines_every=job.log.every, quiet=jax.process_index() > 0) as progress:
-        yield progress
+def _progress(job: Setup) -> Progress:
+    return Progress(job.clock.total_steps, lines_every=job.log.every, quiet=jax.process_index() > 0)
 
 
 def open_batches(job: Setup) -> TrainBatches:
