@@ -17,11 +17,19 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step.", lower_bou
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Alternating rounds that are timed.", lower_bound=1)
 PEERS = flags.DEFINE_bool("peers", True, "Whether to time the PyTorch peers too.")
 SCAN = flags.DEFINE_bool("scan", False, "Whether our layers are scanned (compiles faster, runs slower) or looped.")
+MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Parts of our batch, run side by side.", lower_bound=1)
 
 
 def main() -> None:
     cases = [benchmark.parse_case(name, IMAGE_SIZE.value, BATCH_SIZE.value) for name in MODELS.value]
-    report = benchmark.run(cases, rounds=ROUNDS.value, peer=PEERS.value, scan=SCAN.value, workdir=WORKDIR.value)
+    report = benchmark.run(
+        cases,
+        rounds=ROUNDS.value,
+        peer=PEERS.value,
+        scan=SCAN.value,
+        workdir=WORKDIR.value,
+        micro_batches=MICRO_BATCHES.value,
+    )
     Console().print(benchmark.table(report))
 
 

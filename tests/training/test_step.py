@@ -34,15 +34,22 @@ def close(found, wanted, tolerance=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, wanted)
 
 
-@pytest.mark.parametrize("parts", [2, 12])
-def test_accumulation_equals_the_whole_batch(parts):
+@pytest.mark.parametrize(("parts", "side_by_side"), [(2, False), (12, False), (2, True), (12, True)])
+def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     batch = toy.batch_of(3, 12)
     batch["mask"][::parts] = 0  # the first micro-batch holds no example at all
     whole, whole_metrics = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
-    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts)
+    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, side_by_side=side_by_side)
     found, metrics = jax.jit(split)(fresh(), batch)
     close(found.params, whole.params)
     close(metrics, whole_metrics)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_micro_batches_side_by_side_are_no_loop(side_by_side):
+    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)
+    text = jax.jit(split).lower(fresh(), toy.batch_of(3, 12)).compile().as_text()
+    assert (" while(" in text) is not side_by_side
 
 
 def test_micro_batch_holds_every_nth_example():
@@ -176,6 +183,7 @@ def test_compiled_step_donates_its_state():
     [
         ({"accumulate": 0}, "config.accumulate: 0; it counts micro-batches"),
         ({"ema_decay": 1.0}, "config.ema_decay: 1.0; it must lie in"),
+        ({"side_by_side": True}, "config.side_by_side: there is one micro-batch only"),
         ({"accumulate": 3}, "config.accumulate: a batch of 8 does not divide into 3 micro-batches"),
     ],
 )

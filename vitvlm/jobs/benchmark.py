@@ -26,6 +26,7 @@ from vitvlm.jobs import peers
 from vitvlm.models.vit import SIZES
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct
+from vitvlm.training.gradients import make_gradients
 
 CLASSES = 1000
 
@@ -68,11 +69,17 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run yields; `environment` says machine, threads and versions, `scan` how our layers are compiled."""
+    """What a run yields.
+
+    Fields:
+      environment: machine, threads and versions.
+      scan: whether our layers are under `nn.scan`; micro_batches: how many we run side by side.
+    """
 
     measured: tuple[Measured, ...]
     environment: Mapping[str, str]
     scan: bool
+    micro_batches: int
 
 
 def parse_case(name: str, image_size: int, batch_size: int) -> Case:
@@ -87,20 +94,21 @@ def parse_case(name: str, image_size: int, batch_size: int) -> Case:
     return Case(name, family, SIZES[size] | {"patch_size": patch}, image_size, batch_size)
 
 
-def run(cases: Sequence[Case], *, rounds: int, peer: bool, scan: bool, workdir: str) -> Report:
+def run(cases: Sequence[Case], *, rounds: int, peer: bool, scan: bool, workdir: str, micro_batches: int = 1) -> Report:
     """Measures the cases and writes benchmark.json and benchmark.md to `workdir`.
 
     Args:
       rounds: alternating rounds, after a warm-up of each side.
       peer: whether to run the PyTorch peers; they need the [test] extra.
       scan: whether our layers are under `nn.scan`, which compiles faster and runs slower than a loop.
+      micro_batches: into how many, side by side, we split the batch.
 
     Raises ConfigError if the peers' packages are not installed.
     """
     if peer:
         peers.require(threads())
-    measured = tuple(measure(case, rounds, peer, scan) for case in cases)
-    report = Report(measured, environment(), scan)
+    measured = tuple(measure(case, rounds, peer, scan, micro_batches) for case in cases)
+    report = Report(measured, environment(), scan, micro_batches)
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(as_json(report), indent=2) + "\n")
@@ -108,12 +116,12 @@ def run(cases: Sequence[Case], *, rounds: int, peer: bool, scan: bool, workdir: 
     return report
 
 
-def measure(case: Case, rounds: int, peer: bool, scan: bool) -> Measured:
+def measure(case: Case, rounds: int, peer: bool, scan: bool, micro_batches: int) -> Measured:
     """Compiles, warms up, and takes alternating rounds of one case."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((case.batch_size, case.image_size, case.image_size, 3), np.float32)
     label = rng.integers(CLASSES, size=case.batch_size)
-    step, compile_seconds, temporary_bytes = _compile(case, image, label, scan)
+    step, compile_seconds, temporary_bytes = _compile(case, image, label, scan, micro_batches)
     sides = [step, peers.make_step(case.family, case.sizes, image, label, CLASSES)] if peer else [step]
     for side in sides:
         side()
@@ -122,24 +130,24 @@ def measure(case: Case, rounds: int, peer: bool, scan: bool) -> Measured:
     return Measured(case, ours, theirs[0] if theirs else (), compile_seconds, temporary_bytes)
 
 
-def _compile(case: Case, image: np.ndarray, label: np.ndarray, scan: bool) -> tuple[Callable[[], None], float, int]:
+def _compile(
+    case: Case, image: np.ndarray, label: np.ndarray, scan: bool, micro_batches: int
+) -> tuple[Callable[[], None], float, int]:
     """Our step, the seconds that its compilation took, and the bytes of its temporary buffers."""
     head = {"num_classes": CLASSES} if case.family == "vit" else {}
     model = models.build(case.family, **case.sizes, image_size=case.image_size, scan=scan, **head)
     task = Classify(model) if case.family == "vit" else Reconstruct(model)
+    gradients = make_gradients(task.loss, accumulate=micro_batches, side_by_side=micro_batches > 1)
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "mask": jnp.ones(case.batch_size)}
     key = jax.random.key(0)
     params = jax.jit(task.init)(key, batch)["params"]
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        return task.loss({"params": params}, batch, key, train=True)[0]
-
-    lowered = jax.jit(jax.value_and_grad(loss)).lower(params, batch, key)
+    lowered = jax.jit(gradients).lower(params, {}, batch, key)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    return lambda: jax.block_until_ready(compiled(params, batch, key)), compile_seconds, memory.temp_size_in_bytes
+    return lambda: jax.block_until_ready(compiled(params, {}, batch, key)), compile_seconds, memory.temp_size_in_bytes
 
 
 def _time(function: Callable[[], None]) -> float:
@@ -235,10 +243,12 @@ def as_json(report: Report) -> dict[str, Any]:
     """Everything measured, every round."""
     ratios = [float(np.median(one.ratios)) if one.ratios else None for one in report.measured]
     cases = [dataclasses.asdict(one) | {"ratio": ratio} for one, ratio in zip(report.measured, ratios, strict=True)]
-    return {"environment": report.environment, "dtype": "float32", "scan": report.scan, "cases": cases}
+    settings = {"dtype": "float32", "scan": report.scan, "micro_batches": report.micro_batches}
+    return {"environment": report.environment, **settings, "cases": cases}
 
 
 def _facts(report: Report) -> str:
     rounds = f"{max((len(one.seconds) for one in report.measured), default=0)} alternating rounds"
     layers = f"layers in a {'scan' if report.scan else 'loop'}"
-    return ", ".join([rounds, layers, *(f"{name} {value}" for name, value in report.environment.items())])
+    split = f"batch in {report.micro_batches} parts side by side" if report.micro_batches > 1 else "batch whole"
+    return ", ".join([rounds, layers, split, *(f"{name} {value}" for name, value in report.environment.items())])

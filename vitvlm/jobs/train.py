@@ -88,6 +88,7 @@ def compiled_step(job: Setup) -> Any:
         tx,
         schedule=schedule,
         accumulate=job.job.accumulate,
+        side_by_side=job.job.side_by_side,
         ema_decay=job.job.ema_decay,
         trainable=optimizer.trainable(job.job.optimizer, job.state_shapes.params),
     )

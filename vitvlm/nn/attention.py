@@ -100,14 +100,14 @@ def _attend_forward(query, key, value, mask):
 def _attend_backward(saved, d_mixed):
     query, key, value, mask, weights, mixed = saved
     scale = query.shape[-1] ** -0.5
-    d_value = jnp.einsum("BKNM,BKNd->BKMd", weights, d_mixed)
+    d_value = jnp.einsum("BKNd,BKNM->BKdM", d_mixed, weights).swapaxes(-1, -2)
     d_weights = jnp.einsum("BKNd,BKMd->BKNM", d_mixed, value, preferred_element_type=jnp.float32)
     mean = jnp.sum(d_mixed * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
     d_scores = (weights * (d_weights - mean)).astype(value.dtype)
     if mask is not None:
         d_scores = jnp.where(mask, d_scores, 0)
     d_query = jnp.einsum("BKNM,BKMd->BKNd", d_scores, key) * scale
-    d_key = jnp.einsum("BKNM,BKNd->BKMd", d_scores, query) * scale
+    d_key = jnp.einsum("BKNd,BKNM->BKdM", query, d_scores).swapaxes(-1, -2) * scale
     return d_query, d_key, d_value, None
 
 
