@@ -1,0 +1,87 @@
+"""The gradient of a batch: of the whole of it at once, or summed over micro-batches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vitvlm.core.config import ConfigError
+
+Tree = Any
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+Loss = Callable[[Tree, Batch, Key[Array, ""], bool], tuple[Float[Array, ""], Mapping[str, Array], Mapping[str, Tree]]]
+Gradients = Callable[[Tree, Tree, Batch, Key[Array, ""]], tuple[Tree, Metrics, Tree]]
+
+
+def make_gradients(
+    loss: Loss, *, accumulate: int = 1, side_by_side: bool = False, trainable: Tree | None = None
+) -> Gradients:
+    """A pure `(params, collections, batch, rng) -> (gradients, metrics, collections)`.
+
+    The batch holds `mask [B]`: 1 for an example, 0 for padding; the loss and its metrics, to which "loss" is added,
+    are means over it.
+
+    Args:
+      loss: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`.
+      accumulate: number of micro-batches that the gradient is summed over; it must divide B. Micro-batch k of A
+        holds examples k, k+A, k+2A …, so that no example moves between devices. A micro-batch counts by its share
+        of the mask, which makes the sum equal to the whole batch's gradient for any loss that is a mean over
+        examples (a contrastive loss is not). Micro-batch k draws random numbers from `fold_in(step's key, k)`, so
+        dropout and random masks differ from those of the unsplit batch; batch statistics see the micro-batches
+        in turn.
+      side_by_side: whether the program holds the micro-batches one next to the other, instead of a loop over them.
+        A loop saves memory. Side by side nothing is saved, but a CPU's cores work on a micro-batch each, where they
+        would wait for each other within each small operation of a whole batch.
+      trainable: tree of booleans like the parameters; False stops the gradient there, which spares its backward
+        pass: it is zero. None trains everything.
+
+    Raises ConfigError for fewer than one micro-batch and, when traced, for a batch that does not divide.
+    """
+    if accumulate < 1:
+        raise ConfigError(f"config.accumulate: {accumulate}; it counts micro-batches: at least 1")
+    if side_by_side and accumulate == 1:
+        raise ConfigError("config.side_by_side: there is one micro-batch only: set config.accumulate, to 2 for 2 cores")
+
+    def train_loss(params, collections, batch, rng):
+        if trainable is not None:
+            params = jax.tree.map(lambda leaf, on: leaf if on else jax.lax.stop_gradient(leaf), params, trainable)
+        value, metrics, updated = loss({"params": params, **collections}, batch, rng, True)
+        return value, ({**metrics, "loss": value}, {**collections, **updated})
+
+    def whole(params, collections, batch, rng):
+        grads, (metrics, collections) = jax.grad(train_loss, has_aux=True)(params, collections, batch, rng)
+        return grads, metrics, collections
+
+    def accumulated(params, collections, batch, rng):
+        micro_batches = _split(batch, accumulate)
+        counts = micro_batches["mask"].sum(axis=1)  # [A]
+        shares = counts / jnp.maximum(counts.sum(), 1)
+
+        def add(carry, item):
+            total, collections = carry
+            index, share, micro_batch = item
+            grads, metrics, collections = whole(params, collections, micro_batch, jax.random.fold_in(rng, index))
+            total = jax.tree.map(lambda a, b: a + share * b.astype(a.dtype), total, grads)
+            return (total, collections), jax.tree.map(lambda value: share * value, metrics)
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        (grads, collections), metrics = jax.lax.scan(
+            add, (zeros, collections), (jnp.arange(accumulate), shares, micro_batches), unroll=side_by_side
+        )
+        grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
+        return grads, jax.tree.map(lambda values: values.sum(axis=0), metrics), collections
+
+    return whole if accumulate == 1 else accumulated
+
+
+def _split(batch: Batch, parts: int) -> dict[str, Array]:
+    """[B, …] as [A, B / A, …]; part k holds rows k, k+A, k+2A …, which leaves each row on its device."""
+    size = batch["mask"].shape[0]
+    if size % parts:
+        raise ConfigError(f"config.accumulate: a batch of {size} does not divide into {parts} micro-batches")
+    return {
+        name: jnp.moveaxis(value.reshape(size // parts, parts, *value.shape[1:]), 1, 0) for name, value in batch.items()
+    }
