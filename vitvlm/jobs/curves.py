@@ -1,15 +1,11 @@
 """A training's curves as one picture: loss, learning rate and evaluations against the step."""
 
-import matplotlib
-
-matplotlib.use("Agg")
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from matplotlib import pyplot as plt
 
-from vitvlm.jobs.ablation.plots import COLOURS, STYLE, save_figure
+from vitvlm.jobs.figures import COLOURS, STYLE, plt, save_figure
 from vitvlm.training import writers
 
 # The one figure of an evaluation that is drawn, the first of these that it has, and its axis label.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vitvlm import models
 from vitvlm.core import config as config_lib
+from vitvlm.core import flops
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
@@ -78,6 +79,15 @@ class Setup:
             raise
         except ValueError as error:
             raise config_lib.ConfigError(f"config.model on {self.source.name}: {error}") from error
+
+    @functools.cached_property
+    def forward_flops(self) -> int:
+        """Analytic FLOPs of the training loss on one example, forward only."""
+
+        def loss(variables: Any, rng: jax.Array) -> jax.Array:
+            return self.task.loss(variables, self.example_batch, rng, True)[0]
+
+        return flops.count(loss, self.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0)))
 
     @functools.cached_property
     def state_shardings(self) -> Any:

@@ -9,7 +9,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitvlm.core import flops
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
@@ -95,18 +94,9 @@ def compiled_step(job: Setup) -> Any:
     return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh))
 
 
-def forward_flops(job: Setup) -> int:
-    """Analytic FLOPs of the training loss on one example, forward only."""
-
-    def loss(variables: Any, rng: jax.Array) -> jax.Array:
-        return job.task.loss(variables, job.example_batch, rng, True)[0]
-
-    return flops.count(loss, job.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0)))
-
-
 def step_flops(job: Setup) -> float:
     """Analytic FLOPs of one training step over all devices, forward and backward; rematerialisation does not count."""
-    return float(forward_flops(job) * (1 + BACKWARD_SHARE) * job.job.batch_size)
+    return float(job.forward_flops * (1 + BACKWARD_SHARE) * job.job.batch_size)
 
 
 def describe(job: Setup, start: resume.Start) -> str:
@@ -117,7 +107,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
         f"({len(job.source):,} images): {job.clock.total_steps} steps of {job.job.batch_size}, "
-        f"{forward_flops(job) / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
+        f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
         f"device{'s' * (jax.device_count() > 1)} ({mesh}); {where}"
     )
 

@@ -2,31 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
 from etils import epath
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from vitvlm.jobs.ablation.columns import si
 from vitvlm.jobs.ablation.plan import Plan
 from vitvlm.jobs.ablation.rows import Row
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#8c6d31")  # Okabe and Ito's
-STYLE = {
-    "figure.dpi": 150,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e6ea",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
+from vitvlm.jobs.figures import COLOURS, STYLE, plt, save_figure
 
 
 def write(sweep: Plan, rows: Sequence[Row], folder: epath.Path) -> list[epath.Path]:
@@ -50,14 +32,6 @@ def _figure(path: epath.Path, draw: Callable[[Axes], None]) -> epath.Path:
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     draw(axes)
     return save_figure(figure, path)
-
-
-def save_figure(figure: plt.Figure, path: epath.Path) -> epath.Path:
-    """Writes a PNG without a trace of the library's version, so that equal plots are equal files."""
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:

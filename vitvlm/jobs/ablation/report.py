@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
+from vitvlm.jobs import figures
 from vitvlm.jobs.ablation import columns, plots, rows
 from vitvlm.jobs.ablation.plan import Plan
 from vitvlm.jobs.ablation.rows import Row
@@ -99,7 +100,7 @@ def as_page(sweep: Plan, table: Sequence[Row]) -> str:
         protocols=protocols(sweep, table),
         differences=rows.differences(sweep),
         pictures=[(row.name, caption, _data_uri(path)) for row in table for caption, path in row.pictures.items()],
-        colours=plots.COLOURS,
+        colours=figures.COLOURS,
         data=_data(sweep, table, costs),
     )
 

@@ -110,7 +110,7 @@ def facts(job: Setup) -> dict[str, float]:
     """
     found = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))),
-        "forward_flops": float(train.forward_flops(job)),
+        "forward_flops": float(job.forward_flops),
         "total_flops": train.step_flops(job) * job.clock.total_steps,
         "steps": float(job.clock.total_steps),
         "examples": float(job.clock.total_steps * job.job.batch_size),
