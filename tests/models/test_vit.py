@@ -123,7 +123,8 @@ def test_the_representation_layer_is_a_tanh_before_the_head(images):
     variables = make_variables(model, images)
     output = run(model, variables, images)
     layers = variables["params"]
-    hidden = np.tanh(output.pooled @ layers["representation"]["kernel"] + layers["representation"]["bias"])
+    hidden = np.tanh(output.prefix[:, 0] @ layers["representation"]["kernel"] + layers["representation"]["bias"])
+    np.testing.assert_allclose(output.pooled, hidden, atol=1e-5)
     np.testing.assert_allclose(output.logits, hidden @ layers["head"]["kernel"] + layers["head"]["bias"], atol=1e-5)
 
 

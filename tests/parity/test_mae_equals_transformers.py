@@ -13,7 +13,6 @@ from vitvlm.core import paths
 from vitvlm.nn.stack import stack_blocks
 from vitvlm.pretrained.mae import mae_facts, mae_fields, mae_table
 
-ON_DISK = "decoder.decoder_encoder.layer"
 BASE = {
     "hidden_size": 24,
     "num_hidden_layers": 3,
@@ -84,9 +83,9 @@ def case(request):
     )
     tensors, config = saved(theirs)
     output.loss.backward()
-    table, facts = mae_table(config, positions, ON_DISK), mae_facts(config)
+    table, facts = mae_table(config, tensors, positions), mae_facts(config)
     return {
-        "fields": mae_fields(config) | {"positions": positions},
+        "fields": mae_fields(config, tensors),
         "images": jnp.asarray(images),
         "noise": jnp.asarray(noise),
         "params": table.read(tensors, facts),

@@ -65,7 +65,7 @@ def case(request):
     output.loss.backward()
     table, facts = vit_table(config), vit_facts(config)
     return {
-        "fields": vit_fields(config),
+        "fields": vit_fields(config, tensors),
         "images": jnp.asarray(images),
         "labels": jnp.asarray(labels),
         "params": table.read(tensors, facts),
@@ -119,6 +119,6 @@ def test_image_of_another_size():
     images = np.random.default_rng(0).normal(size=(2, 20, 28, 3)).astype(np.float32)
     expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True).logits
     tensors, config = saved(theirs)
-    model = models.build("vit", **vit_fields(config))
+    model = models.build("vit", **vit_fields(config, tensors))
     params = stack_blocks(vit_table(config).read(tensors, vit_facts(config)))
     close(jax.jit(model.apply)({"params": params}, images).logits, array(expected), "logits")

@@ -68,13 +68,13 @@ def test_fixed_positions_are_written_and_checked():
 def test_what_is_missing_or_left_over_is_named():
     table = Table(row("a.{i}", "blocks_{i}/a", same))
     full = {"a.0": random(1), "a.1": random(1)}
-    with pytest.raises(TableError, match=r"no tensor 'a\.1', which blocks_1/a needs"):
-        table.read({"a.0": random(1)}, FACTS)
-    with pytest.raises(TableError, match=r"1 tensors that no row reads, 'b\.0' the first"):
+    with pytest.raises(TableError, match=r"^the checkpoint has no tensor a\.0, a\.1; .* no row reads: b\.0, c$"):
+        table.read({"b.0": random(1), "c": random(1)}, FACTS)
+    with pytest.raises(TableError, match=r"^the checkpoint has tensors that no row reads: b\.0$"):
         table.read(full | {"b.0": random(1)}, FACTS)
-    with pytest.raises(TableError, match=r"no parameter 'blocks_0/a', which a\.0 needs"):
+    with pytest.raises(TableError, match=r"the model has no parameter blocks_0/a, blocks_1/a$"):
         table.write({}, FACTS)
-    with pytest.raises(TableError, match="1 parameters that no row writes, 'head' the first"):
+    with pytest.raises(TableError, match=r"the model has parameters that no row writes: head$"):
         table.write(table.read(full, FACTS) | {"head": random(1)}, FACTS)
 
 

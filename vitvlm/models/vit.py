@@ -44,7 +44,7 @@ class ViT(nn.Module):
       cls_token: by default there is a CLS token exactly if it is pooled.
       positions: "learned", "sincos" or "none".
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
-      representation: width of a tanh layer between the pooled vector and the head (the paper's pre-training head).
+      representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
       layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last block.
       scan, remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
@@ -122,6 +122,8 @@ class ViT(nn.Module):
         x = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
         prefix, tokens = x[:, :R], x[:, R:]
         pooled = self._pool(prefix, tokens)
+        if self.representation:
+            pooled = jnp.tanh(Dense(self.representation, name="representation", **dtypes)(pooled))
         return EncoderOutput(
             tokens=tokens,
             prefix=prefix,
@@ -189,8 +191,6 @@ class ViT(nn.Module):
         if not self.num_classes:
             return None
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if self.representation:
-            pooled = jnp.tanh(Dense(self.representation, name="representation", **dtypes)(pooled))
         return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
 
 

@@ -1,0 +1,255 @@
+"""Folders that `transformers` writes, loaded by path; and folders that we write, loaded by `transformers`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
+
+from vitvlm import models, pretrained
+from vitvlm.core import paths
+from vitvlm.core.config import ConfigError
+from vitvlm.data import operations
+from vitvlm.pretrained.tensors import INDEX, SINGLE
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": (12, 20),
+    "patch_size": 4,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-3,
+}
+DECODER = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 28,
+    "image_size": 16,
+    "norm_pix_loss": True,
+}
+
+
+def reference(kind: str):
+    """A model of `transformers` whose every trainable parameter is random."""
+    torch.manual_seed(0)
+    model = {
+        "classes": lambda: ViTForImageClassification(ViTConfig(**SIZES, id2label={0: "cat", 1: "dog", 2: "emu"})),
+        "pooler": lambda: ViTModel(ViTConfig(**SIZES)),
+        "no_pooler": lambda: ViTModel(ViTConfig(**SIZES, qkv_bias=False), add_pooling_layer=False),
+        "mae": lambda: ViTMAEForPreTraining(ViTMAEConfig(**SIZES | DECODER)),
+    }[kind]()
+    if kind == "mae":  # built from a config, both position tables are zero: here they are learned
+        for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+            table.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model.eval()
+
+
+def answer(model, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Logits, pooled vector, tokens or reconstruction: what the model is for."""
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        if isinstance(model, ViTMAEForPreTraining):
+            return model(pixels, noise=torch.from_numpy(noise)).logits.numpy()
+        output = model(pixels)
+    if isinstance(model, ViTForImageClassification):
+        return output.logits.numpy()
+    return (output.last_hidden_state[:, 1:] if output.pooler_output is None else output.pooler_output).numpy()
+
+
+def our_answer(loaded: pretrained.Pretrained, kind: str, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    if kind == "mae":
+        return loaded.model.apply(loaded.variables, images, noise).reconstruction
+    output = loaded.model.apply(loaded.variables, images)
+    return {"classes": output.logits, "pooler": output.pooled, "no_pooler": output.tokens}[kind]
+
+
+def inputs(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    h, w = (16, 16) if kind == "mae" else SIZES["image_size"]
+    return rng.normal(size=(2, h, w, 3)).astype(np.float32), rng.uniform(size=(2, h * w // 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["classes", "pooler", "no_pooler", "mae"])
+def test_there_and_back(kind, tmp_path):
+    theirs = reference(kind)
+    theirs.save_pretrained(tmp_path / "theirs")
+    loaded = pretrained.load(tmp_path / "theirs", scan=kind == "classes")
+    images, noise = inputs(kind)
+    expected = answer(theirs, images, noise)
+    np.testing.assert_allclose(our_answer(loaded, kind, images, noise), expected, atol=1e-4, rtol=1e-4)
+    pretrained.save(loaded, tmp_path / "ours")
+    back, info = type(theirs).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, **({"add_pooling_layer": False} if kind == "no_pooler" else {})
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    np.testing.assert_allclose(answer(back.eval(), images, noise), expected, atol=1e-6)
+    assert back.config.id2label == theirs.config.id2label
+
+
+def test_shards_and_bfloat16(tmp_path):
+    theirs = reference("classes").to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
+    assert (tmp_path / "theirs" / INDEX).exists() and not (tmp_path / "theirs" / SINGLE).exists()
+    loaded = pretrained.load(tmp_path / "theirs")
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {jnp.dtype(jnp.bfloat16)}
+    pretrained.save(loaded, tmp_path / "ours")
+    written = load_file(tmp_path / "ours" / SINGLE)
+    assert {tensor.dtype for tensor in written.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    shards = [load_file(path) for path in sorted((tmp_path / "theirs").glob("*.safetensors"))]
+    assert len(shards) > 1
+    for name, tensor in {name: tensor for shard in shards for name, tensor in shard.items()}.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+    assert ViTForImageClassification.from_pretrained(tmp_path / "ours").dtype == torch.bfloat16
+
+
+def test_a_model_of_ours_from_nothing(tmp_path):
+    sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 20, "patch_size": 4, "image_size": 8}
+    model = models.build("mae", **sizes, decoder_width=12, decoder_heads=3, decoder_depth=1)
+    images, noise = inputs("mae")[0][:, :8, :8, :1], inputs("mae")[1][:, :4]
+    variables = model.init({"params": jax.random.key(0)}, images, noise)
+    ours = pretrained.Pretrained(model, variables, None, None, {})
+    pretrained.save(ours, tmp_path)
+    theirs = ViTMAEForPreTraining.from_pretrained(tmp_path).eval()
+    found = model.apply(variables, images, noise).reconstruction
+    np.testing.assert_allclose(found, answer(theirs, images, noise), atol=1e-4)
+    again = pretrained.load(tmp_path)
+    assert again.model.vit.positions == "sincos" and again.preprocessing is None
+    np.testing.assert_allclose(again.model.apply(again.variables, images, noise).reconstruction, found, atol=1e-5)
+
+
+def test_preprocessing_makes_the_same_pixels(tmp_path):
+    theirs = reference("classes")
+    theirs.save_pretrained(tmp_path)
+    processor = ViTImageProcessor(
+        size={"height": 12, "width": 20}, resample=2, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.1]
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = pretrained.load(tmp_path)
+    assert loaded.preprocessing == "decode(3)|resize((12, 20), 'bilinear')|normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))"
+    pixels = np.random.default_rng(0).integers(256, size=(31, 45, 3), dtype=np.uint8)
+    _, rest = operations.parse(loaded.preprocessing).split()
+    resized = operations.parse("resize((12, 20), 'bilinear')")({"image": pixels, "id": "0"})
+    found = rest(resized)["image"]
+    expected = np.asarray(processor(pixels, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_allclose(found, expected, atol=0.05)  # two resizers, both with antialias
+    assert np.abs(found - expected).mean() < 0.01
+    pretrained.save(loaded, tmp_path / "again")
+    assert pretrained.load(tmp_path / "again").preprocessing == loaded.preprocessing
+
+
+@pytest.fixture
+def folder(tmp_path):
+    reference("classes").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["ViTForImageClassificatoin"]}, 'did you mean "ViTForImageClassification"'),
+        ({"architectures": None}, "architecture 'none'"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish'; there is: gelu"),
+        (
+            {"num_hidden_layers": 3},
+            r"no tensor vit\.encoder\.layer\.2\.layernorm_before\.weight, .*\.bias$",
+        ),
+        ({"num_hidden_layers": 1}, r"tensors that no row reads: vit\.encoder\.layer\.1\.attention"),
+        ({"num_hidden_layers": 10**12}, r"asks for 16000000000008 tensors \(layers: i = 1000000000000\); there are"),
+        ({"hidden_size": 27}, r"of another shape .*cls_token \(1, 1, 24\), not \(1, 1, 27\); .*position_embeddings"),
+        ({"hidden_size": 3 * 10**9}, r"the config asks for .* parameters; the tensors hold"),
+        ({"image_size": 4 * 10**9}, r"the config asks for .* parameters; the tensors hold"),
+        ({"image_size": 13}, "not divisible by patch"),
+    ],
+    ids=str,
+)
+def test_configs_that_do_not_fit(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(pretrained.WeightsError, match=message):
+        pretrained.load(folder)
+
+
+def test_a_missing_field_is_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["layer_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(pretrained.WeightsError, match=r"config\.json: has no 'layer_norm_eps'"):
+        pretrained.load(folder)
+
+
+def test_damaged_files(folder):
+    whole = (folder / SINGLE).read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"", (10**15).to_bytes(8, "little") + whole[8:]):
+        (folder / SINGLE).write_bytes(damaged)
+        with pytest.raises(pretrained.WeightsError, match=rf"{SINGLE}: no whole safetensors file"):
+            pretrained.load(folder)
+    (folder / SINGLE).unlink()
+    with pytest.raises(pretrained.WeightsError, match=f"neither {SINGLE} nor {INDEX}; there is: config.json"):
+        pretrained.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(pretrained.WeightsError, match=r"config\.json: not JSON"):
+        pretrained.load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(pretrained.WeightsError, match=r"config\.json: holds a list"):
+        pretrained.load(folder)
+    with pytest.raises(pretrained.WeightsError, match="no such file"):
+        pretrained.load(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"a": "gone.safetensors"}, "names the shard gone.safetensors, which is not there"),
+        ({"a": "../model.safetensors"}, "not a file in the same folder"),
+        ({"a": "part.safetensors", "c": "part.safetensors"}, "not those of the index: b, c"),
+        (["a"], "has no weight_map"),
+    ],
+    ids=["missing", "outside", "different", "no_map"],
+)
+def test_indices_that_do_not_fit(folder, places, message):
+    (folder / SINGLE).unlink()
+    save_file({"a": np.ones(1), "b": np.ones(1)}, folder / "part.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(pretrained.WeightsError, match=message):
+        pretrained.load(folder)
+
+
+def test_what_transformers_cannot_express(tmp_path):
+    sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 20, "patch_size": 4, "image_size": 8}
+    model = models.build("vit", **sizes, pool="gap", cls_token=True, registers=2)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    ours = pretrained.Pretrained(model, variables, None, None, {})
+    with pytest.raises(ConfigError, match="transformers' ViT has no pool = 'gap', registers = 2"):
+        pretrained.save(ours, tmp_path)
+    with pytest.raises(ConfigError, match='did you mean "hf"'):
+        pretrained.save(ours, tmp_path, format="hff")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fields_reach_the_model(folder):
+    loaded = pretrained.load(folder, scan=True, dtype=jnp.bfloat16)
+    assert loaded.model.scan and loaded.model.dtype == jnp.bfloat16
+    assert "blocks/mlp/up/kernel" in paths.flatten(loaded.variables["params"])
+    with pytest.raises(pretrained.WeightsError, match=r"model\.scann: no such field"):
+        pretrained.load(folder, scann=True)

@@ -1,0 +1,55 @@
+"""A Hugging Face folder's preprocessor_config.json as an operation string: "decode(3)|resize((224, 224), …)|…"."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitvlm.pretrained.tensors import WeightsError
+
+METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+BILINEAR = 2
+
+
+def operations(source: Mapping[str, Any], channels: int) -> str:
+    """The same image to the same array: resize, crop and normalise as the source says.
+
+    Args:
+      source: the contents of preprocessor_config.json.
+      channels: of the model's images.
+
+    Raises WeightsError for a setting that our operations cannot follow.
+    """
+    steps = [f"decode({channels})"]
+    if source.get("do_resize", True) and "size" in source:
+        steps.append(_resize(source))
+    if source.get("do_center_crop", False):
+        steps.append(f"central_crop({_sides(source['crop_size'], 'crop_size')})")
+    factor = source.get("rescale_factor", 1 / 255)
+    if not source.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise WeightsError(
+            f"preprocessor_config.json: do_rescale {source.get('do_rescale')}, rescale_factor {factor}: pixels are "
+            f"divided by 255 here; change the file if the model allows"
+        )
+    if source.get("do_normalize", True) and "image_mean" in source:
+        steps.append(f"normalize({tuple(source['image_mean'])}, {tuple(source['image_std'])})")
+    else:
+        steps.append("normalize('unit')")
+    return "|".join(steps)
+
+
+def _resize(source: Mapping[str, Any]) -> str:
+    number = source.get("resample", BILINEAR)
+    if number not in METHODS:
+        raise WeightsError(f"preprocessor_config.json: resample {number!r}; there is: {METHODS}")
+    size = source["size"]
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        return f"resize_small({size['shortest_edge']}, {METHODS[number]!r})"
+    return f"resize({_sides(size, 'size')}, {METHODS[number]!r})"
+
+
+def _sides(size: Any, name: str) -> tuple[int, int]:
+    """(height, width); a single number, as older files have it, is both."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+        return size["height"], size["width"]
+    raise WeightsError(f"preprocessor_config.json: {name} {size!r}; a number, or height and width, is understood")
