@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
     config.schedule = dict(name="cosine", peak=2e-3, base_batch=256, warmup="5%")
-    probe = dict(type="linear_probe_logistic", features="token_mean")
+    probe = dict(type="linear_probe_logistic", features="pooled_and_token_mean")
     config.evals = dict(
         reconstruction=dict(type="reconstruction", every="25%"),
         probe=dict(probe),

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.jobs import golden
+from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.jobs import evaluate, train
@@ -84,6 +86,23 @@ def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencode
     for path, value in start.items():
         if not path.startswith("head/"):
             np.testing.assert_array_equal(value, source[f"vit/{path}"])
+
+
+def test_fine_tuning_starts_from_a_hugging_face_folder_just_the_same(images, autoencoder, classifier, tmp_path):
+    folder, _ = autoencoder
+    job = setup(read_config(folder))
+    params = load_state(job, folder).params
+    pretrained.save(pretrained.Pretrained(job.task.model, {"params": params}, None, None, {}), tmp_path)
+    start = train.first_state(setup(a_config("vit", images, f",init={tmp_path}"))).params
+    expected = train.first_state(setup(read_config(classifier[0]))).params
+    jax.tree.map(np.testing.assert_array_equal, start, expected)
+    config = a_config("vit", images, f",init={tmp_path}")
+    config.init_from.step = 3
+    with pytest.raises(ConfigError, match="is no workdir: it has no step and no ema"):
+        train.first_state(setup(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*no whole safetensors file"):
+        train.first_state(setup(a_config("vit", images, f",init={tmp_path}")))
 
 
 def test_init_from_a_folder_without_a_training_is_an_error(images, tmp_path):

@@ -87,7 +87,11 @@ def test_the_evaluation_masks_depend_on_the_example_alone(reconstruct):
     other = predict(variables, batch | {"index": batch["index"] + 100})
     assert (whole["mask"] != other["mask"]).any()
     assert task.predict_fns["features"](variables, batch)["features"].shape == (5, 16)
-    assert task.predict_fns["token_mean"](variables, batch)["features"].shape == (5, 16)
+    mean = task.predict_fns["token_mean"](variables, batch)["features"]
+    pooled = task.predict_fns["features"](variables, batch)["features"]
+    both = task.predict_fns["pooled_and_token_mean"](variables, batch)["features"]
+    assert mean.shape == (5, 16)
+    np.testing.assert_allclose(both, np.concatenate([pooled, mean], axis=1), rtol=1e-5)
 
 
 def test_training_masks_differ_by_key(reconstruct):

@@ -85,7 +85,7 @@ class InitFrom:
     """Start from the parameters of another training instead of random ones.
 
     Attributes:
-      path: that training's workdir.
+      path: that training's workdir, or a folder of weights that `pretrained.load` reads.
       rules: `(pattern of our path, template of its path, or None to keep the fresh value)`; first match wins.
       ignore: patterns of its parameters that are not wanted here.
       step: the checkpoint; the latest by default.

@@ -1,10 +1,12 @@
-"""Fine-tuning starts here: parameters of another training, by rules over paths."""
+"""Fine-tuning starts here: parameters of another training, or of published weights, by rules over paths."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
+from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.jobs import fields
 from vitvlm.jobs.setup import Setup, load_state, setup
@@ -22,19 +24,25 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     if job.job.init_from is None:
         return state
     wanted = config_lib.call(fields.InitFrom, job.job.init_from, "config.init_from")
+    params: Any = partial.restore(state.params, _source(wanted), wanted.rules, "config.init_from.rules", wanted.ignore)
+    # The average starts where the parameters start, in arrays of its own: the step donates both.
+    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
+    return state.replace(params=params, ema=ema)
+
+
+def _source(wanted: fields.InitFrom) -> Any:
+    """Parameters, on the host: of a workdir's checkpoint, or of weights from elsewhere."""
+    if not (epath.Path(wanted.path) / "checkpoints").is_dir() and (epath.Path(wanted.path) / "config.json").exists():
+        if wanted.step is not None or wanted.ema:
+            raise config_lib.ConfigError(f"config.init_from: {wanted.path} is no workdir: it has no step and no ema")
+        try:
+            return jax.device_get(pretrained.load(wanted.path).variables["params"])
+        except pretrained.WeightsError as error:
+            raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     try:
         source = load_state(setup(read_config(wanted.path)), wanted.path, wanted.step)
     except (CheckpointError, WorkdirError) as error:
         raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     if wanted.ema and source.ema is None:
         raise config_lib.ConfigError(f"config.init_from.ema: {wanted.path} holds no averaged parameters")
-    params: Any = partial.restore(
-        state.params,
-        jax.device_get(source.ema if wanted.ema else source.params),
-        wanted.rules,
-        "config.init_from.rules",
-        wanted.ignore,
-    )
-    # The average starts where the parameters start, in arrays of its own: the step donates both.
-    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
-    return state.replace(params=params, ema=ema)
+    return jax.device_get(source.ema if wanted.ema else source.params)

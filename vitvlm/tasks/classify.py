@@ -8,8 +8,10 @@ import flax.linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, masked, mixing
 from vitvlm.tasks.base import Batch, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.features import feature_fns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +66,11 @@ class Classify:
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
-        return {"logits": self._logits, "features": self._features, "token_mean": self._token_mean}
+        return {"logits": self._logits, **feature_fns(self._encode)}
 
     def _logits(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """logits [B, S]."""
-        return {"logits": self.model.apply(variables, batch["image"]).logits}
+        return {"logits": self._encode(variables, batch).logits}
 
-    def _features(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """features [B, D]: what the head reads."""
-        return {"features": self.model.apply(variables, batch["image"]).pooled}
-
-    def _token_mean(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """features [B, D]: the mean of the encoder's patch tokens."""
-        return {"features": self.model.apply(variables, batch["image"]).tokens.mean(axis=1)}
+    def _encode(self, variables: Variables, batch: Batch) -> EncoderOutput:
+        return self.model.apply(variables, batch["image"])

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from vitvlm.models.outputs import EncoderOutput
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.objectives import masked
 from vitvlm.tasks.base import Batch, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.features import feature_fns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +39,11 @@ class Reconstruct:
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
-        return {"features": self._features, "token_mean": self._token_mean, "reconstruct": self._reconstruct}
+        """`reconstruct`, and features of the encoder on whole images, no patch masked."""
+        return {**feature_fns(self._encode), "reconstruct": self._reconstruct}
 
-    def _features(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """features [B, D]: the encoder's CLS token on the whole image, no patch masked (MAE, appendix A.1)."""
-        return {"features": self.model.apply(variables, batch["image"], method="encode").pooled}
-
-    def _token_mean(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """features [B, D]: the mean of the encoder's patch tokens on the whole image."""
-        return {"features": self.model.apply(variables, batch["image"], method="encode").tokens.mean(axis=1)}
+    def _encode(self, variables: Variables, batch: Batch) -> EncoderOutput:
+        return self.model.apply(variables, batch["image"], method="encode")
 
     def _reconstruct(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """loss [B], mask [B, N], reconstruction [B, N, P*P*C]; the mask depends only on the example's index."""

@@ -1,0 +1,30 @@
+"""One vector per image from an encoder: what probes and neighbours read."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.tasks.base import Batch, PredictFn, Variables
+
+
+def feature_fns(encode: Callable[[Variables, Batch], EncoderOutput]) -> dict[str, PredictFn]:
+    """The predict functions of every task with an image encoder; each returns {"features": …}.
+
+    features [B, D]: `pooled`, what a head reads (MAE, appendix A.1: CLS).
+    token_mean [B, D]: the mean of the patch tokens.
+    pooled_and_token_mean [B, 2 D]: both, one after the other (Oquab et al. 2024, section 7: DINOv2's linear probe).
+    """
+
+    def features(variables: Variables, batch: Batch) -> dict[str, Array]:
+        return {"features": encode(variables, batch).pooled}
+
+    def token_mean(variables: Variables, batch: Batch) -> dict[str, Array]:
+        return {"features": encode(variables, batch).tokens.mean(axis=1)}
+
+    def pooled_and_token_mean(variables: Variables, batch: Batch) -> dict[str, Array]:
+        output = encode(variables, batch)
+        return {"features": jnp.concatenate([output.pooled, output.tokens.mean(axis=1)], axis=1)}
+
+    return {"features": features, "token_mean": token_mean, "pooled_and_token_mean": pooled_and_token_mean}
