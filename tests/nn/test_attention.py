@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vitvlm.nn import attention
 from vitvlm.nn.attention import Attention, attend, attention_weights
 
 B, K, N, M, d = 2, 3, 5, 7, 4
@@ -166,7 +167,21 @@ def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     assert model.apply({"params": params}, x)[0].dtype == jnp.bfloat16
     program = jax.make_jaxpr(lambda x: model.apply({"params": params}, x)[0])(x)
     products = list(product_dtypes(program.jaxpr))
-    assert set(products) == {"bfloat16"} and len(products) == 6
+    assert set(products) == {"bfloat16"} and len(products) >= 6
+
+
+@pytest.mark.parametrize("mask_rows", [0, 1, 4], ids=["no_mask", "one_mask_for_all", "a_mask_for_each"])
+def test_parts_of_the_batch_equal_the_whole(monkeypatch, mask_rows):
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, key, value, direction = (jax.random.normal(k, (4, 2, 5, 3)) for k in keys[:4])
+    mask = jax.random.bernoulli(keys[4], 0.7, (mask_rows, 1, 5, 5)) if mask_rows else None
+
+    def run(parts):
+        monkeypatch.setattr(attention, "CPU_PARTS", parts)
+        assert str(jax.make_jaxpr(attend)(query, key, value, mask)).count("concatenate") == parts - 1
+        return jax.value_and_grad(lambda *x: jnp.sum(attend(*x, mask) * direction), (0, 1, 2))(query, key, value)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(2), run(1))
 
 
 def test_head_dim_may_differ_from_the_width(module):

@@ -1,5 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2) whose weights can be looked at."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,6 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.nn.dense import Dense
+
+CPU_PARTS = 2
 
 
 class Attention(nn.Module):
@@ -76,7 +80,6 @@ def attention_weights(
     return jax.nn.softmax(scores)
 
 
-@jax.custom_vjp
 def attend(
     query: Float[Array, "B K N d"],
     key: Float[Array, "B K M d"],
@@ -85,8 +88,23 @@ def attend(
 ) -> Float[Array, "B K N d"]:
     """`attention_weights(query, key, mask) @ value`, with a gradient (reverse mode only) that passes over P less often.
 
-    The softmax's gradient needs the mean of dP over the keys, weighted by P. The sum of P dP reads two arrays of N M
-    numbers once more; the output times its gradient is the same number (Dao et al. 2022, appendix B.2) from N d.
+    On a CPU that is one device the batch is cut in parts that do not depend on each other: its cores work on one each,
+    where they would wait for each other in every product of a head, which is too small to share.
+    """
+    parts = math.gcd(len(query), CPU_PARTS) if jax.default_backend() == "cpu" and jax.device_count() == 1 else 1
+    if parts == 1:
+        return _attend(query, key, value, mask)
+    cut = [[x] * parts if x is None or len(x) == 1 else jnp.split(x, parts) for x in (query, key, value, mask)]
+    return jnp.concatenate([_attend(*part) for part in zip(*cut)])
+
+
+@jax.custom_vjp
+def _attend(query, key, value, mask):
+    """The softmax's gradient needs the mean of dP over the keys, weighted by P.
+
+    The sum of P dP reads two arrays of N M numbers once more; the output times its gradient is the same number
+    (Dao et al. 2022, appendix B.2) from N d. dV and dK are computed transposed: so the products run along the rows
+    of P and dS, as they lie in memory.
     """
     return _attend_forward(query, key, value, mask)[0]
 
@@ -111,4 +129,4 @@ def _attend_backward(saved, d_mixed):
     return d_query, d_key, d_value, None
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
