@@ -13,7 +13,7 @@ class EncoderOutput:
     Fields:
       tokens [B, N, D]: patch tokens after the final norm, row by row; of the visible patches only, if some were kept.
       prefix [B, R, D]: the tokens before them, after the final norm: CLS, if there is one, then the registers.
-      pooled [B, D]: one vector per image.
+      pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width.
       grid: (h, w) of the image in patches.
       pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
       logits [B, S]: None without a classifier.
@@ -23,7 +23,7 @@ class EncoderOutput:
 
     tokens: Float[Array, "B N D"]
     prefix: Float[Array, "B R D"]
-    pooled: Float[Array, "B D"]
+    pooled: Float[Array, "B E"]
     grid: Pair = flax.struct.field(pytree_node=False)
     pyramid: tuple[Float[Array, "B h w D"], ...]
     logits: Float[Array, "B S"] | None = None

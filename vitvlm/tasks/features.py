@@ -12,9 +12,9 @@ from vitvlm.tasks.base import Batch, PredictFn, Variables
 def feature_fns(encode: Callable[[Variables, Batch], EncoderOutput]) -> dict[str, PredictFn]:
     """The predict functions of every task with an image encoder; each returns {"features": …}.
 
-    features [B, D]: `pooled`, what a head reads (MAE, appendix A.1: CLS).
+    features [B, E]: `pooled`, what a head reads (MAE, appendix A.1: CLS).
     token_mean [B, D]: the mean of the patch tokens.
-    pooled_and_token_mean [B, 2 D]: both, one after the other (Oquab et al. 2024, section 7: DINOv2's linear probe).
+    pooled_and_token_mean [B, E + D]: both, one after the other (Oquab et al. 2024, section 7: DINOv2's linear probe).
     """
 
     def features(variables: Variables, batch: Batch) -> dict[str, Array]:
