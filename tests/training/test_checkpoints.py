@@ -47,6 +47,15 @@ def test_everything_comes_back(tmp_path):
     )
 
 
+def test_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpoints("workdirs/mine", config={}) as checkpoints:
+        checkpoints.save(1, small(1), resume={}, metrics={})
+    monkeypatch.chdir("workdirs")
+    with Checkpoints("mine", read_only=True) as checkpoints:
+        same(checkpoints.restore(shapes_of(small(0))).state, small(1))
+
+
 def test_dtypes_and_key_kinds_come_back(tmp_path):
     tree = {
         "half": jnp.arange(4, dtype=jnp.bfloat16),

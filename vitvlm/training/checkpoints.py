@@ -108,7 +108,7 @@ class Checkpoints:
         """
         if keep_last < 1:
             raise config_lib.ConfigError(f"keep_last: {keep_last}; at least the newest checkpoint has to stay")
-        self.folder = epath.Path(folder)
+        self.folder = _absolute(folder)
         self._config = dict(config or {})
         self._keep_last = keep_last
         self._best = best
@@ -367,3 +367,9 @@ def _free_name(path: epath.Path) -> epath.Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
+
+
+def _absolute(folder: epath.PathLike) -> epath.Path:
+    """Orbax takes no relative paths; addresses such as gs://bucket/folder are absolute as they are."""
+    path = epath.Path(folder)
+    return path if "://" in os.fspath(path) else path.absolute()
