@@ -1,13 +1,18 @@
-"""Small random-weight models of `transformers`, their weights and gradients under the names that they have on disk."""
+"""Small random-weight models of `transformers`, loaded by path into ours, and ours loaded by `transformers`."""
 
 import json
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel
+
+from vitvlm import pretrained
+from vitvlm.nn.stack import unstack_blocks
+from vitvlm.pretrained.huggingface import FAMILIES
+from vitvlm.pretrained.tables import Table
 
 torch.set_num_threads(1)
 
@@ -21,20 +26,51 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> None:
     model.eval()
 
 
-def saved(model: PreTrainedModel) -> tuple[dict[str, np.ndarray], dict]:
-    """The tensors and the config as `save_pretrained` writes them."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        config = json.loads((Path(folder) / "config.json").read_text())
-        return load_file(Path(folder) / "model.safetensors"), config
+def load(model: PreTrainedModel, folder: Path, **fields: Any) -> pretrained.Pretrained:
+    """Ours, from the folder that `save_pretrained` writes."""
+    model.save_pretrained(folder)
+    return pretrained.load(folder, **fields)
 
 
-def saved_gradients(model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """Gradients under the tensors' names; what has none (fixed positions) keeps its value. Spoils it."""
+def gradients(model: PreTrainedModel, loaded: pretrained.Pretrained, folder: Path) -> dict[str, Any]:
+    """Their gradients as a tree of our parameters in looped form; what has none (fixed positions) keeps its value.
+
+    Spoils the model.
+    """
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.data = parameter.grad
-    return saved(model)[0]
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    family = FAMILIES[json.loads((folder / "config.json").read_text())["architectures"][0]]
+    return Table.reading(family.rows(loaded.model, tensors), tensors).read(tensors)["params"]
+
+
+def check_written_back(model: PreTrainedModel, loaded: pretrained.Pretrained, folder: Path, **fields: Any) -> None:
+    """Ours, saved, is loaded by `transformers` with nothing missing or left over, and has the same weights and config.
+
+    Args:
+      fields: for `from_pretrained`, what the model was built with besides its config.
+    """
+    pretrained.save(loaded, folder)
+    back, info = type(model).from_pretrained(folder, output_loading_info=True, **fields)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    theirs = model.state_dict()
+    assert back.state_dict().keys() == theirs.keys()
+    for name, tensor in back.state_dict().items():
+        np.testing.assert_allclose(tensor.numpy(), theirs[name].numpy(), atol=1e-6, err_msg=name)
+    told = ("_name_or_path", "transformers_version", "dtype", "architectures", "_attn_implementation")
+    ours, wanted = ({k: v for k, v in m.config.to_dict().items() if k not in told} for m in (back, model))
+    assert ours == wanted
+
+
+def looped(loaded: pretrained.Pretrained) -> Any:
+    return unstack_blocks(loaded.variables["params"])
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """[B, H, W, C] as they have it, [B, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -43,3 +79,14 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 def stacked(tensors: tuple[torch.Tensor, ...]) -> np.ndarray:
     return np.stack([array(tensor) for tensor in tensors])
+
+
+def close(ours: Any, theirs: np.ndarray, what: str) -> None:
+    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=1e-4, err_msg=what)
+
+
+def close_trees(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Both flattened by path."""
+    assert set(ours) == set(theirs)
+    for path, leaf in ours.items():
+        close(leaf, theirs[path], path)

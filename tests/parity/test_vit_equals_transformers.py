@@ -1,4 +1,4 @@
-"""Our ViT against `transformers.ViTForImageClassification`, small and with random weights, float32."""
+"""Our ViT against `transformers.ViTForImageClassification` and `ViTModel`, small and random, float32."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,12 @@ import numpy as np
 import optax
 import pytest
 import torch
-from huggingface import array, randomise, saved, saved_gradients, stacked
-from transformers import ViTConfig, ViTForImageClassification
+from huggingface import array, check_written_back, close, close_trees, gradients, load, pixels, randomise, stacked
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from vitvlm import models
+from vitvlm import pretrained
 from vitvlm.core import paths
 from vitvlm.nn.stack import stack_blocks
-from vitvlm.pretrained.vit import vit_facts, vit_fields, vit_table
 
 BASE = {
     "hidden_size": 24,
@@ -41,13 +40,10 @@ SCANNED = ("plain", "non_square", "one_block_one_head")
 RUNS = [(name, False) for name in CASES if name not in SCANNED[1:]] + [(name, True) for name in SCANNED]
 
 
-def close(ours, theirs, what: str) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=1e-4, err_msg=what)
-
-
 @pytest.fixture(scope="module")
-def case(request):
-    """Images, labels, our parameters in looped form, and everything that transformers gives for them."""
+def case(request, tmp_path_factory):
+    """Images, labels, our model, and everything that transformers gives for them."""
+    folder = tmp_path_factory.mktemp(request.param)
     source = ViTConfig(**BASE | CASES[request.param], attn_implementation="eager")
     theirs = ViTForImageClassification(source)
     randomise(theirs)
@@ -55,24 +51,16 @@ def case(request):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCHES.get(request.param, 3), h, w, source.num_channels)).astype(np.float32)
     labels = rng.integers(5, size=len(images))
-    output = theirs(
-        torch.from_numpy(images.transpose(0, 3, 1, 2)),
-        labels=torch.from_numpy(labels),
-        output_hidden_states=True,
-        output_attentions=True,
-    )
-    tensors, config = saved(theirs)
+    output = theirs(pixels(images), labels=torch.from_numpy(labels), output_hidden_states=True, output_attentions=True)
+    loaded = load(theirs, folder / "theirs")
+    check_written_back(theirs, loaded, folder / "ours")
     output.loss.backward()
-    table, facts = vit_table(config), vit_facts(config)
     return {
-        "fields": vit_fields(config, tensors),
+        "folder": folder / "theirs",
         "images": jnp.asarray(images),
         "labels": jnp.asarray(labels),
-        "params": table.read(tensors, facts),
-        "gradients": table.read(saved_gradients(theirs), facts),
+        "gradients": gradients(theirs, loaded, folder / "gradients"),
         "output": output,
-        "tensors": tensors,
-        "write": lambda params: table.write(params, facts),
     }
 
 
@@ -80,45 +68,46 @@ def case(request):
     "case, scan", RUNS, indirect=["case"], ids=lambda x: {True: "scanned", False: "looped"}.get(x, x)
 )
 def test_layers_attention_logits_and_gradients(case, scan):
-    model = models.build("vit", **case["fields"], scan=scan)
-    convert = stack_blocks if scan else lambda params: params
+    loaded = pretrained.load(case["folder"], scan=scan)
 
     def loss(params):
-        logits = model.apply({"params": params}, case["images"]).logits
+        logits = loaded.model.apply({"params": params}, case["images"]).logits
         return optax.softmax_cross_entropy_with_integer_labels(logits, case["labels"]).mean()
 
     @jax.jit
     def run(params):  # capturing takes another way through attention than training does: both are compared
-        captured = model.apply({"params": params}, case["images"], capture=("hidden", "attention"))
+        captured = loaded.model.apply({"params": params}, case["images"], capture=("hidden", "attention"))
         return captured, *jax.value_and_grad(loss)(params)
 
-    ours, value, gradients = run(convert(case["params"]))
+    ours, value, found = run(loaded.variables["params"])
     theirs = case["output"]
     close(ours.hidden, stacked(theirs.hidden_states), "hidden")
     close(ours.attention, stacked(theirs.attentions), "attention")
     close(ours.logits, array(theirs.logits), "logits")
     close(value, array(theirs.loss), "loss")
-    expected = paths.flatten(convert(case["gradients"]))
-    assert set(expected) == set(paths.flatten(gradients))
-    for path, gradient in paths.flatten(gradients).items():
-        close(gradient, expected[path], path)
+    expected = stack_blocks(case["gradients"]) if scan else case["gradients"]
+    close_trees(paths.flatten(found), paths.flatten(expected))
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
-def test_table_writes_what_it_reads(case):
-    written = case["write"](case["params"])
-    assert written.keys() == case["tensors"].keys()
-    for name, tensor in case["tensors"].items():
-        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+@pytest.mark.parametrize("pooler", [True, False], ids=["pooler", "no_pooler"])
+def test_encoder_alone(pooler, tmp_path):
+    theirs = ViTModel(ViTConfig(**BASE, qkv_bias=pooler), add_pooling_layer=pooler)
+    randomise(theirs)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    expected = theirs(pixels(images))
+    loaded = load(theirs, tmp_path / "theirs")
+    ours = jax.jit(loaded.model.apply)(loaded.variables, images)
+    close(ours.tokens, array(expected.last_hidden_state[:, 1:]), "tokens")
+    if pooler:
+        close(ours.pooled, array(expected.pooler_output), "pooled")
+    check_written_back(theirs, loaded, tmp_path / "ours", **({} if pooler else {"add_pooling_layer": False}))
 
 
-def test_image_of_another_size():
+def test_image_of_another_size(tmp_path):
     """transformers resamples learned positions (bicubic) when asked to interpolate them, from a square grid."""
     theirs = ViTForImageClassification(ViTConfig(**BASE, attn_implementation="eager"))
     randomise(theirs)
     images = np.random.default_rng(0).normal(size=(2, 20, 28, 3)).astype(np.float32)
-    expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True).logits
-    tensors, config = saved(theirs)
-    model = models.build("vit", **vit_fields(config, tensors))
-    params = stack_blocks(vit_table(config).read(tensors, vit_facts(config)))
-    close(jax.jit(model.apply)({"params": params}, images).logits, array(expected), "logits")
+    expected = theirs(pixels(images), interpolate_pos_encoding=True).logits
+    loaded = load(theirs, tmp_path)
+    close(jax.jit(loaded.model.apply)(loaded.variables, images).logits, array(expected), "logits")

@@ -13,9 +13,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
-    ViTMAEConfig,
     ViTMAEForPreTraining,
-    ViTModel,
 )
 
 from vitvlm import models, pretrained
@@ -34,77 +32,19 @@ SIZES = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-3,
 }
-DECODER = {
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 28,
-    "image_size": 16,
-    "norm_pix_loss": True,
-}
 
 
-def reference(kind: str):
-    """A model of `transformers` whose every trainable parameter is random."""
+def reference() -> ViTForImageClassification:
+    """A model of `transformers` whose every parameter is random."""
     torch.manual_seed(0)
-    model = {
-        "classes": lambda: ViTForImageClassification(ViTConfig(**SIZES, id2label={0: "cat", 1: "dog", 2: "emu"})),
-        "pooler": lambda: ViTModel(ViTConfig(**SIZES)),
-        "no_pooler": lambda: ViTModel(ViTConfig(**SIZES, qkv_bias=False), add_pooling_layer=False),
-        "mae": lambda: ViTMAEForPreTraining(ViTMAEConfig(**SIZES | DECODER)),
-    }[kind]()
-    if kind == "mae":  # built from a config, both position tables are zero: here they are learned
-        for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
-            table.requires_grad_(True)
+    model = ViTForImageClassification(ViTConfig(**SIZES, id2label={0: "cat", 1: "dog", 2: "emu"}))
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return model.eval()
 
 
-def answer(model, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Logits, pooled vector, tokens or reconstruction: what the model is for."""
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2))
-    with torch.no_grad():
-        if isinstance(model, ViTMAEForPreTraining):
-            return model(pixels, noise=torch.from_numpy(noise)).logits.numpy()
-        output = model(pixels)
-    if isinstance(model, ViTForImageClassification):
-        return output.logits.numpy()
-    return (output.last_hidden_state[:, 1:] if output.pooler_output is None else output.pooler_output).numpy()
-
-
-def our_answer(loaded: pretrained.Pretrained, kind: str, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    if kind == "mae":
-        return loaded.model.apply(loaded.variables, images, noise).reconstruction
-    output = loaded.model.apply(loaded.variables, images)
-    return {"classes": output.logits, "pooler": output.pooled, "no_pooler": output.tokens}[kind]
-
-
-def inputs(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    h, w = (16, 16) if kind == "mae" else SIZES["image_size"]
-    return rng.normal(size=(2, h, w, 3)).astype(np.float32), rng.uniform(size=(2, h * w // 16)).astype(np.float32)
-
-
-@pytest.mark.parametrize("kind", ["classes", "pooler", "no_pooler", "mae"])
-def test_there_and_back(kind, tmp_path):
-    theirs = reference(kind)
-    theirs.save_pretrained(tmp_path / "theirs")
-    loaded = pretrained.load(tmp_path / "theirs", scan=kind == "classes")
-    images, noise = inputs(kind)
-    expected = answer(theirs, images, noise)
-    np.testing.assert_allclose(our_answer(loaded, kind, images, noise), expected, atol=1e-4, rtol=1e-4)
-    pretrained.save(loaded, tmp_path / "ours")
-    back, info = type(theirs).from_pretrained(
-        tmp_path / "ours", output_loading_info=True, **({"add_pooling_layer": False} if kind == "no_pooler" else {})
-    )
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    np.testing.assert_allclose(answer(back.eval(), images, noise), expected, atol=1e-6)
-    assert back.config.id2label == theirs.config.id2label
-
-
 def test_shards_and_bfloat16(tmp_path):
-    theirs = reference("classes").to(torch.bfloat16)
+    theirs = reference().to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
     assert (tmp_path / "theirs" / INDEX).exists() and not (tmp_path / "theirs" / SINGLE).exists()
     loaded = pretrained.load(tmp_path / "theirs")
@@ -122,20 +62,23 @@ def test_shards_and_bfloat16(tmp_path):
 def test_a_model_of_ours_from_nothing(tmp_path):
     sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 20, "patch_size": 4, "image_size": 8}
     model = models.build("mae", **sizes, decoder_width=12, decoder_heads=3, decoder_depth=1)
-    images, noise = inputs("mae")[0][:, :8, :8, :1], inputs("mae")[1][:, :4]
+    rng = np.random.default_rng(0)
+    images, noise = rng.normal(size=(2, 8, 8, 1)).astype(np.float32), rng.uniform(size=(2, 4)).astype(np.float32)
     variables = model.init({"params": jax.random.key(0)}, images, noise)
     ours = pretrained.Pretrained(model, variables, None, None, {})
     pretrained.save(ours, tmp_path)
     theirs = ViTMAEForPreTraining.from_pretrained(tmp_path).eval()
     found = model.apply(variables, images, noise).reconstruction
-    np.testing.assert_allclose(found, answer(theirs, images, noise), atol=1e-4)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)), noise=torch.from_numpy(noise)).logits
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     again = pretrained.load(tmp_path)
     assert again.model.vit.positions == "sincos" and again.preprocessing is None
     np.testing.assert_allclose(again.model.apply(again.variables, images, noise).reconstruction, found, atol=1e-5)
 
 
 def test_preprocessing_makes_the_same_pixels(tmp_path):
-    theirs = reference("classes")
+    theirs = reference()
     theirs.save_pretrained(tmp_path)
     processor = ViTImageProcessor(
         size={"height": 12, "width": 20}, resample=2, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.1]
@@ -156,7 +99,7 @@ def test_preprocessing_makes_the_same_pixels(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    reference("classes").save_pretrained(tmp_path)
+    reference().save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -176,7 +119,7 @@ def edit(folder, **changes) -> None:
             r"no tensor vit\.encoder\.layer\.2\.layernorm_before\.weight, .*\.bias$",
         ),
         ({"num_hidden_layers": 1}, r"tensors that no row reads: vit\.encoder\.layer\.1\.attention"),
-        ({"num_hidden_layers": 10**12}, r"asks for 16000000000008 tensors \(layers: i = 1000000000000\); there are"),
+        ({"num_hidden_layers": 10**12}, "asks for more than 180 tensors, far more than there are"),
         ({"hidden_size": 27}, r"of another shape .*cls_token \(1, 1, 24\), not \(1, 1, 27\); .*position_embeddings"),
         ({"hidden_size": 3 * 10**9}, r"the config asks for .* parameters; the tensors hold"),
         ({"image_size": 4 * 10**9}, r"the config asks for .* parameters; the tensors hold"),
@@ -240,7 +183,7 @@ def test_what_transformers_cannot_express(tmp_path):
     model = models.build("vit", **sizes, pool="gap", cls_token=True, registers=2)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     ours = pretrained.Pretrained(model, variables, None, None, {})
-    with pytest.raises(ConfigError, match="transformers' ViT has no pool = 'gap', registers = 2"):
+    with pytest.raises(ConfigError, match="format hf: ViT has no pool = 'gap', registers = 2"):
         pretrained.save(ours, tmp_path)
     with pytest.raises(ConfigError, match='did you mean "hf"'):
         pretrained.save(ours, tmp_path, format="hff")

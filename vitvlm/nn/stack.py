@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from vitvlm.core import config, paths
 
 CAPTURES = ("hidden", "attention")
+SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/.*")  # paths of scanned blocks
 
 REMAT = {
     "none": None,
@@ -94,6 +95,18 @@ def check_capture(capture: Collection[str]) -> None:
     for name in capture:
         if name not in CAPTURES:
             raise config.ConfigError(f"capture: nothing is called {name!r}; {config.suggest(name, CAPTURES)}")
+
+
+def is_scanned(path: str) -> bool:
+    """Whether the parameter's first axis is the depth of a scanned stack of blocks."""
+    return SCANNED.fullmatch(path) is not None
+
+
+def layer_paths(path: str, depth: int) -> list[str]:
+    """Paths of the layers of a scanned parameter, as a loop has them: "blocks_0/...", "blocks_1/..."."""
+    stack = SCANNED.fullmatch(path)["stack"]
+    rest = path.removeprefix(f"{stack}blocks/")
+    return [f"{stack}blocks_{layer}/{rest}" for layer in range(depth)]
 
 
 def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:

@@ -15,21 +15,9 @@ from jaxtyping import Float
 
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import map_with_path
+from vitvlm.nn.stack import SCANNED, is_scanned
 
-_SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/.*")
 _LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/.*")
-
-
-def is_scanned(path: str) -> bool:
-    """Whether the parameter's first axis is the depth of a scanned stack of blocks."""
-    return _SCANNED.fullmatch(path) is not None
-
-
-def layer_paths(path: str, depth: int) -> list[str]:
-    """Paths of the layers of a scanned parameter, as a loop has them: "blocks_0/...", "blocks_1/..."."""
-    stack = _SCANNED.fullmatch(path)["stack"]
-    rest = path.removeprefix(f"{stack}blocks/")
-    return [f"{stack}blocks_{layer}/{rest}" for layer in range(depth)]
 
 
 def per_layer(
@@ -85,7 +73,7 @@ def _only_stack(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str,
     """Prefix and depth of the one stack of blocks among the paths."""
     depths: dict[str, int] = {}
     for path, shape in shapes.items():
-        if scanned := _SCANNED.fullmatch(path):
+        if scanned := SCANNED.fullmatch(path):
             depths[scanned["stack"]] = shape[0]
         elif looped := _LOOPED.fullmatch(path):
             depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)

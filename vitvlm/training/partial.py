@@ -20,7 +20,7 @@ from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.positions import resample_grid
-from vitvlm.training.layers import is_scanned, layer_paths
+from vitvlm.nn.stack import is_scanned, layer_paths
 
 
 def restore(

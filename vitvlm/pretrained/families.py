@@ -1,0 +1,95 @@
+"""What every architecture in a foreign format is described by, and how a model is put together from it."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vitvlm import models
+from vitvlm.core import paths
+from vitvlm.core.config import ConfigError
+from vitvlm.nn.patches import Pair
+from vitvlm.nn.stack import is_scanned, stack_blocks, unstack_blocks
+from vitvlm.pretrained.tables import Row, Table
+from vitvlm.pretrained.tensors import Tensors
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one architecture of another code base maps to a model of ours, both ways.
+
+    Fields:
+      model: its name for `models.build`; kind: the module that this builds.
+      fields: their config and tensors to the model's fields.
+      rows: the model and the names of the tensors (none when writing) to the rows of the table.
+      config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
+    """
+
+    model: str
+    kind: type[nn.Module]
+    fields: Callable[[Json, Tensors], dict[str, Any]]
+    rows: Callable[[Any, Collection[str]], Iterator[Row]]
+    config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+
+def assemble(
+    family: Family, source: Json, tensors: Tensors, image_size: Pair, channels: int, fields: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and its variables.
+
+    Args:
+      source: the config that came with the tensors.
+      fields: wishes about the model that leave its parameters as they are: scan, remat, dtype.
+
+    Nothing is allocated before all names and shapes are known to fit. Raises KeyError for a field that the config
+    lacks, TableError or ConfigError for what does not fit.
+    """
+    chosen = family.fields(source, tensors) | fields
+    model = models.build(family.model, **chosen)
+    table = Table.reading(family.rows(model, tensors), tensors)
+    shapes = _shapes(model, image_size, channels)
+    scanned = any(is_scanned(path) for path in shapes)
+    if scanned:
+        shapes = _shapes(models.build(family.model, **chosen | {"scan": False}), image_size, channels)
+    table.check_shapes(tensors.shapes(), shapes)
+    variables = table.read(tensors, jnp.asarray)
+    return model, stack_blocks(variables) if scanned else variables
+
+
+def take_apart(
+    families: Mapping[str, Family], model: nn.Module, variables: Mapping[str, Any], format: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the tensors of the first family that can express the model.
+
+    Raises ConfigError that says, for each family of this kind of model, why it cannot.
+    """
+    reasons = []
+    looped = unstack_blocks(variables)
+    for family in {id(each): each for each in families.values() if each.kind is type(model)}.values():
+        try:
+            config = family.config(model, looped["params"])
+        except ConfigError as error:
+            reasons.append(str(error))
+            continue
+        return config, Table(family.rows(model, ())).write(looped)
+    why = "; ".join(reasons) or f"no architecture there is a {type(model).__name__}"
+    raise ConfigError(f"format {format}: {why}")
+
+
+def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) -> None:
+    """Raises ConfigError that lists the fields of the model whose value the family does not have."""
+    if bad := [f"{name} = {getattr(model, name)!r}" for name, good in expressible.items() if not good]:
+        raise ConfigError(f"{family} has no {', '.join(bad)}")
+
+
+def _shapes(model: nn.Module, image_size: Pair, channels: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's variables by path; nothing is allocated."""
+    images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
+    rngs = {name: jax.random.key(0) for name in ("params", "mask")}
+    variables = jax.eval_shape(model.init, rngs, images)
+    return {path: leaf.shape for path, leaf in paths.flatten(variables).items()}
