@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "products of attention. Does the accuracy pay for it? (On ImageNet: B/32 80.7, B/16 84.5, B/8 85.8.)"
     )
     config.axis = "patch size (pixels)"
-    config.budget = dict(train="4 steps" if args.debug else "5 epochs")
+    config.budget = dict(train="4 steps" if args.debug else "2 epochs")
     config.stages = (
         dict(
             name="train",
