@@ -7,6 +7,7 @@ from toy_models import fast_key, make, make_images, make_variables
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.nn.patches import resample_kernel
 from vitvlm.nn.positions import resample_grid
 
 
@@ -55,7 +56,7 @@ def test_parameter_paths(images):
         "registers": (2, 16),
         "positions/cls": (16,),
         "positions/grid": (2, 3, 16),
-        "patches/projection/kernel": (48, 16),
+        "patches/kernel": (4, 4, 3, 16),
         "blocks/attention/query/kernel": (2, 16, 16),
         "blocks/attention_norm/scale": (2, 16),
         "blocks/attention_scale": (2, 16),
@@ -110,6 +111,20 @@ def test_image_of_another_size_uses_the_resampled_table(images):
     moved = {"params": params | {"positions": params["positions"] | {"grid": grid}}}
     larger = make_images(2, 16, 8, 3)
     np.testing.assert_allclose(run(small, variables, larger).tokens, run(large, moved, larger).tokens, atol=1e-5)
+
+
+def test_another_patch_size_resamples_kernel_and_positions(images):
+    """The same as a model of that patch size whose parameters were resampled before."""
+    flexible, fixed = make("vit", num_classes=3), make("vit", patch_size=(2, 6), num_classes=3)
+    variables = make_variables(flexible, images)
+    params = variables["params"]
+    moved = params | {
+        "patches": params["patches"] | {"kernel": resample_kernel(params["patches"]["kernel"], (2, 6))},
+        "positions": params["positions"] | {"grid": resample_grid(params["positions"]["grid"], (4, 2))},
+    }
+    output = jax.jit(lambda v, x: flexible.apply(v, x, patch_size=(2, 6)))(variables, images)
+    assert output.grid == (4, 2)
+    np.testing.assert_allclose(output.logits, run(fixed, {"params": moved}, images).logits, atol=1e-5)
 
 
 def test_rectangular_patches():

@@ -82,12 +82,15 @@ class Setup:
 
     @functools.cached_property
     def forward_flops(self) -> int:
-        """Analytic FLOPs of the training loss on one example, forward only."""
-
-        def loss(variables: Any, rng: jax.Array) -> jax.Array:
-            return self.task.loss(variables, self.example_batch, rng, True)[0]
-
-        return flops.count(loss, self.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0)))
+        """Analytic FLOPs of the training loss on one example, forward only; the mean, if steps draw from several."""
+        variables, key = self.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0))
+        counts = [
+            flops.count(
+                lambda variables, rng, loss=loss: loss(variables, self.example_batch, rng, True)[0], variables, key
+            )
+            for loss in self.task.losses
+        ]
+        return round(sum(counts) / len(counts))
 
     @functools.cached_property
     def state_shardings(self) -> Any:

@@ -83,7 +83,7 @@ def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
     tx, schedule = job.optimizer(job.state_shapes.params)
     step = make_train_step(
-        sharding.keep_examples_split(job.task.loss, job.mesh),
+        [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
         tx,
         schedule=schedule,
         accumulate=job.job.accumulate,

@@ -119,7 +119,7 @@ class MAE(nn.Module):
             self.decoder_depth,
             self.decoder_heads,
             self.decoder_mlp_width or 4 * self.decoder_width,
-            table_grid=patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size)),
+            table_grid=vit.table_grid,
             positions=vit.positions,
             cls_token=vit.has_cls,
             qkv_bias=vit.qkv_bias,

@@ -43,6 +43,7 @@ class ViT(nn.Module):
       pool: "cls"; "gap", the mean over patch tokens; or "map", attention pooling.
       cls_token: by default there is a CLS token exactly if it is pooled.
       positions: "learned", "sincos" or "none".
+      position_grid: (h, w) of the table of positions; by default that of image_size in patches.
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
       representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
       layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last block.
@@ -60,6 +61,7 @@ class ViT(nn.Module):
     pool: str = "cls"
     cls_token: bool | None = None
     positions: str = "learned"
+    position_grid: Pair | None = None
     registers: int = 0
     representation: int | None = None
     qkv_bias: bool = True
@@ -80,10 +82,13 @@ class ViT(nn.Module):
         images: Float[Array, "B H W C"],
         *,
         keep: Int[Array, "B n"] | None = None,
+        patch_size: int | Pair | None = None,
         train: bool = False,
         capture: Collection[str] = (),
     ) -> EncoderOutput:
         """Encodes images; with `keep`, only these patches of each (indices, row by row).
+
+        With a `patch_size` that is not the model's, the patch embedding and the positions are resampled for it.
 
         `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
 
@@ -91,8 +96,9 @@ class ViT(nn.Module):
         """
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep)
-        h, w = grid = patch_grid(images.shape[1:3], as_pair(self.patch_size))
+        patch = as_pair(patch_size or self.patch_size)
+        tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep, patch)
+        h, w = grid = patch_grid(images.shape[1:3], patch)
         tokens, prefix = self._place(tokens, grid, keep)
         R = prefix.shape[1]
 
@@ -139,6 +145,11 @@ class ViT(nn.Module):
     def has_cls(self) -> bool:
         return self.pool == "cls" if self.cls_token is None else self.cls_token
 
+    @property
+    def table_grid(self) -> Pair:
+        """(h, w) of the table of positions."""
+        return self.position_grid or patch_grid(as_pair(self.image_size), as_pair(self.patch_size))
+
     def _check(self) -> None:
         if self.pool not in POOLS:
             raise config.ConfigError(f"model.pool: no pooling {self.pool!r}; {config.suggest(self.pool, POOLS)}")
@@ -156,9 +167,8 @@ class ViT(nn.Module):
         init = nn.initializers.normal(0.02)
         cls = self.param("cls", init, (D,), self.param_dtype) if self.has_cls else None
         if self.positions != "none":
-            table_grid = patch_grid(as_pair(self.image_size), as_pair(self.patch_size))
             positions = PositionTable(
-                self.positions, table_grid, D, cls=self.has_cls, param_dtype=self.param_dtype, name="positions"
+                self.positions, self.table_grid, D, cls=self.has_cls, param_dtype=self.param_dtype, name="positions"
             )
             table, cls_position = positions(grid)
             table = table.astype(self.dtype)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.resampling import cubic_weights
 
 
 class PositionTable(nn.Module):
@@ -74,31 +75,8 @@ def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = Fa
     h, w, _ = table.shape
     if (h, w) == grid:
         return table
-    rows, columns = (_cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
+    rows, columns = (cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
     resampled = jnp.einsum(
         "Hh,Ww,hwD->HWD", rows, columns, table.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
     return resampled.astype(table.dtype)
-
-
-def _cubic_weights(size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "new_size size"]:
-    """Each new sample as weights of the old ones: cubic convolution (Keys 1981) at half-pixel centres."""
-    step = size / new_size
-    centres = (np.arange(new_size) + 0.5) * step - 0.5
-    if antialias:
-        stretch = max(step, 1.0)
-        weights = _cubic((np.arange(size) - centres[:, None]) / stretch, a=-0.5)
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    weights = np.zeros((new_size, size))
-    for offset in (-1, 0, 1, 2):
-        taps = np.floor(centres) + offset
-        inside = np.clip(taps, 0, size - 1).astype(int)
-        np.add.at(weights, (np.arange(new_size), inside), _cubic(taps - centres, a=-0.75))
-    return weights.astype(np.float32)
-
-
-def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    x = np.abs(distance)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

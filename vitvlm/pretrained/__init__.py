@@ -11,8 +11,8 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import huggingface
+from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
-from vitvlm.pretrained.tensors import WeightsError
 
 __all__ = ["Pretrained", "WeightsError", "load", "save"]
 

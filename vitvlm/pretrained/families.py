@@ -13,8 +13,8 @@ from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.stack import is_scanned, stack_blocks, unstack_blocks
+from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import Row, Table
-from vitvlm.pretrained.tensors import Tensors
 
 Json = Mapping[str, Any]
 

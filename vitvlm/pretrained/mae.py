@@ -62,14 +62,13 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     vit = model.vit
     recent = any(name.startswith("decoder.decoder_encoder.layer.") for name in names)
     decoder_layers = "decoder.decoder_encoder.layer" if recent else "decoder.decoder_layers"
-    grid = patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size))
     yield from under("vit.", "vit/", encoder_rows(vit))
     yield from dense("decoder.decoder_embed", "decoder/embed")
     yield row("decoder.mask_token", "decoder/mask_token", token)
     if vit.positions == "learned":
-        yield row(DECODER_POSITIONS, ("decoder/positions/cls", "decoder/positions/grid"), cls_and_grid(grid))
+        yield row(DECODER_POSITIONS, ("decoder/positions/cls", "decoder/positions/grid"), cls_and_grid(vit.table_grid))
     else:
-        yield row(DECODER_POSITIONS, (), fixed_positions(grid, model.decoder_width))
+        yield row(DECODER_POSITIONS, (), fixed_positions(vit.table_grid, model.decoder_width))
     for i in range(model.decoder_depth):
         yield from block_rows(f"{decoder_layers}.{i}", f"decoder/blocks_{i}", vit.qkv_bias)
     yield from layer_norm("decoder.decoder_norm", "decoder/norm")

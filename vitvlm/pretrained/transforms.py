@@ -19,12 +19,16 @@ conv = Transform(  # [out, in, h, w], [h, w, in, out]
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
 
-def conv_to_patch(patch: Pair) -> Transform:
-    """A convolution [D, C, p, q] whose stride is its size; our linear map [p q C, D]."""
-    return Transform(
-        read=lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),),
-        write=lambda x: (x.reshape(*patch, -1, x.shape[1]).transpose(3, 2, 0, 1),),
-    )
+def split(parts: int) -> Transform:
+    """Arrays joined along the first axis, such as fused query, key and value."""
+    return Transform(read=lambda x: tuple(np.split(x, parts)), write=lambda *x: (np.concatenate(x),))
+
+
+qkv = Transform(  # [3D, D], three of [D, D]
+    read=lambda x: tuple(part.T for part in np.split(x, 3)),
+    write=lambda *x: (np.concatenate([part.T for part in x]),),
+)
+qkv_bias = split(3)
 
 
 def cls_and_grid(grid: Pair) -> Transform:
@@ -39,6 +43,29 @@ def cls_and_grid(grid: Pair) -> Transform:
     return Transform(
         read=read, write=lambda cls, table: (np.concatenate([cls[None], table.reshape(-1, cls.shape[0])])[None],)
     )
+
+
+def grid_positions(grid: Pair) -> Transform:
+    """A table [1, N, D] of the patches alone; our [h, w, D]."""
+    h, w = grid
+
+    def read(table: np.ndarray) -> Arrays:
+        if table.shape[:2] != (1, h * w):
+            raise TableError(f"positions of shape {table.shape} do not fit a grid of {h}x{w} without a CLS token")
+        return (table.reshape(h, w, -1),)
+
+    return Transform(read=read, write=lambda table: (table.reshape(1, h * w, -1),))
+
+
+def no_position(width: int) -> Transform:
+    """Of a CLS token to which their code adds none: ours is zero."""
+
+    def write(position: np.ndarray) -> Arrays:
+        if np.any(position):
+            raise TableError("the CLS token has a position, which this format cannot hold")
+        return ()
+
+    return Transform(read=lambda: (np.zeros(width, np.float32),), write=write)
 
 
 def fixed_positions(grid: Pair, width: int) -> Transform:

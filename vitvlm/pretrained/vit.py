@@ -1,15 +1,14 @@
 """ViT weights of Hugging Face `transformers`: ViTForImageClassification and ViTModel."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import ViT
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import cls_and_grid, conv_to_patch, dense, fixed_positions, layer_norm, same, token
+from vitvlm.pretrained.transforms import cls_and_grid, conv, dense, fixed_positions, layer_norm, same, token
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -116,18 +115,13 @@ def encoder_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[s
         "intermediate_size": model.mlp_width,
         "patch_size": as_pair(model.patch_size)[0],
         "image_size": h if h == w else [h, w],
-        "num_channels": channels(model, params),
+        "num_channels": params["patches"]["kernel"].shape[2],
         "qkv_bias": model.qkv_bias,
         "hidden_act": their_activation(model.activation),
         "layer_norm_eps": model.norm_eps,
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
     }
-
-
-def channels(model: Any, params: Mapping[str, Any]) -> int:
-    """Of the images, by the patch embedding."""
-    return params["patches"]["projection"]["kernel"].shape[0] // math.prod(as_pair(model.patch_size))
 
 
 def block_rows(theirs: str, ours: str, qkv_bias: bool) -> Iterator[Row]:
@@ -143,15 +137,13 @@ def block_rows(theirs: str, ours: str, qkv_bias: bool) -> Iterator[Row]:
 
 def encoder_rows(model: ViT) -> Iterator[Row]:
     """A ViT with a CLS token, without a head; positions are learned, or checked to be the fixed table."""
-    patch = as_pair(model.patch_size)
-    grid = patch_grid(as_pair(model.image_size), patch)
     yield row("embeddings.cls_token", "cls", token)
     if model.positions == "learned":
-        yield row("embeddings.position_embeddings", ("positions/cls", "positions/grid"), cls_and_grid(grid))
+        yield row("embeddings.position_embeddings", ("positions/cls", "positions/grid"), cls_and_grid(model.table_grid))
     else:
-        yield row("embeddings.position_embeddings", (), fixed_positions(grid, model.width))
-    yield row("embeddings.patch_embeddings.projection.weight", "patches/projection/kernel", conv_to_patch(patch))
-    yield row("embeddings.patch_embeddings.projection.bias", "patches/projection/bias", same)
+        yield row("embeddings.position_embeddings", (), fixed_positions(model.table_grid, model.width))
+    yield row("embeddings.patch_embeddings.projection.weight", "patches/kernel", conv)
+    yield row("embeddings.patch_embeddings.projection.bias", "patches/bias", same)
     for i in range(model.depth):
         yield from block_rows(f"encoder.layer.{i}", f"blocks_{i}", model.qkv_bias)
     yield from layer_norm("layernorm", "norm")

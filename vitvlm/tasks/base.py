@@ -1,6 +1,6 @@
 """What a task is: functions that the one train loop, the evaluators and the planner call. It owns no state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -9,12 +9,18 @@ from jaxtyping import Array, PRNGKeyArray
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
 Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], mask [B] (1 = real), index [B], ...
 PredictFn = Callable[[Variables, Batch], dict[str, Array]]
+LossFn = Callable[[Variables, Batch, PRNGKeyArray, bool], tuple[Array, dict[str, Array], dict[str, Any]]]
 
 
 class Task(Protocol):
-    """A model, an objective, and what can be predicted."""
+    """A model, an objective, and what can be predicted.
+
+    Attributes:
+      losses: what training lowers: `loss`, or several such functions of which each step draws one.
+    """
 
     predict_fns: Mapping[str, PredictFn]
+    losses: Sequence[LossFn]
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         """Fresh variables for batches of this shape."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.objectives import masked
-from vitvlm.tasks.base import Batch, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, split_rng
 from vitvlm.tasks.features import feature_fns
 
 
@@ -36,6 +36,10 @@ class Reconstruct:
             mutable=collections(variables) if train else [],
         )
         return masked.mean(output.loss_per_example, batch["mask"]), {}, dict(updated)
+
+    @property
+    def losses(self) -> tuple[LossFn, ...]:
+        return (self.loss,)
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:

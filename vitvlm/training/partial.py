@@ -19,6 +19,7 @@ import numpy as np
 from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.nn.patches import resample_kernel
 from vitvlm.nn.positions import resample_grid
 from vitvlm.nn.stack import is_scanned, layer_paths
 
@@ -35,7 +36,8 @@ def restore(
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
     covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
-    position table `positions/grid [h, w, D]` is resampled to another grid as PyTorch's bicubic interpolation does.
+    position table `positions/grid [h, w, D]` is resampled to another grid as PyTorch's bicubic interpolation does, and
+    a patch embedding's kernel `patches/kernel [P, P, C, D]` to another patch size by FlexiViT's PI-resize.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
 
     Args:
@@ -62,8 +64,7 @@ def restore(
             missing.append(f"{path} <- {', '.join(absent)}")
             continue
         value = np.stack([available[part] for part in parts]) if scanned else available[wanted]
-        if path.endswith("positions/grid") and value.ndim == 3 and value.shape[2] == target.shape[2]:
-            value = np.asarray(resample_grid(jnp.asarray(value), target.shape[:2]))
+        value = _resampled(path, value, target.shape)
         if value.shape != target.shape:
             misshapen.append(f"{path} {tuple(target.shape)} <- {wanted} {value.shape}")
         values[path] = value
@@ -73,6 +74,17 @@ def restore(
     if any(paths for _, paths in problems):
         raise ConfigError(f"{where}: " + "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths))
     return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
+
+
+# By the end of a parameter's path: which may be resampled to another height and width, its first two axes.
+RESAMPLED = {"positions/grid": resample_grid, "patches/kernel": resample_kernel}
+
+
+def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    for end, resample in RESAMPLED.items():
+        if path.endswith(end) and value.ndim == len(shape) and value.shape[2:] == shape[2:]:
+            return np.asarray(resample(jnp.asarray(value), shape[:2]))
+    return value
 
 
 def _expand(pattern: str, template: str, path: str, where: str) -> str:

@@ -1,6 +1,6 @@
 """One training step: a pure function of state and batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss: Loss,
+    losses: Loss | Sequence[Loss],
     tx: optax.GradientTransformation,
     *,
     schedule: Callable[[Array], Array],
@@ -33,10 +33,9 @@ def make_train_step(
     parameter is, so a look at the metrics shows every step gone wrong.
 
     Args:
-      loss: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`.
+      losses, accumulate, side_by_side, trainable: see `make_gradients`.
       tx: the optimizer.
       schedule: learning rate of an update from the number of updates before it.
-      accumulate, side_by_side, trainable: see `make_gradients`.
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
 
     Raises ConfigError for numbers that cannot be meant and, when traced, for a batch that does not divide.
@@ -44,7 +43,7 @@ def make_train_step(
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ConfigError(f"config.ema_decay: {ema_decay}; it must lie in [0, 1), or be None for no average")
 
-    gradients = make_gradients(loss, accumulate=accumulate, side_by_side=side_by_side, trainable=trainable)
+    gradients = make_gradients(losses, accumulate=accumulate, side_by_side=side_by_side, trainable=trainable)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
