@@ -16,7 +16,17 @@ conv = Transform(  # [out, in, h, w], [h, w, in, out]
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
 
+gate_and_up = Transform(  # [2F, in], the two halves of SwiGLU; ours [in, F] each
+    read=lambda x: tuple(half.T for half in np.split(x, 2)), write=lambda *halves: (np.concatenate(halves, axis=1).T,)
+)
+gate_and_up_bias = Transform(read=lambda x: tuple(np.split(x, 2)), write=lambda *halves: (np.concatenate(halves),))
+
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
+
+
+def unused(shape: tuple[int, ...]) -> Transform:
+    """A tensor that we have no use for: read into nothing, written as zeros."""
+    return Transform(read=lambda x: (), write=lambda: (np.zeros(shape, np.float32),))
 
 
 def conv_to_patch(patch: Pair) -> Transform:
@@ -27,18 +37,21 @@ def conv_to_patch(patch: Pair) -> Transform:
     )
 
 
-def cls_and_grid(grid: Pair) -> Transform:
-    """One position table [1, 1 + N, D]; our [D] for CLS and [h, w, D] for the patches."""
-    h, w = grid
+def cls_and_grid(grid: Pair, distillation: bool = False) -> Transform:
+    """One table [1, R + N, D]; our [D] for CLS (R = 2: and for a distillation token) and [h, w, D] for the patches."""
+    (h, w), R = grid, 1 + distillation
 
     def read(table: np.ndarray) -> Arrays:
-        if table.shape[:2] != (1, 1 + h * w):
-            raise TableError(f"positions of shape {table.shape} do not fit a CLS token and a grid of {h}x{w}")
-        return table[0, 0], table[0, 1:].reshape(h, w, -1)
+        if table.shape[:2] != (1, R + h * w):
+            tokens = "a CLS and a distillation token" if distillation else "a CLS token"
+            raise TableError(f"positions of shape {table.shape} do not fit {tokens} and a grid of {h}x{w}")
+        return *table[0, :R], table[0, R:].reshape(h, w, -1)
 
-    return Transform(
-        read=read, write=lambda cls, table: (np.concatenate([cls[None], table.reshape(-1, cls.shape[0])])[None],)
-    )
+    def write(*parts: np.ndarray) -> Arrays:
+        *before, patches = parts
+        return (np.concatenate([before, patches.reshape(h * w, -1)])[None],)
+
+    return Transform(read, write)
 
 
 def fixed_positions(grid: Pair, width: int) -> Transform:
