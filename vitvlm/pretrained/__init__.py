@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface
+from vitvlm.pretrained import huggingface, onnx
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import WeightsError
 
@@ -20,14 +20,15 @@ WRITERS = {"hf": huggingface.save}
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
-    """Model, weights and preprocessing from a Hugging Face folder.
+    """Model, weights and preprocessing from a Hugging Face folder, or a DINOv2 from an ONNX file (see pretrained.onnx).
 
     Args:
       fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype.
 
     Raises WeightsError that says which file is wrong, and how. No code in a checkpoint is ever executed.
     """
-    return huggingface.load(Path(path), **fields)
+    path = Path(path)
+    return onnx.load(path, **fields) if path.suffix == ".onnx" else huggingface.load(path, **fields)
 
 
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:

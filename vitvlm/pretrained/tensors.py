@@ -38,6 +38,19 @@ class Tensors(Mapping[str, np.ndarray]):
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
 
 
+class Arrays(Tensors):
+    """Tensors that are in memory already."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._files = arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self._files.items()}
+
+
 def open_folder(folder: Path) -> Tensors:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
 
