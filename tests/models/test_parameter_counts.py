@@ -30,6 +30,11 @@ def test_vit(variant, parameters):
     assert count(models.build("vit", variant=variant, num_classes=1000)) == parameters
 
 
+@pytest.mark.parametrize("variant, parameters", [("Ti/16", 5_910_800), ("S/16", 22_436_432), ("B/16", 87_338_192)])
+def test_distilled_deit(variant, parameters):
+    assert count(models.build("deit", variant=variant, num_classes=1000)) == parameters
+
+
 def test_vit_g_has_the_1011_million_of_the_papers_table():
     assert round(count(models.build("vit", variant="g/14")) / 1e6) == 1011
 

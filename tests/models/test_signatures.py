@@ -19,6 +19,8 @@ RUNS = [
     ("vit", dict(registers=2, num_classes=3, layer_scale=0.1, drop_path=0.1, dropout=0.1, remat="dots")),
     ("vit", dict(pool="map", positions="sincos", representation=5, num_classes=3, scan=False)),
     ("vit", dict(pool="gap", positions="none")),
+    ("vit", dict(pool="cls_and_gap", mlp="swiglu", position_antialias=True, num_classes=3)),
+    ("deit", dict(num_classes=3, registers=1)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),

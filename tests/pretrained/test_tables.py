@@ -5,7 +5,17 @@ import pytest
 
 from vitvlm.nn.positions import sincos_grid
 from vitvlm.pretrained.tables import Table, TableError, Transform, row, under
-from vitvlm.pretrained.transforms import batch_norm, cls_and_grid, conv, fixed_positions, linear, same
+from vitvlm.pretrained.transforms import (
+    batch_norm,
+    conv,
+    fixed_positions,
+    gate_and_up,
+    gate_and_up_bias,
+    linear,
+    positions,
+    same,
+    unused,
+)
 
 
 def random(*shape):
@@ -40,8 +50,15 @@ def test_one_tensor_for_several_parameters():
 
 @pytest.mark.parametrize(
     "transform, shape",
-    [(linear, (3, 4)), (conv, (4, 2, 3, 5)), (cls_and_grid((2, 2)), (1, 5, 8))],
-    ids=["linear", "conv", "cls_and_grid"],
+    [
+        (linear, (3, 4)),
+        (conv, (4, 2, 3, 5)),
+        (positions((2, 2), ("cls",)), (1, 5, 8)),
+        (positions((2, 3), ("cls", "distillation")), (1, 8, 4)),
+        (gate_and_up, (6, 4)),
+        (gate_and_up_bias, (6,)),
+    ],
+    ids=["linear", "conv", "positions", "with_distillation", "gate_and_up", "gate_and_up_bias"],
 )
 def test_transforms_invert(transform, shape):
     tensor = random(*shape)
@@ -56,6 +73,12 @@ def test_fixed_positions_are_written_and_checked():
     assert table.read(written) == {}
     with pytest.raises(TableError, match="not the fixed sin-cos table"):
         table.read({"positions": written["positions"] + 0.01})
+
+
+def test_a_tensor_without_use_is_read_into_nothing_and_written_as_zeros():
+    table = Table([row("mask_token", (), unused((1, 3)))])
+    assert table.read({"mask_token": random(1, 3)}) == {}
+    np.testing.assert_array_equal(table.write({})["mask_token"], np.zeros((1, 3)))
 
 
 def test_what_is_missing_or_left_over_is_named():
@@ -79,5 +102,7 @@ def test_endless_rows_are_not_followed():
 
 
 def test_positions_of_another_grid():
-    with pytest.raises(TableError, match=r"shape \(1, 7, 8\) do not fit a CLS token and a grid of 2x2"):
-        cls_and_grid((2, 2)).read(random(1, 7, 8))
+    with pytest.raises(TableError, match=r"shape \(1, 7, 8\) do not fit a cls token, a grid of 2x2"):
+        positions((2, 2), ("cls",)).read(random(1, 7, 8))
+    with pytest.raises(TableError, match="do not fit a cls token, a distillation token, a grid of 2x2"):
+        positions((2, 2), ("cls", "distillation")).read(random(1, 5, 8))

@@ -91,7 +91,7 @@ def compiled_step(job: Setup) -> Any:
         ema_decay=job.job.ema_decay,
         trainable=optimizer.trainable(job.job.optimizer, job.state_shapes.params),
     )
-    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh))
+    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
 
 
 def step_flops(job: Setup) -> float:

@@ -14,33 +14,33 @@ from vitvlm.nn.resampling import cubic_weights
 
 
 class PositionTable(nn.Module):
-    """One vector per patch of a grid, and one for the CLS token: learned, or the fixed sin-cos table.
+    """One vector per patch of a grid, and one per token before them: learned, or the fixed sin-cos table.
 
     Fields:
-      grid: (h, w) of the table; another grid is served by bicubic resampling.
-      cls: whether there is a CLS token. Its learned position is a parameter; its sin-cos position is zero.
+      grid: (h, w) of the table; another grid is served by bicubic resampling, with `antialias` or without.
+      prefix: names of the R tokens before the patches that have a place, such as ("cls",). Their learned positions are
+        parameters of these names; their sin-cos positions are zero.
     """
 
     kind: Literal["learned", "sincos"]
     grid: Pair
     width: int
-    cls: bool = False
+    prefix: tuple[str, ...] = ()
+    antialias: bool = False
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "D"] | None]:
-        """The table of `grid`, row by row, and the CLS token's vector (None without one)."""
-        cls = None
+    def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "R D"]]:
+        """The table of `grid`, row by row, and the vectors of the tokens before the patches."""
         if self.kind == "learned":
             init = nn.initializers.normal(0.02)
             table = self.param("grid", init, (*self.grid, self.width), self.param_dtype)
-            if self.cls:
-                cls = self.param("cls", init, (self.width,), self.param_dtype)
+            vectors = [self.param(name, init, (self.width,), self.param_dtype) for name in self.prefix]
+            before = jnp.array(vectors, self.param_dtype).reshape(-1, self.width)
         else:
             table = jnp.asarray(sincos_grid(self.grid, self.width))
-            if self.cls:
-                cls = jnp.zeros((self.width,), table.dtype)
-        return resample_grid(table, grid).reshape(-1, self.width), cls
+            before = jnp.zeros((len(self.prefix), self.width), table.dtype)
+        return resample_grid(table, grid, self.antialias).reshape(-1, self.width), before
 
 
 def sincos_grid(grid: Pair, width: int, temperature: float = 10_000.0) -> np.ndarray:

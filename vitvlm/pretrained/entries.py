@@ -58,3 +58,8 @@ class Tensors(Mapping[str, np.ndarray]):
         """Those whose names begin with `prefix`, without it."""
         starting = {name: entry for name, entry in self.entries.items() if name.startswith(prefix)}
         return Tensors({name.removeprefix(prefix): entry for name, entry in starting.items()})
+
+
+def in_memory(arrays: Mapping[str, np.ndarray]) -> Tensors:
+    """Tensors that have been read already."""
+    return Tensors({name: Entry(array.shape, lambda array=array: array) for name, array in arrays.items()})

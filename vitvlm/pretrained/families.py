@@ -77,7 +77,7 @@ def take_apart(
             reasons.append(str(error))
             continue
         return config, Table(family.rows(model, ())).write(looped)
-    why = "; ".join(reasons) or f"no architecture there is a {type(model).__name__}"
+    why = "; ".join(dict.fromkeys(reasons)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
 
 

@@ -19,7 +19,7 @@ from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.timm_vit import block_rows, encoder_fields, encoder_rows
 from vitvlm.pretrained.torch_files import open_torch
-from vitvlm.pretrained.transforms import cls_and_grid, dense, fixed_positions, is_fixed_table, layer_norm, token
+from vitvlm.pretrained.transforms import dense, is_fixed_table, layer_norm, position_rows, token
 
 DECODER_HEADS = 16  # of all published sizes
 
@@ -93,11 +93,13 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     yield from under("", "vit/", encoder_rows(model.vit))
     yield from dense("decoder_embed", "decoder/embed")
     yield row("mask_token", "decoder/mask_token", token)
-    if model.vit.positions == "sincos":
-        yield row("decoder_pos_embed", (), fixed_positions(model.vit.table_grid, model.decoder_width))
-    else:
-        ours = ("decoder/positions/cls", "decoder/positions/grid")
-        yield row("decoder_pos_embed", ours, cls_and_grid(model.vit.table_grid))
+    yield from position_rows(
+        "decoder_pos_embed",
+        model.vit.positions,
+        model.vit.table_grid,
+        model.decoder_width,
+        ours="decoder/positions",
+    )
     for i in range(model.decoder_depth):
         yield from block_rows(f"decoder_blocks.{i}", f"decoder/blocks_{i}")
     yield from layer_norm("decoder_norm", "decoder/norm")

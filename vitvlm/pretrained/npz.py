@@ -21,7 +21,7 @@ from vitvlm.pretrained.entries import Entry, Tensors, WeightsError, blamed
 from vitvlm.pretrained.families import Family, assemble
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import Row, Transform, row
-from vitvlm.pretrained.transforms import grid_positions, no_position, same, token
+from vitvlm.pretrained.transforms import position_rows, same, token
 
 BIG_VISION_POSITIONS, AUGREG_POSITIONS = "pos_embedding", "Transformer/posembed_input/pos_embedding"
 
@@ -115,6 +115,7 @@ def vit_fields(source: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
         "num_classes": shapes["head/bias"][0] if "head/bias" in shapes else 0,
         "pool": "map" if "MAPHead_0/probe" in shapes else "cls" if "cls" in shapes else "gap",
         "positions": "learned" if {BIG_VISION_POSITIONS, AUGREG_POSITIONS} & set(shapes) else "sincos",
+        "special_positions": BIG_VISION_POSITIONS not in shapes,  # big_vision adds none to CLS
         "representation": shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
         "activation": "gelu_tanh",
         "norm_eps": 1e-6,
@@ -147,19 +148,14 @@ def _block_names(names: Collection[str]) -> dict[str, str]:
 
 
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
-    """A ViT of either code base. big_vision's CLS token has no position of its own: ours is zero."""
-    grid, block = model.table_grid, _block_names(names)
+    """A ViT of either code base."""
+    block = _block_names(names)
     yield from _dense("embedding", "patches", same)
     if model.has_cls:
         yield row("cls", "cls", token)
-    if model.positions == "learned" and AUGREG_POSITIONS in names:
-        positions = cls_andgrid_positions(grid) if model.has_cls else grid_positions(grid)
-        ours = ("positions/cls", "positions/grid") if model.has_cls else "positions/grid"
-        yield row(AUGREG_POSITIONS, ours, positions)
-    elif model.positions == "learned":
-        yield row(BIG_VISION_POSITIONS, "positions/grid", grid_positions(grid))
-        if model.has_cls:
-            yield row((), "positions/cls", no_position(model.width))
+    if model.positions == "learned":
+        theirs = AUGREG_POSITIONS if AUGREG_POSITIONS in names else BIG_VISION_POSITIONS
+        yield from position_rows(theirs, "learned", model.table_grid, model.width, model.placed)
     for i in range(model.depth):
         theirs, ours = f"Transformer/encoderblock_{i}", f"blocks_{i}"
         yield from _norm(f"{theirs}/LayerNorm_0", f"{ours}/attention_norm")

@@ -9,23 +9,10 @@ from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row
-from vitvlm.pretrained.transforms import (
-    cls_and_grid,
-    conv,
-    dense,
-    fixed_positions,
-    grid_positions,
-    layer_norm,
-    no_position,
-    qkv,
-    qkv_bias,
-    same,
-    token,
-    tokens,
-)
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, position_rows, qkv, qkv_bias, same, token, tokens
 
 HEADS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
-POOLS = {"token": "cls"}
+POOLS = {"token": "cls", "avg": "gap"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -47,6 +34,10 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         "activation": ACTIVATIONS[activation],
         "layer_scale": given.get("init_values"),
         "registers": given.get("reg_tokens", 0),
+        "cls_token": "cls_token" in tensors,
+        "special_positions": not given.get("no_embed_class", False),
+        "norm_pooled": "fc_norm.weight" in tensors,
+        "distillation": "dist_token" in tensors,
     }
 
 
@@ -77,9 +68,12 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """timm's config.json: the nearest architecture's name, and arguments that make it this model."""
     check_expressible(
         {
-            "pool": model.pool == "cls",
+            "pool": model.pool in POOLS.values(),
             "positions": model.positions == "learned",
             "representation": not model.representation,
+            "distillation_head": model.distillation_head,
+            "norm_pooled": model.norm_pooled == (model.pool == "gap"),
+            "mlp": model.mlp == "plain",
             "norm_eps": model.norm_eps == 1e-6,
             "activation": model.activation in ACTIVATIONS.values(),
         },
@@ -89,10 +83,10 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     patch, size = as_pair(model.patch_size), as_pair(model.image_size)
     channels = params["patches"]["kernel"].shape[2]
     return {
-        "architecture": "vit_base_patch16_224",
+        "architecture": "deit_base_distilled_patch16_224" if model.distillation else "vit_base_patch16_224",
         "num_classes": model.num_classes,
         "num_features": model.width,
-        "global_pool": "token",
+        "global_pool": next(theirs for theirs, ours in POOLS.items() if ours == model.pool),
         "pretrained_cfg": {
             "input_size": [channels, *size],
             "num_classes": model.num_classes,
@@ -110,6 +104,9 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "qkv_bias": model.qkv_bias,
             "init_values": model.layer_scale,
             "reg_tokens": model.registers,
+            "class_token": model.has_cls,
+            "no_embed_class": not model.special_positions,
+            "global_pool": next(theirs for theirs, ours in POOLS.items() if ours == model.pool),
             "act_layer": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation),
         },
     }
@@ -120,25 +117,24 @@ def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
     yield from encoder_rows(model)
     if model.num_classes:
         yield from dense("head", "head")
+    if model.num_classes and model.distillation:
+        yield from dense("head_dist", "distillation_head")
 
 
-def encoder_rows(model: ViT, own_positions: bool = True) -> Iterator[Row]:
-    """A ViT without a head; without `own_positions`, nothing is added to CLS (timm's no_embed_class)."""
-    yield row("cls_token", "cls", token)
+def encoder_rows(model: ViT) -> Iterator[Row]:
+    """A ViT without a head."""
+    if model.has_cls:
+        yield row("cls_token", "cls", token)
+    if model.distillation:
+        yield row("dist_token", "distillation", token)
     if model.registers:
         yield row("reg_token", "registers", tokens)
-    if model.positions == "sincos":
-        yield row("pos_embed", (), fixed_positions(model.table_grid, model.width))
-    elif own_positions:
-        yield row("pos_embed", ("positions/cls", "positions/grid"), cls_and_grid(model.table_grid))
-    else:
-        yield row("pos_embed", "positions/grid", grid_positions(model.table_grid))
-        yield row((), "positions/cls", no_position(model.width))
+    yield from position_rows("pos_embed", model.positions, model.table_grid, model.width, model.placed)
     yield row("patch_embed.proj.weight", "patches/kernel", conv)
     yield row("patch_embed.proj.bias", "patches/bias", same)
     for i in range(model.depth):
         yield from block_rows(f"blocks.{i}", f"blocks_{i}", model.qkv_bias, model.layer_scale is not None)
-    yield from layer_norm("norm", "norm")
+    yield from layer_norm("fc_norm" if model.norm_pooled else "norm", "norm")
 
 
 def block_rows(theirs: str, ours: str, bias: bool = True, layer_scale: bool = False) -> Iterator[Row]:
@@ -156,4 +152,6 @@ def block_rows(theirs: str, ours: str, bias: bool = True, layer_scale: bool = Fa
         yield row(f"{theirs}.ls2.gamma", f"{ours}/mlp_scale", same)
 
 
-FAMILIES = {"vit": Family("vit", ViT, vit_fields, vit_rows, vit_config)}
+VIT = Family("vit", ViT, vit_fields, vit_rows, vit_config)
+
+FAMILIES = {"vit": VIT, "deit": VIT}

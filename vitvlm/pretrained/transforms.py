@@ -1,6 +1,6 @@
 """The ways in which others' tensors differ from our parameters, and the rows of the layers that all families have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,6 +15,11 @@ tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R,
 conv = Transform(  # [out, in, h, w], [h, w, in, out]
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
+
+gate_and_up = Transform(  # [2F, in], the two halves of SwiGLU; ours [in, F] each
+    read=lambda x: tuple(half.T for half in np.split(x, 2)), write=lambda *halves: (np.concatenate(halves, axis=1).T,)
+)
+gate_and_up_bias = Transform(read=lambda x: tuple(np.split(x, 2)), write=lambda *halves: (np.concatenate(halves),))
 
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
@@ -31,41 +36,27 @@ qkv = Transform(  # [3D, D], three of [D, D]
 qkv_bias = split(3)
 
 
-def cls_and_grid(grid: Pair) -> Transform:
-    """One position table [1, 1 + N, D]; our [D] for CLS and [h, w, D] for the patches."""
-    h, w = grid
+def unused(shape: tuple[int, ...]) -> Transform:
+    """A tensor that we have no use for: read into nothing, written as zeros."""
+    return Transform(read=lambda x: (), write=lambda: (np.zeros(shape, np.float32),))
+
+
+def positions(grid: Pair, before: Sequence[str] = ()) -> Transform:
+    """One table [1, R + N, D]; our [D] for each of the R tokens `before` the patches, and [h, w, D] for these."""
+    (h, w), R = grid, len(before)
 
     def read(table: np.ndarray) -> Arrays:
-        if table.shape[:2] != (1, 1 + h * w):
-            raise TableError(f"positions of shape {table.shape} do not fit a CLS token and a grid of {h}x{w}")
-        return table[0, 0], table[0, 1:].reshape(h, w, -1)
+        if table.shape[:2] != (1, R + h * w):
+            tokens = "".join(f"a {name} token, " for name in before)
+            raise TableError(f"positions of shape {table.shape} do not fit {tokens}a grid of {h}x{w}")
+        return *table[0, :R], table[0, R:].reshape(h, w, -1)
 
-    return Transform(
-        read=read, write=lambda cls, table: (np.concatenate([cls[None], table.reshape(-1, cls.shape[0])])[None],)
-    )
+    def write(*parts: np.ndarray) -> Arrays:
+        *vectors, patches = parts
+        patches = patches.reshape(h * w, -1)
+        return (np.concatenate([np.reshape(vectors, (R, patches.shape[1])).astype(patches.dtype), patches])[None],)
 
-
-def grid_positions(grid: Pair) -> Transform:
-    """A table [1, N, D] of the patches alone; our [h, w, D]."""
-    h, w = grid
-
-    def read(table: np.ndarray) -> Arrays:
-        if table.shape[:2] != (1, h * w):
-            raise TableError(f"positions of shape {table.shape} do not fit a grid of {h}x{w} without a CLS token")
-        return (table.reshape(h, w, -1),)
-
-    return Transform(read=read, write=lambda table: (table.reshape(1, h * w, -1),))
-
-
-def no_position(width: int) -> Transform:
-    """Of a CLS token to which their code adds none: ours is zero."""
-
-    def write(position: np.ndarray) -> Arrays:
-        if np.any(position):
-            raise TableError("the CLS token has a position, which this format cannot hold")
-        return ()
-
-    return Transform(read=lambda: (np.zeros(width, np.float32),), write=write)
+    return Transform(read, write)
 
 
 def fixed_positions(grid: Pair, width: int) -> Transform:
@@ -89,6 +80,16 @@ def is_fixed_table(grid: Pair, width: int, table: np.ndarray) -> bool:
 def _fixed_table(grid: Pair, width: int) -> np.ndarray:
     table = sincos_grid(grid, width).reshape(-1, width)
     return np.concatenate([np.zeros_like(table[:1]), table])[None]
+
+
+def position_rows(
+    theirs: str, kind: str, grid: Pair, width: int, before: Sequence[str] = ("cls",), ours: str = "positions"
+) -> Iterator[Row]:
+    """A table of positions of a model whose `positions` are of that kind: learned, or checked to be the fixed table."""
+    if kind == "learned":
+        yield row(theirs, tuple(f"{ours}/{name}" for name in (*before, "grid")), positions(grid, before))
+    else:
+        yield row(theirs, (), fixed_positions(grid, width))
 
 
 def dense(theirs: str, ours: str, bias: bool = True) -> Iterator[Row]:

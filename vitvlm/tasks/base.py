@@ -1,4 +1,4 @@
-"""What a task is: functions that the one train loop, the evaluators and the planner call. It owns no state."""
+"""What a task is: functions that train loop, evaluators and planner call. It owns nothing that training changes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,10 +17,14 @@ class Task(Protocol):
 
     Attributes:
       losses: what training lowers: `loss`, or several such functions of which each step draws one.
+      predict_fns: what evaluators call, by name.
+      constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
+        teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.
     """
 
-    predict_fns: Mapping[str, PredictFn]
     losses: Sequence[LossFn]
+    predict_fns: Mapping[str, PredictFn]
+    constants: Mapping[str, Any]
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         """Fresh variables for batches of this shape."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ class Reconstruct:
     """The mean over real images of each image's mean squared error on its masked patches (MAE, section 3)."""
 
     model: nn.Module
+    constants: ClassVar[Mapping[str, Any]] = {}
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         return dict(self.model.init(split_rng(rng, "params", "mask"), batch["image"]))
