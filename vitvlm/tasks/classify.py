@@ -58,8 +58,8 @@ class Classify:
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """The loss in nats. With a teacher, training reads `variables["teacher"]`, see `constants`, and the metrics hold
-        the two terms.
+        """The loss in nats. With a teacher, training reads `variables["teacher"]` (see `constants`), and the metrics
+        hold the two terms.
         """
         rngs = split_rng(rng, "mix", "dropout")
         own = {name: collection for name, collection in variables.items() if name != TEACHER}
