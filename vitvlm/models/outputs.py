@@ -4,6 +4,7 @@ import flax.struct
 from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.pyramids import Pyramid
 
 
 @flax.struct.dataclass
@@ -15,9 +16,11 @@ class EncoderOutput:
       prefix [B, R, D]: the tokens before them, after the final norm: CLS, if there is one, then the registers.
       pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width.
       grid: (h, w) of the image in patches.
-      pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
+      pyramid: feature maps [B, h_s, w_s, C_s] of several strides, finest first; one level for a plain ViT, none if only
+        some patches were kept.
       logits [B, S]: None without a classifier.
-      hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; None unless captured.
+      hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; for a hierarchical encoder,
+        whose layers have several shapes, a tuple of feature maps; None unless captured.
       attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
     """
 
@@ -25,9 +28,9 @@ class EncoderOutput:
     prefix: Float[Array, "B R D"]
     pooled: Float[Array, "B E"]
     grid: Pair = flax.struct.field(pytree_node=False)
-    pyramid: tuple[Float[Array, "B h w D"], ...]
+    pyramid: Pyramid
     logits: Float[Array, "B S"] | None = None
-    hidden: Float[Array, "layers B M D"] | None = None
+    hidden: Float[Array, "layers B M D"] | Pyramid | None = None
     attention: Float[Array, "depth B K M M"] | None = None
 
 
