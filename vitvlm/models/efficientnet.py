@@ -189,25 +189,26 @@ class EfficientNet(nn.Module):
         nearest = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
         return nearest + divisor if nearest < 0.9 * scaled else nearest
 
-    def scaled_depth(self, stage: int) -> int:
+    def scaled_depth(self, depth: int) -> int:
         """Blocks of a stage after scaling."""
-        return math.ceil(self.depths[stage] * self.depth_factor)
+        return math.ceil(depth * self.depth_factor)
 
     def _stages(self, layers: dict[str, Any]) -> list[list[functools.partial[InvertedBottleneck]]]:
         """The blocks of each stage, to be given their names."""
         stages, width, number = [], self.scaled_width(STEM_WIDTH), 0
-        total = sum(map(self.scaled_depth, range(len(self.depths))))
-        for s, kernel in enumerate(self.kernels):
+        total = sum(map(self.scaled_depth, self.depths))
+        table = zip(self.widths, self.depths, self.kernels, self.strides, self.expansions)
+        for stage_width, depth, kernel, first_stride, expansion in table:
             blocks = []
-            for i in range(self.scaled_depth(s)):
-                stride = self.strides[s] if i == 0 else 1
+            for i in range(self.scaled_depth(depth)):
+                stride = first_stride if i == 0 else 1
                 asymmetric = stride == 2 and number not in self.symmetric_padding
                 block = functools.partial(
                     InvertedBottleneck,
-                    self.scaled_width(self.widths[s]),
+                    self.scaled_width(stage_width),
                     kernel,
                     stride,
-                    self.expansions[s],
+                    expansion,
                     squeeze_width=max(1, int(width * self.squeeze_ratio)),
                     padding=(kernel // 2 - 1, kernel // 2) if asymmetric else None,
                     skip=i > 0,
@@ -215,7 +216,7 @@ class EfficientNet(nn.Module):
                     **layers,
                 )
                 blocks.append(block)
-                width, number = self.scaled_width(self.widths[s]), number + 1
+                width, number = self.scaled_width(stage_width), number + 1
             stages.append(blocks)
         return stages
 

@@ -15,7 +15,7 @@ class EncoderOutput:
       tokens [B, N, D]: patch tokens after the final norm, row by row; of the visible patches only, if some were kept.
       prefix [B, R, D]: the tokens before them, after the final norm: CLS, if there is one, then the registers.
       pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width.
-      grid: (h, w) of the image in patches.
+      grid: (h, w) of the tokens.
       pyramid: feature maps [B, h_s, w_s, C_s] of several strides, finest first; one level for a plain ViT, none if only
         some patches were kept.
       logits [B, S]: None without a classifier.

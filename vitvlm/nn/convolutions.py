@@ -84,7 +84,7 @@ class ConvNorm(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels = x.shape[-1]
         depthwise = self.features is None
-        # He et al. 2015, section 2.2: what a weight's gradient sums over. Of one filter per channel that is its area.
+        # By fan-out (He et al. 2015, section 2.2, backward case); flax calls that of a depthwise kernel its fan-in.
         conv = nn.Conv(
             features=self.features or channels,
             kernel_size=(self.kernel, self.kernel),

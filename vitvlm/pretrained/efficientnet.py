@@ -86,8 +86,8 @@ def encoder_rows(model: EfficientNet) -> Iterator[Row]:
     """The stem, the blocks, which they number through all stages, and the last convolution."""
     yield from conv_norm("embeddings.convolution", "embeddings.batchnorm", "stem")
     number = 0
-    for s, expansion in enumerate(model.expansions):
-        for i in range(model.scaled_depth(s)):
+    for s, (expansion, depth) in enumerate(zip(model.expansions, model.depths)):
+        for i in range(model.scaled_depth(depth)):
             theirs, ours = f"encoder.blocks.{number}.", f"stages_{s}/blocks_{i}/"
             yield from under(theirs, ours, block_rows(expands=expansion != 1))
             number += 1

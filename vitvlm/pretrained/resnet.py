@@ -9,8 +9,6 @@ from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import conv_norm, dense
 from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
 
-CONVS = {"basic": 2, "bottleneck": 3}  # in a block
-
 
 def resnet_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("resnet", ...)` from the config.json of a ResNetForImageClassification."""
@@ -26,7 +24,7 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
         "stem_width": source["embedding_size"],
         "activation": activation(source),
         "downsample_in_first_stage": source["downsample_in_first_stage"],
-        "downsample_in_bottleneck": source["downsample_in_bottleneck"],
+        "downsample_in_bottleneck": source.get("downsample_in_bottleneck", False),  # the hub's older files lack it
     }
 
 
@@ -62,27 +60,32 @@ def encoder_rows(model: ResNet) -> Iterator[Row]:
         return conv_norm(f"{theirs}.convolution", f"{theirs}.normalization", ours)
 
     yield from convolution("embedder.embedder", "stem")
-    for s, depth in enumerate(model.depths):
-        for i in range(depth):
-            theirs, ours = f"encoder.stages.{s}.layers.{i}", f"stages_{s}/blocks_{i}"
-            for j in range(CONVS[model.layer]):
-                yield from convolution(f"{theirs}.layer.{j}", f"{ours}/convs_{j}")
-            if model.has_shortcut(s, i):
-                yield from convolution(f"{theirs}.shortcut", f"{ours}/shortcut")
+    for s, i, convs in blocks(model):
+        theirs, ours = f"encoder.stages.{s}.layers.{i}", f"stages_{s}/blocks_{i}"
+        for j in range(convs):
+            yield from convolution(f"{theirs}.layer.{j}", f"{ours}/convs_{j}")
+        if model.has_shortcut(s, i):
+            yield from convolution(f"{theirs}.shortcut", f"{ours}/shortcut")
 
 
 def timm_rows(model: ResNet, names: Collection[str]) -> Iterator[Row]:
     """timm's names, which are torchvision's: resnet18 to resnet152."""
     yield from conv_norm("conv1", "bn1", "stem")
-    for s, depth in enumerate(model.depths):
-        for i in range(depth):
-            theirs, ours = f"layer{s + 1}.{i}", f"stages_{s}/blocks_{i}"
-            for j in range(CONVS[model.layer]):
-                yield from conv_norm(f"{theirs}.conv{j + 1}", f"{theirs}.bn{j + 1}", f"{ours}/convs_{j}")
-            if model.has_shortcut(s, i):
-                yield from conv_norm(f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{ours}/shortcut")
+    for s, i, convs in blocks(model):
+        theirs, ours = f"layer{s + 1}.{i}", f"stages_{s}/blocks_{i}"
+        for j in range(convs):
+            yield from conv_norm(f"{theirs}.conv{j + 1}", f"{theirs}.bn{j + 1}", f"{ours}/convs_{j}")
+        if model.has_shortcut(s, i):
+            yield from conv_norm(f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{ours}/shortcut")
     if model.num_classes:
         yield from dense("fc", "head")
+
+
+def blocks(model: ResNet) -> Iterator[tuple[int, int, int]]:
+    """Stage, place in the stage, and number of convolutions of every block."""
+    for s, (_, depth) in enumerate(zip(model.widths, model.depths)):
+        for i in range(depth):
+            yield s, i, 2 if model.layer == "basic" else 3
 
 
 CLASSIFIER = Family("resnet", ResNet, resnet_fields, resnet_rows, resnet_config)
