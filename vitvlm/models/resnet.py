@@ -40,6 +40,7 @@ class ResidualBlock(nn.Module):
     stride: int = 1
     layer: str = "bottleneck"
     activation: str = "relu"
+    inner_activation: str | None = None
     downsample_in_bottleneck: bool = False
     norm_eps: float = 1e-5
     norm_momentum: float = 0.9
@@ -61,11 +62,11 @@ class ResidualBlock(nn.Module):
             narrow = self.width // REDUCTION
             strides = (self.stride, 1) if self.downsample_in_bottleneck else (1, self.stride)
             convs = [(narrow, 1, strides[0]), (narrow, 3, strides[1]), (self.width, 1, 1)]
+        between = self.inner_activation or self.activation
         update = x
         for j, (width, kernel, stride) in enumerate(convs):
-            last = j == len(convs) - 1
-            conv = conv_norm(width, kernel, stride, activation=None if last else self.activation, name=f"convs_{j}")
-            update = conv(update, train)
+            act = between if j < len(convs) - 1 else None
+            update = conv_norm(width, kernel, stride, activation=act, name=f"convs_{j}")(update, train)
         if x.shape[-1] != self.width or self.stride != 1:
             x = conv_norm(self.width, 1, self.stride, name="shortcut")(x, train)
         return activation(self.activation)(x + update)
@@ -79,6 +80,7 @@ class ResNet(nn.Module):
       layer: "basic" or "bottleneck", see `ResidualBlock`.
       stem_width: channels after the first convolution.
       num_classes: S; 0 for no head.
+      inner_activation: between the convolutions of a block; None is `activation`, as everywhere else.
       downsample_in_first_stage: by default the first stage has stride 1, as the stem already has 4.
       downsample_in_bottleneck: the stride in the first 1x1 convolution instead, as the paper's first version has it.
       norm_eps, norm_momentum: see `nn.convolutions.BatchNorm`.
@@ -93,6 +95,7 @@ class ResNet(nn.Module):
     stem_width: int = 64
     num_classes: int = 0
     activation: str = "relu"
+    inner_activation: str | None = None
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False
     norm_eps: float = 1e-5
@@ -123,6 +126,7 @@ class ResNet(nn.Module):
             ResidualBlock,
             layer=self.layer,
             activation=self.activation,
+            inner_activation=self.inner_activation,
             downsample_in_bottleneck=self.downsample_in_bottleneck,
             **norms,
             **dtypes,

@@ -9,6 +9,8 @@ from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import conv_norm, dense
 from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
 
+INNER_ACTIVATION = "relu"
+
 
 def resnet_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("resnet", ...)` from the config.json of a ResNetForImageClassification."""
@@ -16,13 +18,17 @@ def resnet_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 
 def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
-    """The same for a ResNetModel or a ResNetBackbone, which have no head."""
+    """The same for a ResNetModel or a ResNetBackbone, which have no head.
+
+    Whatever their hidden_act, there is a ReLU between the convolutions of a block.
+    """
     return {
         "widths": tuple(source["hidden_sizes"]),
         "depths": tuple(source["depths"]),
         "layer": source["layer_type"],
         "stem_width": source["embedding_size"],
         "activation": activation(source),
+        "inner_activation": INNER_ACTIVATION,
         "downsample_in_first_stage": source["downsample_in_first_stage"],
         "downsample_in_bottleneck": source.get("downsample_in_bottleneck", False),  # the hub's older files lack it
     }
@@ -30,7 +36,10 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 def resnet_config(model: ResNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ResNetForImageClassification, or of a ResNetModel if the model has no classes."""
-    check_expressible({"norm_eps": model.norm_eps == 1e-5}, model, "ResNet")
+    inner = model.inner_activation or model.activation
+    check_expressible(
+        {"norm_eps": model.norm_eps == 1e-5, "inner_activation": inner == INNER_ACTIVATION}, model, "ResNet"
+    )
     return {
         "architectures": ["ResNetForImageClassification" if model.num_classes else "ResNetModel"],
         "model_type": "resnet",
