@@ -62,9 +62,15 @@ def run(task, variables, batch, **options):
     return jax.jit(make_train_step(task.loss, TX, schedule=SCHEDULE, ema_decay=0.75, **options))(state, batch)
 
 
-def test_a_step_descends_and_keeps_the_statistics_of_its_batch(task, variables, batch, gradients):
+@pytest.fixture(scope="module")
+def stepped(task, variables, batch):
+    """The state and metrics after one step on the whole batch."""
+    return run(task, variables, batch)
+
+
+def test_a_step_descends_and_keeps_the_statistics_of_its_batch(stepped, variables, batch, gradients):
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
-    state, metrics = run(task, variables, batch)
+    state, metrics = stepped
     expected, updated = gradients(params, statistics, batch)
     close(state.params, jax.tree.map(lambda leaf, gradient: leaf - 0.1 * gradient, params, expected))
     close(state.collections, updated)
@@ -91,8 +97,8 @@ def test_micro_batches_update_the_statistics_in_turn(task, variables, batch, gra
     close(state.params, jax.tree.map(lambda leaf, a, b: leaf - 0.1 * (a + b) / 2, params, first, second))
 
 
-def test_the_average_is_of_parameters_and_is_evaluated_with_the_running_statistics(task, variables, batch):
-    state, _ = run(task, variables, batch)
+def test_the_average_is_of_parameters_and_is_evaluated_with_the_running_statistics(task, stepped, variables, batch):
+    state, _ = stepped
     close(state.ema, jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, variables["params"], state.params))
     averaged = state.variables(ema=True)
     assert set(averaged) == {"params", "batch_stats"}
