@@ -91,7 +91,7 @@ def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencode
 @pytest.fixture(scope="module")
 def resnet(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resnet") / "workdir"
-    model = {"name": "resnet", "num_classes": "data", "widths": (8, 12), "depths": (1, 1), "stem_width": 8}
+    model = {"name": "resnet", "num_classes": "data", "widths": (8,), "depths": (1,), "layer": "basic", "stem_width": 8}
     config = a_config("vit", images).to_dict() | {"model": model, "accumulate": 2, "ema_decay": 0.9}
     return folder, train.train(config, folder)
 
