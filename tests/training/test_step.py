@@ -45,7 +45,6 @@ def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     close(metrics, whole_metrics)
 
 
-<<<<<<< HEAD
 def test_each_step_draws_one_of_several_losses():
     def scaled(factor):
         def loss(variables, batch, rng, train):
@@ -65,7 +64,8 @@ def test_each_step_draws_one_of_several_losses():
         state, _ = found[[round(value) for value in drawn].index(factor)]
         alone, _ = jax.jit(step.make_train_step(scaled(factor), TX, schedule=SCHEDULE))(fresh(), batch)
         close(state.params, alone.params)
-=======
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_constants_are_read_and_stay_out_of_the_state(accumulate):
     def loss(variables, batch, rng, train):
@@ -79,7 +79,6 @@ def test_constants_are_read_and_stay_out_of_the_state(accumulate):
     expected, plain_metrics = plain(fresh(), batch)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     np.testing.assert_allclose(metrics["grad_norm"], 2 * plain_metrics["grad_norm"], rtol=1e-5)
->>>>>>> deit
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])

@@ -9,7 +9,7 @@ import jax
 
 from vitvlm.core.config import suggest
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import deit, dinov2, mae, preprocessing, vit
+from vitvlm.pretrained import deit, dinov2, efficientnet, mae, preprocessing, resnet, vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -18,7 +18,14 @@ from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 # By the architecture that config.json names.
-FAMILIES: Mapping[str, Family] = {**vit.FAMILIES, **deit.FAMILIES, **dinov2.FAMILIES, **mae.FAMILIES}
+FAMILIES: Mapping[str, Family] = {
+    **vit.FAMILIES,
+    **deit.FAMILIES,
+    **dinov2.FAMILIES,
+    **mae.FAMILIES,
+    **resnet.FAMILIES,
+    **efficientnet.FAMILIES,
+}
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:
