@@ -7,8 +7,8 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core import paths
-from vitvlm.pretrained.resnet import timm_rows
 from vitvlm.pretrained.tables import Table
+from vitvlm.pretrained.timm_resnet import resnet_rows as timm_rows
 
 
 def shapes_of(model):

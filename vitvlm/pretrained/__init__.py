@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface, mae_original, npz, onnx, timm
+from vitvlm.pretrained import huggingface, mae_original, npz, onnx, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import read_json
@@ -26,7 +26,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
 
     - a folder of Hugging Face `transformers` or of timm: config.json, and safetensors or PyTorch's files, or shards;
     - `file.npz`, or a subtree of one, `file.npz:img`, of big_vision or vision_transformer;
-    - `file.pth` of the MAE authors' code; `file.onnx` with a DINOv2 in it.
+    - `file.pth` of the MAE authors' code; `file.onnx` with a DINOv2 in it;
+    - a workdir of a training of ours: its latest checkpoint, or that of `step=`.
 
     Args:
       fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype; for a file that
@@ -42,6 +43,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
         return FILES[path.suffix](path, **fields)
     if path.is_file():
         raise WeightsError(f"{path}: give the folder that it lies in, or a {', '.join(FILES)}")
+    if (path / workdir.CHECKPOINTS).is_dir():
+        return workdir.load(path, **fields)
     read = timm.load if "architecture" in read_json(path / huggingface.CONFIG) else huggingface.load
     return read(path, **fields)
 

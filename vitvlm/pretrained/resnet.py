@@ -1,4 +1,4 @@
-"""ResNet weights of Hugging Face `transformers`, ResNetForImageClassification and ResNetModel, and of timm."""
+"""ResNet weights of Hugging Face `transformers`: ResNetForImageClassification and ResNetModel."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -75,19 +75,6 @@ def encoder_rows(model: ResNet) -> Iterator[Row]:
             yield from convolution(f"{theirs}.layer.{j}", f"{ours}/convs_{j}")
         if model.has_shortcut(s, i):
             yield from convolution(f"{theirs}.shortcut", f"{ours}/shortcut")
-
-
-def timm_rows(model: ResNet, names: Collection[str]) -> Iterator[Row]:
-    """timm's names, which are torchvision's: resnet18 to resnet152."""
-    yield from conv_norm("conv1", "bn1", "stem")
-    for s, i, convs in blocks(model):
-        theirs, ours = f"layer{s + 1}.{i}", f"stages_{s}/blocks_{i}"
-        for j in range(convs):
-            yield from conv_norm(f"{theirs}.conv{j + 1}", f"{theirs}.bn{j + 1}", f"{ours}/convs_{j}")
-        if model.has_shortcut(s, i):
-            yield from conv_norm(f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{ours}/shortcut")
-    if model.num_classes:
-        yield from dense("fc", "head")
 
 
 def blocks(model: ResNet) -> Iterator[tuple[int, int, int]]:

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import suggest
-from vitvlm.pretrained import timm_vit
+from vitvlm.pretrained import timm_resnet, timm_vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -15,8 +16,8 @@ from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
 CONFIG = "config.json"
 
-# By the first word of an architecture's name: "vit_base_patch16_224".
-FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES}
+# By the letters that an architecture's name begins with: "vit_base_patch16_224", "resnet50".
+FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES, **timm_resnet.FAMILIES}
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:
@@ -28,7 +29,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     Raises WeightsError for a folder that is damaged or that we have no table for.
     """
     source = read_json(folder / CONFIG)
-    name = str(source["architecture"]).partition("_")[0]
+    name = re.match("[a-z]*", str(source["architecture"]))[0]
     if name not in FAMILIES:
         raise WeightsError(f"{folder / CONFIG}: architecture {source['architecture']!r}; {suggest(name, FAMILIES)}")
     with blamed(folder, folder / CONFIG):

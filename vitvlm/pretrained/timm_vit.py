@@ -1,11 +1,12 @@
 """ViT tensors under timm's names, which the original MAE has too."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import SIZES, ViT
-from vitvlm.nn.patches import as_pair
+from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row
@@ -26,16 +27,19 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         raise ConfigError(f"config.json: global_pool {source['global_pool']!r}; there is: {', '.join(POOLS)}")
     if (activation := given.get("act_layer", "gelu")) not in ACTIVATIONS:
         raise ConfigError(f"config.json: act_layer {activation!r}; there is: {', '.join(ACTIVATIONS)}")
-    return encoder_fields(tensors) | {
+    found, shapes = encoder_fields(tensors), tensors.shapes()
+    size = as_pair(given.get("img_size") or tuple(source["pretrained_cfg"]["input_size"][1:]))
+    patches = math.prod(patch_grid(size, found["patch_size"]))
+    return found | {
         "heads": given.get("num_heads") or _heads(source["architecture"]),
-        "image_size": as_pair(given.get("img_size") or tuple(source["pretrained_cfg"]["input_size"][1:])),
+        "image_size": size,
         "num_classes": source["num_classes"],
         "pool": POOLS[source["global_pool"]],
         "activation": ACTIVATIONS[activation],
-        "layer_scale": given.get("init_values"),
-        "registers": given.get("reg_tokens", 0),
+        "layer_scale": given.get("init_values", 1.0) if "blocks.0.ls1.gamma" in tensors else None,
+        "registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
         "cls_token": "cls_token" in tensors,
-        "special_positions": not given.get("no_embed_class", False),
+        "special_positions": shapes["pos_embed"][1] != patches,
         "norm_pooled": "fc_norm.weight" in tensors,
         "distillation": "dist_token" in tensors,
     }

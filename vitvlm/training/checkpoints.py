@@ -235,6 +235,26 @@ class Checkpoints:
             return restored
         raise CheckpointError(f"{self.folder}: no whole checkpoint: {'; '.join(reasons)}")
 
+    def shapes(self, step: int | None = None) -> Tree:
+        """What the newest checkpoint, or that of one step, holds: a target for `restore` on the first device, for those
+        who have no job to make one. Keys of random numbers are their words there.
+
+        Raises CheckpointError if there is no checkpoint, or its record is damaged.
+        """
+        if step is None and not self.steps():
+            raise CheckpointError(f"{self.folder}: no checkpoint; {self._all()}")
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            arrays = self.record(self.steps()[-1] if step is None else step).arrays
+        except DamagedError as error:
+            raise CheckpointError(f"{self.folder}: {error}; {self._all()}") from error
+        return paths.unflatten(
+            {
+                path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
+                for path, (shape, dtype, _) in arrays.items()
+            }
+        )
+
     def record(self, step: int) -> Record:
         """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
         return Record.read(self.folder / str(step) / "record" / "metadata")
