@@ -16,19 +16,23 @@ class EncoderOutput:
       pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width.
       grid: (h, w) of the image in patches.
       pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
+        Models with several levels say where each is taken; tokens, grid and D are those of the last.
       logits [B, S]: None without a classifier.
       hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; None unless captured.
       attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
+
+    Where shapes differ from block to block, hidden and attention are tuples of the same length; attention in windows of
+    T tokens is [B * windows, K, T, T].
     """
 
     tokens: Float[Array, "B N D"]
     prefix: Float[Array, "B R D"]
     pooled: Float[Array, "B E"]
     grid: Pair = flax.struct.field(pytree_node=False)
-    pyramid: tuple[Float[Array, "B h w D"], ...]
+    pyramid: tuple[Float[Array, "B _h _w _D"], ...]
     logits: Float[Array, "B S"] | None = None
-    hidden: Float[Array, "layers B M D"] | None = None
-    attention: Float[Array, "depth B K M M"] | None = None
+    hidden: Float[Array, "layers B M D"] | tuple[Float[Array, "B _N _D"], ...] | None = None
+    attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
 
 
 @flax.struct.dataclass

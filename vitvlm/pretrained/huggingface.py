@@ -9,7 +9,7 @@ import jax
 
 from vitvlm.core.config import suggest
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import mae, preprocessing, vit
+from vitvlm.pretrained import mae, preprocessing, swin, vit
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import WeightsError, open_folder, read_json, write_folder
@@ -17,7 +17,7 @@ from vitvlm.pretrained.tensors import WeightsError, open_folder, read_json, writ
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 # By the architecture that config.json names.
-FAMILIES: Mapping[str, Family] = {**vit.FAMILIES, **mae.FAMILIES}
+FAMILIES: Mapping[str, Family] = {**vit.FAMILIES, **mae.FAMILIES, **swin.FAMILIES}
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:

@@ -15,6 +15,12 @@ tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R,
 conv = Transform(  # [out, in, h, w], [h, w, in, out]
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
+qkv = Transform(  # [3D, D], query, key and value [D, D]
+    read=lambda x: tuple(part.T for part in np.split(x, 3)), write=lambda *x: (np.concatenate([part.T for part in x]),)
+)
+qkv_bias = Transform(  # [3D], three times [D]
+    read=lambda x: tuple(np.split(x, 3)), write=lambda *x: (np.concatenate(x),)
+)
 
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
@@ -39,6 +45,24 @@ def cls_and_grid(grid: Pair) -> Transform:
     return Transform(
         read=read, write=lambda cls, table: (np.concatenate([cls[None], table.reshape(-1, cls.shape[0])])[None],)
     )
+
+
+def grid_table(grid: Pair) -> Transform:
+    """Positions [1, N, D] without one of a CLS token; our [h, w, D]."""
+    return Transform(
+        read=lambda x: (x[0].reshape(*grid, -1),), write=lambda table: (table.reshape(1, -1, table.shape[-1]),)
+    )
+
+
+def buffer(value: np.ndarray) -> Transform:
+    """A tensor that follows from the config, checked to be `value`; no parameter of ours."""
+
+    def read(tensor: np.ndarray) -> Arrays:
+        if not np.array_equal(tensor, value):
+            raise TableError("a buffer of the checkpoint has other values than its config says")
+        return ()
+
+    return Transform(read=read, write=lambda: (value,))
 
 
 def fixed_positions(grid: Pair, width: int) -> Transform:

@@ -8,6 +8,7 @@ Rules go from each parameter of the model to the path of the parameter that it i
     ]
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.positions import resample_grid
 from vitvlm.nn.stack import is_scanned, layer_paths
+from vitvlm.nn.windows import resample_relative_positions
 
 
 def restore(
@@ -34,8 +36,9 @@ def restore(
 
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
-    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
-    position table `positions/grid [h, w, D]` is resampled to another grid as PyTorch's bicubic interpolation does.
+    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round. A
+    position table `positions/grid [h, w, D]` is resampled to another grid, and `relative_positions [(2w - 1)^2, K]` to
+    another window, as PyTorch's bicubic interpolation does.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
 
     Args:
@@ -62,8 +65,7 @@ def restore(
             missing.append(f"{path} <- {', '.join(absent)}")
             continue
         value = np.stack([available[part] for part in parts]) if scanned else available[wanted]
-        if path.endswith("positions/grid") and value.ndim == 3 and value.shape[2] == target.shape[2]:
-            value = np.asarray(resample_grid(jnp.asarray(value), target.shape[:2]))
+        value = _resampled(path, value, target.shape)
         if value.shape != target.shape:
             misshapen.append(f"{path} {tuple(target.shape)} <- {wanted} {value.shape}")
         values[path] = value
@@ -88,6 +90,17 @@ def _by_layer(path: str, leaf: Any) -> dict[str, np.ndarray]:
     """A scanned parameter as one view for each layer, under the looped paths; any other as it is."""
     array = np.asarray(leaf)
     return dict(zip(layer_paths(path, len(array)), array)) if is_scanned(path) else {path: array}
+
+
+def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A table of positions on the grid, or for the window, of the parameter of that shape; anything else as it is."""
+    if value.ndim != len(shape) or value.shape[-1] != shape[-1] or value.shape == shape:
+        return value
+    if path.endswith("positions/grid"):
+        return np.asarray(resample_grid(jnp.asarray(value), shape[:2]))
+    if path.endswith("/relative_positions"):
+        return np.asarray(resample_relative_positions(jnp.asarray(value), (math.isqrt(shape[0]) + 1) // 2))
+    return value
 
 
 def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[str], where: str) -> list[str]:
