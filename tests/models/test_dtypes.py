@@ -10,7 +10,11 @@ from toy_models import make, make_images, make_variables
 MODELS = {
     "vit": {"pool": "map", "registers": 2, "layer_scale": 0.1, "representation": 8, "num_classes": 3, "dropout": 0.1},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.5, "drop_path": 0.1},
+    "swin": {"positions": "learned", "image_size": (8, 12), "num_classes": 3, "dropout": 0.1, "drop_path": 0.1},
 }
+LOOPS = [{"scan": True, "remat": "none"}, {"scan": True, "remat": "dots"}, {"scan": False, "remat": "none"}]
+RUNS = [(name, loop) for name in ("vit", "mae") for loop in LOOPS]
+RUNS += [("swin", {"remat": remat}) for remat in ("none", "dots")]
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:
@@ -23,10 +27,9 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:
                 yield from equations(inner)
 
 
-@pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "dots"), (False, "none")])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_product_is_bfloat16_and_parameters_are_not(name, scan, remat):
-    model = make(name, dtype=jnp.bfloat16, scan=scan, remat=remat, **MODELS[name])
+@pytest.mark.parametrize("name, loop", RUNS)
+def test_every_product_is_bfloat16_and_parameters_are_not(name, loop):
+    model = make(name, dtype=jnp.bfloat16, **loop, **MODELS[name])
     images = make_images(2, 8, 12, 3)
     variables = make_variables(model, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
@@ -54,9 +57,9 @@ def test_parameters_of_another_dtype(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_outputs_have_the_dtype_of_the_computation():
-    model = make("vit", dtype=jnp.bfloat16, **MODELS["vit"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_outputs_have_the_dtype_of_the_computation(name):
+    model = make(name, dtype=jnp.bfloat16, **MODELS[name])
     images = make_images(2, 8, 12, 3)
     output = jax.eval_shape(lambda: model.apply(make_variables(model, images), images, capture=("hidden",)))
-    for leaf in (output.tokens, output.prefix, output.pooled, output.logits, output.hidden, *output.pyramid):
-        assert leaf.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype(jnp.bfloat16)}

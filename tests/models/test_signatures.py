@@ -1,4 +1,4 @@
-"""The shapes that signatures state are true: both models are traced with every annotation checked as they run."""
+"""The shapes that signatures state are true: all models are traced with every annotation checked as they run."""
 
 import subprocess
 import sys
@@ -11,7 +11,8 @@ with install_import_hook("vitvlm", "beartype.beartype"):
     from vitvlm import models
     from vitvlm.nn.patches import patchify
 
-SIZES = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
+VIT = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
+SIZES = dict(vit=VIT, mae=VIT, swin=dict(width=8, depths=(2, 1, 1), heads=(2, 2, 4), window=2, patch_size=(2, 1)))
 images = jnp.ones((2, 8, 6, 3))
 rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
 everything = dict(train=True, capture=("hidden", "attention"))
@@ -22,9 +23,11 @@ RUNS = [
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),
+    ("swin", dict(num_classes=3, drop_path=0.1, dropout=0.1, remat="dots")),
+    ("swin", dict(positions="learned", image_size=(4, 6), always_partition=True)),
 ]
 for name, fields in RUNS:
-    model = models.build(name, **SIZES, **fields)
+    model = models.build(name, **SIZES[name], **fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, **everything)))
 try:
     patchify(images[0], (2, 3))

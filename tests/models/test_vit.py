@@ -154,7 +154,7 @@ def test_variants_and_explicit_sizes():
     assert (model.width, model.depth, model.heads, model.mlp_width) == (384, 3, 6, 1536)
     assert model.patch_size == (8, 4)
     assert models.build("vit", variant="g", patch_size=14) == models.build("vit", variant="g/14")
-    assert models.names() == ["mae", "vit"]
+    assert models.names() == ["mae", "swin", "vit"]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import numpy as np
 
 from vitvlm import models
 
-SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4, "image_size": (8, 12)}
+VIT = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4, "image_size": (8, 12)}
+SWIN = {"width": 8, "depths": (2, 1), "heads": (2, 4), "window": 2, "mlp_ratio": 1.5, "patch_size": 2}
+SIZES = {"vit": VIT, "mae": VIT, "swin": SWIN}
 
 
 def make(name: str, **fields):
     """A tiny model; `fields` change it."""
-    return models.build(name, **SIZES | fields)
+    return models.build(name, **SIZES[name] | fields)
 
 
 def make_images(*shape: int) -> jax.Array:

@@ -5,7 +5,18 @@ import pytest
 
 from vitvlm.nn.positions import sincos_grid
 from vitvlm.pretrained.tables import Table, TableError, Transform, row, under
-from vitvlm.pretrained.transforms import batch_norm, cls_and_grid, conv, conv_to_patch, fixed_positions, linear, same
+from vitvlm.pretrained.transforms import (
+    batch_norm,
+    cls_and_grid,
+    conv,
+    conv_to_patch,
+    fixed_positions,
+    grid_table,
+    linear,
+    qkv,
+    qkv_bias,
+    same,
+)
 
 
 def random(*shape):
@@ -40,8 +51,16 @@ def test_one_tensor_for_several_parameters():
 
 @pytest.mark.parametrize(
     "transform, shape",
-    [(linear, (3, 4)), (conv, (4, 2, 3, 5)), (conv_to_patch((2, 3)), (5, 1, 2, 3)), (cls_and_grid((2, 2)), (1, 5, 8))],
-    ids=["linear", "conv", "conv_to_patch", "cls_and_grid"],
+    [
+        (linear, (3, 4)),
+        (conv, (4, 2, 3, 5)),
+        (conv_to_patch((2, 3)), (5, 1, 2, 3)),
+        (cls_and_grid((2, 2)), (1, 5, 8)),
+        (grid_table((2, 3)), (1, 6, 8)),
+        (qkv, (12, 4)),
+        (qkv_bias, (12,)),
+    ],
+    ids=["linear", "conv", "conv_to_patch", "cls_and_grid", "grid_table", "qkv", "qkv_bias"],
 )
 def test_transforms_invert(transform, shape):
     tensor = random(*shape)
