@@ -51,9 +51,8 @@ def test_output_of_every_level_and_layer(reference):
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_no_value_gradient_or_capture(remat, images, variables, reference):
-    found = outputs_and_gradients(make("swin", num_classes=5, remat=remat), variables, images)
+def test_remat_changes_no_value_gradient_or_capture(images, variables, reference):
+    found = outputs_and_gradients(make("swin", num_classes=5, remat="full"), variables, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), found, reference)
 
 

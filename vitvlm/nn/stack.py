@@ -26,7 +26,7 @@ REMAT = {
 
 
 # What is captured of one block: the tokens after it, and its attention weights; None for what was not asked for.
-Captured = tuple[Float[Array, "B N D"] | None, Float[Array, "_ K T T"] | None]
+Captured = tuple[Float[Array, "B _N _D"] | None, Float[Array, "_ _K _T _T"] | None]
 
 
 @flax.struct.dataclass
