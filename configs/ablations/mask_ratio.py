@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.axis = "mask ratio (%)"
     config.budget = dict(
-        pretrain="4 steps" if args.debug else "8 epochs", finetune="4 steps" if args.debug else "50 epochs"
+        pretrain="4 steps" if args.debug else "3 epochs", finetune="4 steps" if args.debug else "50 epochs"
     )
     unused = dict(probe_random=None, probe_pixels=None, knn=None)  # the same for every variant, or not compared
     config.stages = (

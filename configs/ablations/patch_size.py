@@ -2,7 +2,8 @@
 
     python scripts/ablate.py --config=configs/ablations/patch_size.py --workdir=workdirs/patch_size
 
-`:debug` is the same sweep at toy size. `--config.budget.train="10 epochs"` sets another budget for all.
+`:fine` adds patches of 2 pixels, whose 196 tokens take longer than all others together; `:debug` is the same sweep at
+toy size. `--config.budget.train="10 epochs"` sets another budget for all.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, debug=False)
+    args = arguments.parse(arg, fine=False, debug=False)
     config = ConfigDict()
     config.title = "Patch size of a small ViT on Fashion-MNIST"
     config.question = (
@@ -19,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "products of attention. Does the accuracy pay for it? (On ImageNet: B/32 80.7, B/16 84.5, B/8 85.8.)"
     )
     config.axis = "patch size (pixels)"
-    config.budget = dict(train="4 steps" if args.debug else "5 epochs")
+    config.budget = dict(train="4 steps" if args.debug else "2 epochs")
     config.stages = (
         dict(
             name="train",
@@ -29,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.variants = tuple(
         dict(name=f"patch_{size}", value=size, overrides=dict(train=dict(model=dict(patch_size=size))))
-        for size in ((7, 14) if args.debug else (2, 4, 7, 14))
+        for size in ((7, 14) if args.debug else (2,) * args.fine + (4, 7, 14))
     )
     config.scores = (dict(label="top-1 accuracy", metric="train.test/top1"),)
     return config

@@ -15,12 +15,15 @@ from vitvlm.core import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))
+VARIANTS = ("configs/vit_fashion.py:flexible",)  # arguments that make another job of a file
+CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])
 ABLATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/ablations/*.py"))
 
 
 def load(path: str, arg: str = "") -> ConfigDict:
-    """A config file's config."""
+    """A config file's config; `path` may have an argument of its own after a colon."""
+    path, _, own = path.partition(":")
+    arg = ",".join(filter(None, (own, arg)))
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,8 +36,9 @@ def dump(path: str) -> str:
 
 
 def golden(path: str) -> pathlib.Path:
-    name = pathlib.Path(path).relative_to("configs").with_suffix(".json").as_posix()
-    return FOLDER / name.replace("/", "-")
+    file, _, argument = path.partition(":")
+    name = pathlib.Path(file).relative_to("configs").with_suffix("").as_posix().replace("/", "-")
+    return FOLDER / f"{'-'.join(filter(None, (name, argument)))}.json"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ def test_vit(variant, parameters):
     assert count(models.build("vit", variant=variant, num_classes=1000)) == parameters
 
 
+@pytest.mark.parametrize("variant, parameters", [("Ti/16", 5_910_800), ("S/16", 22_436_432), ("B/16", 87_338_192)])
+def test_distilled_deit(variant, parameters):
+    assert count(models.build("deit", variant=variant, num_classes=1000)) == parameters
+
+
 @pytest.mark.parametrize(
     "variant, parameters", [("T", 28_288_354), ("S", 49_606_258), ("B", 87_768_224), ("L", 196_532_476)]
 )

@@ -12,7 +12,8 @@ with install_import_hook("vitvlm", "beartype.beartype"):
     from vitvlm.nn.patches import patchify
 
 VIT = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
-SIZES = dict(vit=VIT, mae=VIT, swin=dict(width=8, depths=(2, 1, 1), heads=(2, 2, 4), window=2, patch_size=(2, 1)))
+SWIN = dict(width=8, depths=(2, 1, 1), heads=(2, 2, 4), window=2, patch_size=(2, 1))
+SIZES = dict(vit=VIT, deit=VIT, mae=VIT, swin=SWIN)
 images = jnp.ones((2, 8, 6, 3))
 rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
 everything = dict(train=True, capture=("hidden", "attention"))
@@ -20,6 +21,8 @@ RUNS = [
     ("vit", dict(registers=2, num_classes=3, layer_scale=0.1, drop_path=0.1, dropout=0.1, remat="dots")),
     ("vit", dict(pool="map", positions="sincos", representation=5, num_classes=3, scan=False)),
     ("vit", dict(pool="gap", positions="none")),
+    ("vit", dict(pool="cls_and_gap", mlp="swiglu", position_antialias=True, num_classes=3)),
+    ("deit", dict(num_classes=3, registers=1)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),

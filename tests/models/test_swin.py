@@ -69,7 +69,7 @@ def test_parameter_paths(images):
     model = make("swin", num_classes=5, positions="learned", image_size=(8, 12))
     shapes = {path: leaf.shape for path, leaf in paths.flatten(make_variables(model, images)["params"]).items()}
     expected = {
-        "patches/projection/kernel": (12, 8),
+        "patches/kernel": (2, 2, 3, 8),
         "patches_norm/scale": (8,),
         "positions/grid": (4, 6, 8),
         "stages_0/blocks_1/attention/relative_positions": (9, 2),

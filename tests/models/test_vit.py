@@ -7,6 +7,7 @@ from toy_models import fast_key, make, make_images, make_variables
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.nn.patches import resample_kernel
 from vitvlm.nn.positions import resample_grid
 
 
@@ -41,7 +42,36 @@ def test_gap_is_the_mean_of_the_patch_tokens(images):
     assert output.logits is None
 
 
-@pytest.mark.parametrize("pool, prefix", [("cls", 1), ("gap", 0), ("map", 0)])
+def test_cls_and_gap_puts_the_two_together(images):
+    model = make("vit", pool="cls_and_gap", num_classes=5)
+    output = run(model, make_variables(model, images), images)
+    both = np.concatenate([output.prefix[:, 0], np.asarray(output.tokens).mean(axis=1)], axis=1)
+    np.testing.assert_allclose(output.pooled, both, atol=1e-6)
+
+
+def test_deit_has_two_heads_and_answers_with_their_mean(images):
+    model = make("deit", num_classes=5, registers=1)
+    variables = make_variables(model, images)
+    output = run(model, variables, images)
+    assert output.prefix.shape == (2, 3, 16)
+    params = variables["params"]
+    for place, head, logits in [
+        (0, "head", output.cls_logits),
+        (1, "distillation_head", output.distillation_logits),
+    ]:
+        expected = output.prefix[:, place] @ params[head]["kernel"] + params[head]["bias"]
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(output.logits, (output.cls_logits + output.distillation_logits) / 2, atol=1e-6)
+    assert params["distillation"].shape == params["positions"]["distillation"].shape == (16,)
+
+
+def test_a_distillation_token_without_a_head(images):
+    model = make("deit", num_classes=5, distillation_head=False)
+    output = run(model, make_variables(model, images), images)
+    assert output.distillation_logits is None and output.logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize("pool, prefix", [("cls", 1), ("cls_and_gap", 1), ("gap", 0), ("map", 0)])
 def test_there_is_a_cls_token_exactly_if_it_is_pooled(pool, prefix, images):
     model = make("vit", pool=pool)
     assert jax.eval_shape(model.apply, make_variables(model, images), images).prefix.shape == (2, prefix, 16)
@@ -55,7 +85,7 @@ def test_parameter_paths(images):
         "registers": (2, 16),
         "positions/cls": (16,),
         "positions/grid": (2, 3, 16),
-        "patches/projection/kernel": (48, 16),
+        "patches/kernel": (4, 4, 3, 16),
         "blocks/attention/query/kernel": (2, 16, 16),
         "blocks/attention_norm/scale": (2, 16),
         "blocks/attention_scale": (2, 16),
@@ -112,6 +142,20 @@ def test_image_of_another_size_uses_the_resampled_table(images):
     np.testing.assert_allclose(run(small, variables, larger).tokens, run(large, moved, larger).tokens, atol=1e-5)
 
 
+def test_another_patch_size_resamples_kernel_and_positions(images):
+    """The same as a model of that patch size whose parameters were resampled before."""
+    flexible, fixed = make("vit", num_classes=3), make("vit", patch_size=(2, 6), num_classes=3)
+    variables = make_variables(flexible, images)
+    params = variables["params"]
+    moved = params | {
+        "patches": params["patches"] | {"kernel": resample_kernel(params["patches"]["kernel"], (2, 6))},
+        "positions": params["positions"] | {"grid": resample_grid(params["positions"]["grid"], (4, 2))},
+    }
+    output = jax.jit(lambda v, x: flexible.apply(v, x, patch_size=(2, 6)))(variables, images)
+    assert output.grid == (4, 2)
+    np.testing.assert_allclose(output.logits, run(fixed, {"params": moved}, images).logits, atol=1e-5)
+
+
 def test_rectangular_patches():
     model = make("vit", patch_size=(2, 6), num_classes=3)
     images = make_images(1, 8, 12, 1)
@@ -154,7 +198,7 @@ def test_variants_and_explicit_sizes():
     assert (model.width, model.depth, model.heads, model.mlp_width) == (384, 3, 6, 1536)
     assert model.patch_size == (8, 4)
     assert models.build("vit", variant="g", patch_size=14) == models.build("vit", variant="g/14")
-    assert models.names() == ["mae", "swin", "vit"]
+    assert models.names() == ["deit", "mae", "swin", "vit"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +212,7 @@ def test_variants_and_explicit_sizes():
         ("vit", {"width": 8}, "model: missing fields depth, heads, mlp_width, patch_size"),
         ("mae", {"variant": "S/16", "mask_ration": 0.5}, 'model.mask_ration: no such field; did you mean "mask_ratio"'),
         ("mae", {"variant": "S/16", "num_classes": 5}, "model.num_classes: no such field"),
+        ("deit", {"variant": "S/16", "pool": "gap"}, "model.pool: no such field"),
     ],
 )
 def test_fields_that_cannot_be_built(name, fields, message):
@@ -179,7 +224,10 @@ def test_fields_that_cannot_be_built(name, fields, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"pool": "mean"}, "model.pool: no pooling 'mean'; there is: cls, gap, map"),
+        ({"pool": "mean"}, "model.pool: no pooling 'mean'; there is: cls, cls_and_gap, gap, map"),
+        ({"mlp": "swigluu"}, "model.mlp: no MLP 'swigluu'; did you mean \"swiglu\""),
+        ({"distillation": True, "pool": "gap"}, "model.distillation: needs model.pool \"cls\", not 'gap'"),
+        ({"pool": "cls_and_gap", "cls_token": False}, 'model.cls_token: False, but model.pool is "cls_and_gap"'),
         ({"positions": "sin-cos"}, "model.positions: no positions 'sin-cos'; did you mean \"sincos\""),
         ({"cls_token": False}, 'model.cls_token: False, but model.pool is "cls"'),
         ({"patch_size": 5}, "image 8x12 is not divisible by patch 5x5: resize the image (model.image_size and"),

@@ -8,7 +8,7 @@ from vitvlm import models
 
 VIT = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4, "image_size": (8, 12)}
 SWIN = {"width": 8, "depths": (2, 1), "heads": (2, 4), "window": 2, "mlp_ratio": 1.5, "patch_size": 2}
-SIZES = {"vit": VIT, "mae": VIT, "swin": SWIN}
+SIZES = {"vit": VIT, "deit": VIT, "mae": VIT, "swin": SWIN}
 
 
 def make(name: str, **fields):

@@ -8,7 +8,7 @@ import torch
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.activations import ACTIVATIONS, activation
-from vitvlm.nn.blocks import Block, drop_examples
+from vitvlm.nn.blocks import Block, SwiGlu, drop_examples
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,19 @@ def test_activation_equals_torch(name, theirs):
 def test_unknown_activation_names_the_nearest():
     with pytest.raises(ConfigError, match=r"activation 'quickgelu'.*did you mean .quick_gelu"):
         activation("quickgelu")
+
+
+def test_swiglu_is_the_formula_of_the_paper():
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    params = SwiGlu(5).init(jax.random.key(0, impl="rbg"), x)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases too
+
+    def linear(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    gate = np.asarray(linear("gate", x))
+    expected = linear("down", gate / (1 + np.exp(-gate)) * linear("up", x))
+    np.testing.assert_allclose(SwiGlu(5).apply({"params": params}, x), expected, atol=1e-5)
 
 
 def test_layer_scale_scales_each_branch(tokens):

@@ -72,16 +72,19 @@ def test_resampling_to_the_same_grid_changes_nothing_and_keeps_the_dtype():
 
 
 def test_tables_of_a_learned_and_a_fixed_kind():
-    learned = PositionTable("learned", (2, 3), 8, cls=True)
+    learned = PositionTable("learned", (2, 3), 8, prefix=("cls", "distillation"))
     params = learned.init(jax.random.key(0), (2, 3))["params"]
-    table, cls = learned.apply({"params": params}, (2, 3))
+    table, before = learned.apply({"params": params}, (2, 3))
     np.testing.assert_array_equal(table, params["grid"].reshape(6, 8))
-    np.testing.assert_array_equal(cls, params["cls"])
+    np.testing.assert_array_equal(before, [params["cls"], params["distillation"]])
     resampled, _ = learned.apply({"params": params}, (4, 6))
     np.testing.assert_array_equal(resampled, resample_grid(params["grid"], (4, 6)).reshape(24, 8))
+    smooth, none = PositionTable("learned", (2, 3), 8, antialias=True).apply({"params": params}, (1, 2))
+    np.testing.assert_array_equal(smooth, resample_grid(params["grid"], (1, 2), antialias=True).reshape(2, 8))
+    assert none.shape == (0, 8)
 
-    fixed = PositionTable("sincos", (2, 3), 8, cls=True)
+    fixed = PositionTable("sincos", (2, 3), 8, prefix=("cls",))
     assert fixed.init(jax.random.key(0), (2, 3)) == {}
-    table, cls = fixed.apply({}, (2, 3))
+    table, before = fixed.apply({}, (2, 3))
     np.testing.assert_array_equal(table, sincos_grid((2, 3), 8).reshape(6, 8))
-    np.testing.assert_array_equal(cls, np.zeros(8))
+    np.testing.assert_array_equal(before, np.zeros((1, 8)))

@@ -148,7 +148,7 @@ def test_damaged_files(folder):
         with pytest.raises(pretrained.WeightsError, match=rf"{SINGLE}: no whole safetensors file"):
             pretrained.load(folder)
     (folder / SINGLE).unlink()
-    with pytest.raises(pretrained.WeightsError, match=f"neither {SINGLE} nor {INDEX}; there is: config.json"):
+    with pytest.raises(pretrained.WeightsError, match=f"neither {SINGLE} nor {INDEX} .*; there is: config.json"):
         pretrained.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(pretrained.WeightsError, match=r"config\.json: not JSON"):

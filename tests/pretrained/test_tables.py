@@ -7,15 +7,16 @@ from vitvlm.nn.positions import sincos_grid
 from vitvlm.pretrained.tables import Table, TableError, Transform, row, under
 from vitvlm.pretrained.transforms import (
     batch_norm,
-    cls_and_grid,
     conv,
-    conv_to_patch,
     fixed_positions,
-    grid_table,
+    gate_and_up,
+    gate_and_up_bias,
     linear,
+    positions,
     qkv,
     qkv_bias,
     same,
+    unused,
 )
 
 
@@ -54,13 +55,25 @@ def test_one_tensor_for_several_parameters():
     [
         (linear, (3, 4)),
         (conv, (4, 2, 3, 5)),
-        (conv_to_patch((2, 3)), (5, 1, 2, 3)),
-        (cls_and_grid((2, 2)), (1, 5, 8)),
-        (grid_table((2, 3)), (1, 6, 8)),
+        (positions((2, 2), ("cls",)), (1, 5, 8)),
+        (positions((2, 3), ("cls", "distillation")), (1, 8, 4)),
+        (positions((2, 3)), (1, 6, 8)),
+        (gate_and_up, (6, 4)),
+        (gate_and_up_bias, (6,)),
         (qkv, (12, 4)),
         (qkv_bias, (12,)),
     ],
-    ids=["linear", "conv", "conv_to_patch", "cls_and_grid", "grid_table", "qkv", "qkv_bias"],
+    ids=[
+        "linear",
+        "conv",
+        "positions",
+        "with_distillation",
+        "without_cls",
+        "gate_and_up",
+        "gate_and_up_bias",
+        "qkv",
+        "qkv_bias",
+    ],
 )
 def test_transforms_invert(transform, shape):
     tensor = random(*shape)
@@ -75,6 +88,12 @@ def test_fixed_positions_are_written_and_checked():
     assert table.read(written) == {}
     with pytest.raises(TableError, match="not the fixed sin-cos table"):
         table.read({"positions": written["positions"] + 0.01})
+
+
+def test_a_tensor_without_use_is_read_into_nothing_and_written_as_zeros():
+    table = Table([row("mask_token", (), unused((1, 3)))])
+    assert table.read({"mask_token": random(1, 3)}) == {}
+    np.testing.assert_array_equal(table.write({})["mask_token"], np.zeros((1, 3)))
 
 
 def test_what_is_missing_or_left_over_is_named():
@@ -98,5 +117,7 @@ def test_endless_rows_are_not_followed():
 
 
 def test_positions_of_another_grid():
-    with pytest.raises(TableError, match=r"shape \(1, 7, 8\) do not fit a CLS token and a grid of 2x2"):
-        cls_and_grid((2, 2)).read(random(1, 7, 8))
+    with pytest.raises(TableError, match=r"shape \(1, 7, 8\) do not fit a cls token, a grid of 2x2"):
+        positions((2, 2), ("cls",)).read(random(1, 7, 8))
+    with pytest.raises(TableError, match="do not fit a cls token, a distillation token, a grid of 2x2"):
+        positions((2, 2), ("cls", "distillation")).read(random(1, 5, 8))

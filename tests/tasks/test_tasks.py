@@ -76,6 +76,20 @@ def test_predictions_of_a_classifier(classify):
     np.testing.assert_allclose(features, task.predict_fns["token_mean"](variables, batch)["features"], rtol=1e-5)
 
 
+def test_patch_sizes_are_losses_and_predictions_of_their_own():
+    model = models.build("vit", num_classes=4, pool="gap", **TINY)
+    task, batch = Classify(model, patch_sizes=(2, 4)), a_batch()
+    variables = task.init(RNG, batch)
+    variables["params"]["head"]["kernel"] = jax.random.normal(RNG, (16, 4))
+    small, own = (loss(variables, batch, RNG, True)[0] for loss in task.losses)
+    np.testing.assert_allclose(own, task.loss(variables, batch, RNG, True)[0], rtol=1e-5)
+    assert small != own
+    logits = task.predict_fns["logits_2"](variables, batch)["logits"]
+    np.testing.assert_allclose(logits, model.apply(variables, batch["image"], patch_size=2).logits, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"task\.patch_sizes: a Normalised has one patch size only"):
+        Classify(Normalised(), patch_sizes=(2, 4))
+
+
 def test_the_evaluation_masks_depend_on_the_example_alone(reconstruct):
     task, variables = reconstruct
     predict = task.predict_fns["reconstruct"]

@@ -51,6 +51,16 @@ def test_a_classifier_from_an_autoencoder(target_scan, source_scan):
         np.testing.assert_array_equal(leaf, expected, err_msg=path)
 
 
+def test_another_patch_size_gives_what_the_model_called_with_it_gives():
+    source, target = vit(), vit(patch_size=(2, 6))
+    restored = partial.restore(target, source, [("(.*)", r"\1")])
+    images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+    sizes = SIZES | {"num_classes": 5}
+    moved = models.build("vit", **sizes | {"patch_size": (2, 6)}).apply({"params": restored}, images)
+    called = models.build("vit", **sizes).apply({"params": source}, images, patch_size=(2, 6))
+    np.testing.assert_allclose(moved.logits, called.logits, atol=1e-4)
+
+
 @pytest.mark.parametrize("grid", [(2, 3), (5, 4), (1, 7)])
 def test_positions_are_resampled_as_by_torch(grid):
     source, target = vit(image_size=(16, 20)), vit(image_size=(4 * grid[0], 4 * grid[1]))

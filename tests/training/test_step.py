@@ -45,6 +45,27 @@ def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     close(metrics, whole_metrics)
 
 
+def test_each_step_draws_one_of_several_losses():
+    def scaled(factor):
+        def loss(variables, batch, rng, train):
+            value, metrics, updated = quiet_loss(variables, batch, rng, train)
+            return factor * value, metrics, updated
+
+        return loss
+
+    batch, factors = toy.batch_of(3, 12), (1.0, 2.0, 3.0)
+    plain = float(quiet_loss(fresh().variables(), batch, None, True)[0])
+    run = jax.jit(step.make_train_step([scaled(factor) for factor in factors], TX, schedule=SCHEDULE))
+    found = [run(fresh().replace(step=jnp.int32(number)), batch) for number in range(20)]
+    drawn = [float(metrics["loss"]) / plain for _, metrics in found]
+    assert {round(value) for value in drawn} == set(factors)
+    np.testing.assert_allclose(drawn, np.round(drawn), rtol=1e-5)
+    for factor in factors:  # and the gradient is that of the loss that was drawn
+        state, _ = found[[round(value) for value in drawn].index(factor)]
+        alone, _ = jax.jit(step.make_train_step(scaled(factor), TX, schedule=SCHEDULE))(fresh(), batch)
+        close(state.params, alone.params)
+
+
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_micro_batches_side_by_side_are_no_loop(side_by_side):
     split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)

@@ -52,7 +52,8 @@ def evaluate(
     folder = epath.Path(folder)
     own = read_config(folder)
     replaced = config_lib.plain(config or {})
-    job = setup({**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}})
+    config = {**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}}
+    job = setup(config, training=False)
     evals = evaluators.build(job, _sections(job, names))
     state = load_state(job, folder, step)
     variables = state.variables(ema=state.ema is not None)

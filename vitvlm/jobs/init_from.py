@@ -40,7 +40,7 @@ def _source(wanted: fields.InitFrom) -> Any:
         except pretrained.WeightsError as error:
             raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     try:
-        source = load_state(setup(read_config(wanted.path)), wanted.path, wanted.step)
+        source = load_state(setup(read_config(wanted.path), training=False), wanted.path, wanted.step)
     except (CheckpointError, WorkdirError) as error:
         raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     if wanted.ema and source.ema is None:

@@ -18,7 +18,7 @@ from vitvlm.core import flops
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
-from vitvlm.jobs import fields
+from vitvlm.jobs import fields, teachers
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
@@ -82,20 +82,27 @@ class Setup:
 
     @functools.cached_property
     def forward_flops(self) -> int:
-        """Analytic FLOPs of the training loss on one example, forward only."""
-
-        def loss(variables: Any, rng: jax.Array) -> jax.Array:
-            return self.task.loss(variables, self.example_batch, rng, True)[0]
-
-        return flops.count(loss, self.state_shapes.variables(), jax.eval_shape(lambda: jax.random.key(0)))
+        """Analytic FLOPs of the training loss on one example, forward only; the mean, if steps draw from several."""
+        variables = {**self.state_shapes.variables(), **self.task.constants}
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        counts = [
+            flops.count(
+                lambda variables, rng, loss=loss: loss(variables, self.example_batch, rng, True)[0], variables, key
+            )
+            for loss in self.task.losses
+        ]
+        return round(sum(counts) / len(counts))
 
     @functools.cached_property
     def state_shardings(self) -> Any:
         return sharding.state_shardings(self.state_shapes, self.job.sharding, self.mesh)
 
 
-def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
+def setup(config: ConfigDict | Mapping[str, Any], training: bool = True) -> Setup:
     """Checks every field of a config and builds what it names.
+
+    Args:
+      training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """
@@ -110,7 +117,7 @@ def setup(config: ConfigDict | Mapping[str, Any]) -> Setup:
     if job.model.get("num_classes") == "data":
         plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
         job = dataclasses.replace(job, model=plain["model"])
-    task = build_task(job)
+    task = build_task(job, training)
     clock = Clock(job.batch_size, len(source))
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
@@ -152,11 +159,13 @@ def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> T
         return checkpoints.restore(restore_target(job), step).state
 
 
-def build_task(job: fields.Job) -> Task:
-    """The model by name with the task's objective around it."""
+def build_task(job: fields.Job, training: bool = True) -> Task:
+    """The model by name with the task's objective around it, and for training its teacher if it has one."""
     model_name, model_fields = take_name(job.model, "config.model")
     task_name, task_fields = take_name(job.task, "config.task")
     model = models.build(model_name, **model_fields)
+    if task_fields.get("distillation") is not None:
+        task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data) if training else None
     return TASKS.build(task_name, task_fields, "config.task", model=model)
 
 

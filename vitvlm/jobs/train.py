@@ -83,7 +83,7 @@ def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
     tx, schedule = job.optimizer(job.state_shapes.params)
     step = make_train_step(
-        sharding.keep_examples_split(job.task.loss, job.mesh),
+        [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
         tx,
         schedule=schedule,
         accumulate=job.job.accumulate,
@@ -91,7 +91,7 @@ def compiled_step(job: Setup) -> Any:
         ema_decay=job.job.ema_decay,
         trainable=optimizer.trainable(job.job.optimizer, job.state_shapes.params),
     )
-    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh))
+    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
 
 
 def step_flops(job: Setup) -> float:

@@ -4,7 +4,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from vitvlm.models import mae as mae  # each architecture registers itself
+from vitvlm.models import deit as deit  # each architecture registers itself
+from vitvlm.models import mae as mae
 from vitvlm.models import swin as swin
 from vitvlm.models import vit as vit
 from vitvlm.models.registry import MODELS

@@ -34,7 +34,9 @@ class Decoder(nn.Module):
     table_grid: Pair
     positions: str = "sincos"
     cls_token: bool = True
+    position_antialias: bool = False
     qkv_bias: bool = True
+    mlp: str = "plain"
     activation: str = "gelu"
     norm_eps: float = 1e-6
     scan: bool = True
@@ -64,18 +66,25 @@ class Decoder(nn.Module):
         prefix = embedded[:, :R]
         if self.positions != "none":
             table = PositionTable(
-                self.positions, self.table_grid, self.width, self.cls_token, self.param_dtype, name="positions"
+                self.positions,
+                self.table_grid,
+                self.width,
+                ("cls",) * self.cls_token,
+                self.position_antialias,
+                self.param_dtype,
+                name="positions",
             )
-            positions, cls_position = table(grid)
+            positions, before = table(grid)
             tokens = tokens + positions.astype(self.dtype)
             if self.cls_token:
-                prefix = prefix.at[:, 0].add(cls_position.astype(self.dtype))
+                prefix = prefix.at[:, 0].add(before[0].astype(self.dtype))
 
         block = functools.partial(
             Block,
             self.heads,
             self.mlp_width,
             qkv_bias=self.qkv_bias,
+            mlp=self.mlp,
             activation=self.activation,
             norm_eps=self.norm_eps,
             **dtypes,
@@ -119,10 +128,12 @@ class MAE(nn.Module):
             self.decoder_depth,
             self.decoder_heads,
             self.decoder_mlp_width or 4 * self.decoder_width,
-            table_grid=patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size)),
+            table_grid=vit.table_grid,
             positions=vit.positions,
             cls_token=vit.has_cls,
+            position_antialias=vit.position_antialias,
             qkv_bias=vit.qkv_bias,
+            mlp=vit.mlp,
             activation=vit.activation,
             norm_eps=vit.norm_eps,
             scan=vit.scan,
@@ -216,10 +227,10 @@ def build_mae(variant: str | None = None, **fields: Any) -> MAE:
     """An MAE from a variant such as "B/16" or explicit sizes: fields of `MAE` and, for its encoder, of `ViT`.
 
     Positions are the fixed sin-cos table unless `positions` says otherwise. The encoder has a CLS token and no head;
-    pool, cls_token, num_classes and representation are not fields.
+    pool, cls_token, distillation, num_classes and representation are not fields.
     """
     own = [name for name in module_fields(MAE) if name != "vit"]
-    fixed = {"pool": "cls", "cls_token": True, "num_classes": 0, "representation": None}
+    fixed = {"pool": "cls", "cls_token": True, "distillation": False, "num_classes": 0, "representation": None}
     config.check_names(fields, ["variant", *own, *(name for name in module_fields(ViT) if name not in fixed)], "model")
     encoder = {"positions": "sincos"} | {name: value for name, value in fields.items() if name not in own}
     vit = config.call(ViT, variant_fields(variant) | encoder, "model", **fixed)

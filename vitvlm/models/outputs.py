@@ -12,14 +12,17 @@ class EncoderOutput:
 
     Fields:
       tokens [B, N, D]: patch tokens after the final norm, row by row; of the visible patches only, if some were kept.
-      prefix [B, R, D]: the tokens before them, after the final norm: CLS, if there is one, then the registers.
-      pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width.
+      prefix [B, R, D]: the tokens before them, after the final norm: CLS and the distillation token, if there
+        are such, then the registers.
+      pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width or the pooling
+        puts two vectors together.
       grid: (h, w) of the image in patches.
       pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
         Models with several levels say where each is taken; tokens, grid and D are those of the last.
       logits [B, S]: None without a classifier.
       hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; None unless captured.
       attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
+      cls_logits, distillation_logits [B, S]: of a DeiT's two heads, whose mean `logits` is; None for other models.
 
     Where shapes differ from block to block, hidden and attention are tuples of the same length; attention in windows of
     T tokens is [B * windows, K, T, T].
@@ -33,6 +36,8 @@ class EncoderOutput:
     logits: Float[Array, "B S"] | None = None
     hidden: Float[Array, "layers B M D"] | tuple[Float[Array, "B _N _D"], ...] | None = None
     attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
+    cls_logits: Float[Array, "B S"] | None = None
+    distillation_logits: Float[Array, "B S"] | None = None
 
 
 @flax.struct.dataclass

@@ -28,7 +28,8 @@ SIZES = {
     "g": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144},
 }
 
-POOLS = ("cls", "gap", "map")
+POOLS = ("cls", "gap", "cls_and_gap", "map")
+CLS_POOLS = ("cls", "cls_and_gap")
 POSITIONS = ("learned", "sincos", "none")
 
 
@@ -36,16 +37,23 @@ class ViT(nn.Module):
     """Patches, positions, pre-norm blocks, a final norm, one pooled vector and, for S > 0 classes, a linear head.
 
     Fields:
-      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
+      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs (of SwiGLU: each half's).
       patch_size, image_size: a number or (height, width). image_size fixes the table of positions; images of any
         size that the patch divides are accepted, and the table is resampled for them.
       num_classes: S; 0 for no head.
-      pool: "cls"; "gap", the mean over patch tokens; or "map", attention pooling.
+      pool: "cls"; "gap", the mean over patch tokens; "cls_and_gap", one after the other, `pooled [B, 2D]` (the linear
+        probe of DINOv2); or "map", attention pooling.
       cls_token: by default there is a CLS token exactly if it is pooled.
-      positions: "learned", "sincos" or "none".
+      distillation: whether a distillation token follows CLS, and a head of its own if there are classes: `logits` is
+        the mean of both heads (Touvron et al. 2021, section 3). distillation_head: False leaves out that head.
+      positions: "learned", "sincos" or "none"; position_antialias: whether resampling them has antialias.
+      position_grid: (h, w) of the table of positions; by default that of image_size in patches.
+      special_positions: whether CLS and the distillation token have positions too.
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
+      norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (MAE's fine-tuning).
       representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
-      layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last block.
+      mlp, layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
+        block.
       scan, remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
     """
@@ -59,10 +67,17 @@ class ViT(nn.Module):
     num_classes: int = 0
     pool: str = "cls"
     cls_token: bool | None = None
+    distillation: bool = False
+    distillation_head: bool = True
     positions: str = "learned"
+    position_antialias: bool = False
+    position_grid: Pair | None = None
+    special_positions: bool = True
     registers: int = 0
+    norm_pooled: bool = False
     representation: int | None = None
     qkv_bias: bool = True
+    mlp: str = "plain"
     activation: str = "gelu"
     norm_eps: float = 1e-6
     layer_scale: float | None = None
@@ -80,19 +95,24 @@ class ViT(nn.Module):
         images: Float[Array, "B H W C"],
         *,
         keep: Int[Array, "B n"] | None = None,
+        patch_size: int | Pair | None = None,
         train: bool = False,
         capture: Collection[str] = (),
     ) -> EncoderOutput:
         """Encodes images; with `keep`, only these patches of each (indices, row by row).
 
+        With a `patch_size` that is not the model's, the patch embedding and the positions are resampled for it.
+
         `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
 
-        Raises ValueError if the patch does not divide the image, ConfigError for an unknown pool, positions or capture.
+        Raises ValueError if the patch does not divide the image, ConfigError for an unknown pool, positions, mlp or
+        capture, or a distillation token without the CLS token pooled.
         """
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep)
-        h, w = grid = patch_grid(images.shape[1:3], as_pair(self.patch_size))
+        patch = as_pair(patch_size or self.patch_size)
+        tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep, patch)
+        h, w = grid = patch_grid(images.shape[1:3], patch)
         tokens, prefix = self._place(tokens, grid, keep)
         R = prefix.shape[1]
 
@@ -102,6 +122,7 @@ class ViT(nn.Module):
             self.heads,
             self.mlp_width,
             qkv_bias=self.qkv_bias,
+            mlp=self.mlp,
             activation=self.activation,
             norm_eps=self.norm_eps,
             layer_scale=self.layer_scale,
@@ -119,9 +140,12 @@ class ViT(nn.Module):
             train=train,
             capture=capture,
         )
-        x = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        norm = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)
+        x = stacked.tokens if self.norm_pooled else norm(stacked.tokens)
         prefix, tokens = x[:, :R], x[:, R:]
         pooled = self._pool(prefix, tokens)
+        if self.norm_pooled:
+            pooled = norm(pooled)
         if self.representation:
             pooled = jnp.tanh(Dense(self.representation, name="representation", **dtypes)(pooled))
         return EncoderOutput(
@@ -130,14 +154,29 @@ class ViT(nn.Module):
             pooled=pooled,
             grid=grid,
             pyramid=(tokens.reshape(-1, h, w, self.width),) if keep is None else (),
-            logits=self._classify(pooled),
             hidden=stacked.hidden,
             attention=stacked.attention,
+            **self._classify(pooled, prefix),
         )
 
     @property
     def has_cls(self) -> bool:
-        return self.pool == "cls" if self.cls_token is None else self.cls_token
+        return self.pool in CLS_POOLS if self.cls_token is None else self.cls_token
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Names of the tokens before the patches and registers."""
+        return ("cls",) * self.has_cls + ("distillation",) * self.distillation
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Those of them that have a position."""
+        return self.special * self.special_positions
+
+    @property
+    def table_grid(self) -> Pair:
+        """(h, w) of the table of positions."""
+        return self.position_grid or patch_grid(as_pair(self.image_size), as_pair(self.patch_size))
 
     def _check(self) -> None:
         if self.pool not in POOLS:
@@ -145,37 +184,45 @@ class ViT(nn.Module):
         if self.positions not in POSITIONS:
             near = config.suggest(self.positions, POSITIONS)
             raise config.ConfigError(f"model.positions: no positions {self.positions!r}; {near}")
-        if self.pool == "cls" and not self.has_cls:
-            raise config.ConfigError('model.cls_token: False, but model.pool is "cls": use "gap" or "map"')
+        if self.pool in CLS_POOLS and not self.has_cls:
+            raise config.ConfigError(f'model.cls_token: False, but model.pool is "{self.pool}": use "gap" or "map"')
+        if self.distillation and self.pool != "cls":
+            raise config.ConfigError(f'model.distillation: needs model.pool "cls", not {self.pool!r}')
 
     def _place(
         self, tokens: Float[Array, "B n D"], grid: Pair, keep: Int[Array, "B n"] | None
     ) -> tuple[Float[Array, "B n D"], Float[Array, "B R D"]]:
-        """Adds positions, and makes the prefix: CLS, then registers."""
+        """Adds positions, and makes the prefix: CLS, the distillation token, then registers."""
         B, _, D = tokens.shape
         init = nn.initializers.normal(0.02)
-        cls = self.param("cls", init, (D,), self.param_dtype) if self.has_cls else None
+        placed = [self.param(name, init, (D,), self.param_dtype) for name in self.special]
+        prefix = jnp.array(placed, self.param_dtype).reshape(-1, D)
         if self.positions != "none":
-            table_grid = patch_grid(as_pair(self.image_size), as_pair(self.patch_size))
             positions = PositionTable(
-                self.positions, table_grid, D, cls=self.has_cls, param_dtype=self.param_dtype, name="positions"
+                self.positions,
+                self.table_grid,
+                D,
+                self.placed,
+                self.position_antialias,
+                param_dtype=self.param_dtype,
+                name="positions",
             )
-            table, cls_position = positions(grid)
+            table, before = positions(grid)
             table = table.astype(self.dtype)
             tokens = tokens + (table if keep is None else table[keep])
-            if cls is not None:
-                cls = cls + cls_position
-        prefix = jnp.zeros((0, D), self.param_dtype) if cls is None else cls[None]
+            prefix = prefix + before if self.placed else prefix
         if self.registers:
             registers = self.param("registers", init, (self.registers, D), self.param_dtype)
             prefix = jnp.concatenate([prefix, registers])
         return tokens, jnp.broadcast_to(prefix.astype(self.dtype), (B, *prefix.shape))
 
-    def _pool(self, prefix: Float[Array, "B R D"], tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+    def _pool(self, prefix: Float[Array, "B R D"], tokens: Float[Array, "B N D"]) -> Float[Array, "B E"]:
         if self.pool == "cls":
             return prefix[:, 0]
         if self.pool == "gap":
             return tokens.mean(axis=1)
+        if self.pool == "cls_and_gap":
+            return jnp.concatenate([prefix[:, 0], tokens.mean(axis=1)], axis=1)
         head = MapHead(
             self.heads,
             self.mlp_width,
@@ -187,11 +234,17 @@ class ViT(nn.Module):
         )
         return head(tokens)
 
-    def _classify(self, pooled: Float[Array, "B D"]) -> Float[Array, "B S"] | None:
+    def _classify(self, pooled: Float[Array, "B E"], prefix: Float[Array, "B R D"]) -> dict[str, Float[Array, "B S"]]:
+        """The logits of the output by name: none, those of the head, or of both heads and their mean."""
         if not self.num_classes:
-            return None
+            return {}
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
+        head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros_init(), **dtypes)
+        logits = head(name="head")(pooled)
+        if not (self.distillation and self.distillation_head):
+            return {"logits": logits}
+        distilled = head(name="distillation_head")(prefix[:, 1])
+        return {"logits": (logits + distilled) / 2, "cls_logits": logits, "distillation_logits": distilled}
 
 
 @MODELS.register("vit")

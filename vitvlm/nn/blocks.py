@@ -1,6 +1,6 @@
 """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vitvlm.core import config
 from vitvlm.nn.activations import activation
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.dense import Dense
@@ -28,10 +29,30 @@ class Mlp(nn.Module):
         return down(activation(self.activation)(up(x)))
 
 
+class SwiGlu(nn.Module):
+    """W3 (silu(W1 x) * W2 x), each map with a bias (Shazeer 2020, equation 6; in DINOv2's largest model)."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        gate = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="gate")
+        up = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="up")
+        down = Dense(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="down")
+        return down(jax.nn.silu(gate(x)) * up(x))
+
+
+MLPS = ("plain", "swiglu")
+
+
 class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)).
 
     Fields:
+      mlp: "plain", or "swiglu", which has no use for `activation`.
+      mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
       dropout: of each branch's output; attention_dropout: of the attention weights (rng "dropout").
       make_attention: makes the attention; another kind takes the fields of `Attention` and is called like it.
@@ -39,12 +60,15 @@ class Block(nn.Module):
     Call: `drop_path` is the probability, in training, that a branch is left out for a whole example (Huang et al.
     2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the weights of the attention
     ([B, K, N, N], or for windows of T tokens [B * windows, K, T, T]) are returned too, else None in their place.
+
+    Raises ConfigError for an unknown mlp.
     """
 
     heads: int
     mlp_width: int
     head_dim: int | None = None
     qkv_bias: bool = True
+    mlp: str = "plain"
     activation: str = "gelu"
     norm_eps: float = 1e-6
     layer_scale: float | None = None
@@ -67,7 +91,7 @@ class Block(nn.Module):
         attention = self.make_attention(
             self.heads, self.head_dim, self.qkv_bias, dropout=self.attention_dropout, name="attention", **dtypes
         )
-        mlp = Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)
+        mlp = self._mlp(dtypes)
 
         def add(update: Float[Array, "B N D"], scale_name: str) -> Float[Array, "B N D"]:
             if self.layer_scale is not None:
@@ -84,6 +108,13 @@ class Block(nn.Module):
         tokens = add(update, "attention_scale")
         tokens = add(mlp(nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(tokens)), "mlp_scale")
         return tokens, weights
+
+    def _mlp(self, dtypes: Mapping[str, DTypeLike]) -> nn.Module:
+        if self.mlp not in MLPS:
+            raise config.ConfigError(f"model.mlp: no MLP {self.mlp!r}; {config.suggest(self.mlp, MLPS)}")
+        if self.mlp == "swiglu":
+            return SwiGlu(self.mlp_width, name="mlp", **dtypes)
+        return Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)
 
 
 def drop_examples(update: Float[Array, "B N D"], rate: ArrayLike, rng: Array) -> Float[Array, "B N D"]:

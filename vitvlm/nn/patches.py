@@ -1,11 +1,14 @@
 """Images as sequences of patches, and back (Dosovitskiy et al. 2021, section 3.1)."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from vitvlm.nn.dense import Dense
+from vitvlm.nn.dense import product
+from vitvlm.nn.resampling import linear_weights
 
 Pair = tuple[int, int]
 
@@ -62,7 +65,10 @@ def take_tokens(tokens: Float[Array, "B N D"], indices: Int[Array, "B n"]) -> Fl
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of each patch to a token, z = x E + b; with `keep`, of those patches only."""
+    """Linear map of each patch to a token, z = x E + b, with E as a kernel [P, P, C, D]; with `keep`, of those patches.
+
+    Called with another patch size, the kernel is resampled to it: see `resample_kernel`.
+    """
 
     width: int
     patch: Pair
@@ -71,9 +77,36 @@ class PatchEmbed(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W C"], keep: Int[Array, "B n"] | None = None) -> Float[Array, "B n D"]:
-        patches = patchify(images, self.patch)
+    def __call__(
+        self, images: Float[Array, "B H W C"], keep: Int[Array, "B n"] | None = None, patch: Pair | None = None
+    ) -> Float[Array, "B n D"]:
+        patches = patchify(images, patch or self.patch)
         if keep is not None:
             patches = take_tokens(patches, keep)
-        projection = Dense(self.width, self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name="projection")
-        return projection(patches)
+        # The fans of a linear map of whole patches, as in MAE: a convolution's would differ.
+        init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
+        kernel = self.param("kernel", init, (*self.patch, images.shape[-1], self.width), self.param_dtype)
+        kernel = resample_kernel(kernel, patch or self.patch).reshape(-1, self.width)
+        tokens = product(patches.reshape(-1, patches.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            tokens = tokens + self.param("bias", nn.initializers.zeros_init(), (self.width,), self.param_dtype).astype(
+                self.dtype
+            )
+        return tokens.reshape(*patches.shape[:2], self.width)
+
+
+def resample_kernel(kernel: Float[Array, "p q C D"], patch: Pair) -> Float[Array, "P Q C D"]:
+    """PI-resize (Beyer et al. 2023, FlexiViT, section 3.4): the embedding's kernel for patches of another size.
+
+    With B, the bilinear resize of a patch as a matrix, w becomes pinv(B^T) w: when patches grow, a resized patch gives
+    the token that the patch gave, <B x, w'> = <x, w>; when they shrink, it is the best in the mean over white x.
+    B is the product of one matrix for each axis, and so is its pseudo-inverse.
+    """
+    old = kernel.shape[:2]
+    if old == patch:
+        return kernel
+    rows, columns = (np.linalg.pinv(linear_weights(n, m).T).astype(np.float32) for n, m in zip(old, patch))
+    resampled = jnp.einsum(
+        "Pp,Qq,pqCD->PQCD", rows, columns, kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return resampled.astype(kernel.dtype)

@@ -10,36 +10,37 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.resampling import cubic_weights
 
 
 class PositionTable(nn.Module):
-    """One vector per patch of a grid, and one for the CLS token: learned, or the fixed sin-cos table.
+    """One vector per patch of a grid, and one per token before them: learned, or the fixed sin-cos table.
 
     Fields:
-      grid: (h, w) of the table; another grid is served by bicubic resampling.
-      cls: whether there is a CLS token. Its learned position is a parameter; its sin-cos position is zero.
+      grid: (h, w) of the table; another grid is served by bicubic resampling, with `antialias` or without.
+      prefix: names of the R tokens before the patches that have a place, such as ("cls",). Their learned positions are
+        parameters of these names; their sin-cos positions are zero.
     """
 
     kind: Literal["learned", "sincos"]
     grid: Pair
     width: int
-    cls: bool = False
+    prefix: tuple[str, ...] = ()
+    antialias: bool = False
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "D"] | None]:
-        """The table of `grid`, row by row, and the CLS token's vector (None without one)."""
-        cls = None
+    def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "R D"]]:
+        """The table of `grid`, row by row, and the vectors of the tokens before the patches."""
         if self.kind == "learned":
             init = nn.initializers.normal(0.02)
             table = self.param("grid", init, (*self.grid, self.width), self.param_dtype)
-            if self.cls:
-                cls = self.param("cls", init, (self.width,), self.param_dtype)
+            vectors = [self.param(name, init, (self.width,), self.param_dtype) for name in self.prefix]
+            before = jnp.array(vectors, self.param_dtype).reshape(-1, self.width)
         else:
             table = jnp.asarray(sincos_grid(self.grid, self.width))
-            if self.cls:
-                cls = jnp.zeros((self.width,), table.dtype)
-        return resample_grid(table, grid).reshape(-1, self.width), cls
+            before = jnp.zeros((len(self.prefix), self.width), table.dtype)
+        return resample_grid(table, grid, self.antialias).reshape(-1, self.width), before
 
 
 def sincos_grid(grid: Pair, width: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -74,31 +75,8 @@ def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = Fa
     h, w, _ = table.shape
     if (h, w) == grid:
         return table
-    rows, columns = (_cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
+    rows, columns = (cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
     resampled = jnp.einsum(
         "Hh,Ww,hwD->HWD", rows, columns, table.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
     return resampled.astype(table.dtype)
-
-
-def _cubic_weights(size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "new_size size"]:
-    """Each new sample as weights of the old ones: cubic convolution (Keys 1981) at half-pixel centres."""
-    step = size / new_size
-    centres = (np.arange(new_size) + 0.5) * step - 0.5
-    if antialias:
-        stretch = max(step, 1.0)
-        weights = _cubic((np.arange(size) - centres[:, None]) / stretch, a=-0.5)
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    weights = np.zeros((new_size, size))
-    for offset in (-1, 0, 1, 2):
-        taps = np.floor(centres) + offset
-        inside = np.clip(taps, 0, size - 1).astype(int)
-        np.add.at(weights, (np.arange(new_size), inside), _cubic(taps - centres, a=-0.75))
-    return weights.astype(np.float32)
-
-
-def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    x = np.abs(distance)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

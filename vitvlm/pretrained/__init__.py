@@ -10,28 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface
+from vitvlm.pretrained import huggingface, mae_original, npz, onnx, timm
+from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
-from vitvlm.pretrained.tensors import WeightsError
+from vitvlm.pretrained.tensors import read_json
 
 __all__ = ["Pretrained", "WeightsError", "load", "save"]
 
-WRITERS = {"hf": huggingface.save}
+FILES = {".npz": npz.load, ".onnx": onnx.load, ".pth": mae_original.load}
+WRITERS = {"hf": huggingface.save, "timm": timm.save}
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
-    """Model, weights and preprocessing from a Hugging Face folder.
+    """Model, weights and preprocessing, as the source itself says:
+
+    - a folder of Hugging Face `transformers` or of timm: config.json, and safetensors or PyTorch's files, or shards;
+    - `file.npz`, or a subtree of one, `file.npz:img`, of big_vision or vision_transformer;
+    - `file.pth` of the MAE authors' code; `file.onnx` with a DINOv2 in it.
 
     Args:
-      fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype.
+      fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype; for a file that
+        has no config also what an error asks for, such as image_size or heads.
 
     Raises WeightsError that says which file is wrong, and how. No code in a checkpoint is ever executed.
     """
-    return huggingface.load(Path(path), **fields)
+    path = Path(path)
+    name, colon, subtree = path.name.partition(".npz:")
+    if colon:
+        return npz.load(path.with_name(name + ".npz"), subtree, **fields)
+    if path.suffix in FILES:
+        return FILES[path.suffix](path, **fields)
+    if path.is_file():
+        raise WeightsError(f"{path}: give the folder that it lies in, or a {', '.join(FILES)}")
+    read = timm.load if "architecture" in read_json(path / huggingface.CONFIG) else huggingface.load
+    return read(path, **fields)
 
 
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:
-    """Writes a model in another code base's format: "hf", a folder that `transformers` loads.
+    """Writes a folder in another code base's format: "hf" for `transformers`, "timm" for timm.
 
     Raises ConfigError for an unknown format, or a model that the format cannot express.
     """

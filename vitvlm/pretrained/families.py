@@ -13,8 +13,8 @@ from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.stack import is_scanned, stack_blocks, unstack_blocks
+from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import Row, Table
-from vitvlm.pretrained.tensors import Tensors
 
 Json = Mapping[str, Any]
 
@@ -77,7 +77,7 @@ def take_apart(
             reasons.append(str(error))
             continue
         return config, Table(family.rows(model, ())).write(looped)
-    why = "; ".join(reasons) or f"no architecture there is a {type(model).__name__}"
+    why = "; ".join(dict.fromkeys(reasons)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
 
 

@@ -9,15 +9,22 @@ import jax
 
 from vitvlm.core.config import suggest
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import mae, preprocessing, swin, vit
+from vitvlm.pretrained import deit, dinov2, mae, preprocessing, swin, vit
+from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
-from vitvlm.pretrained.tensors import WeightsError, open_folder, read_json, write_folder
+from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 # By the architecture that config.json names.
-FAMILIES: Mapping[str, Family] = {**vit.FAMILIES, **mae.FAMILIES, **swin.FAMILIES}
+FAMILIES: Mapping[str, Family] = {
+    **vit.FAMILIES,
+    **deit.FAMILIES,
+    **dinov2.FAMILIES,
+    **mae.FAMILIES,
+    **swin.FAMILIES,
+}
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:
@@ -34,16 +41,10 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     if name not in FAMILIES:
         raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
     channels = source.get("num_channels", 3)
-    try:
+    with blamed(folder, folder / CONFIG):
         model, variables = assemble(
             FAMILIES[name], source, open_folder(folder), as_pair(source.get("image_size", 224)), channels, fields
         )
-    except KeyError as error:
-        raise WeightsError(f"{folder / CONFIG}: has no {error}") from None
-    except WeightsError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{folder}: {error}") from error
     described = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
     return Pretrained(
         model=model,

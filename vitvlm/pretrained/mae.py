@@ -9,7 +9,7 @@ from vitvlm.models.mae import MAE
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import cls_and_grid, dense, fixed_positions, is_fixed_table, layer_norm, token
+from vitvlm.pretrained.transforms import dense, is_fixed_table, layer_norm, position_rows, token
 from vitvlm.pretrained.vit import block_rows, encoder_config, encoder_fields, encoder_rows
 
 ENCODER_POSITIONS, DECODER_POSITIONS = "vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"
@@ -62,14 +62,12 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     vit = model.vit
     recent = any(name.startswith("decoder.decoder_encoder.layer.") for name in names)
     decoder_layers = "decoder.decoder_encoder.layer" if recent else "decoder.decoder_layers"
-    grid = patch_grid(as_pair(vit.image_size), as_pair(vit.patch_size))
     yield from under("vit.", "vit/", encoder_rows(vit))
     yield from dense("decoder.decoder_embed", "decoder/embed")
     yield row("decoder.mask_token", "decoder/mask_token", token)
-    if vit.positions == "learned":
-        yield row(DECODER_POSITIONS, ("decoder/positions/cls", "decoder/positions/grid"), cls_and_grid(grid))
-    else:
-        yield row(DECODER_POSITIONS, (), fixed_positions(grid, model.decoder_width))
+    yield from position_rows(
+        DECODER_POSITIONS, vit.positions, vit.table_grid, model.decoder_width, ours="decoder/positions"
+    )
     for i in range(model.decoder_depth):
         yield from block_rows(f"{decoder_layers}.{i}", f"decoder/blocks_{i}", vit.qkv_bias)
     yield from layer_norm("decoder.decoder_norm", "decoder/norm")

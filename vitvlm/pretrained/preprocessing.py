@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitvlm.pretrained.tensors import WeightsError
+from vitvlm.pretrained.entries import WeightsError
 
 METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 BILINEAR = 2

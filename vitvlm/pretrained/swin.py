@@ -4,21 +4,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.models.swin import Swin
-from vitvlm.nn.patches import Pair, as_pair, patch_grid
+from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.nn.windows import relative_position_index
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
+from vitvlm.pretrained.timm_vit import block_rows
 from vitvlm.pretrained.transforms import (
     buffer,
-    conv_to_patch,
+    conv,
     dense,
-    grid_table,
     layer_norm,
-    qkv,
-    qkv_bias,
+    positions,
     same,
 )
-from vitvlm.pretrained.vit import activation, channels, labels, num_labels, their_activation
+from vitvlm.pretrained.vit import activation, labels, num_labels, sides, their_activation
 
 EMBED_NORM_EPS = 1e-5  # of the norms that their layer_norm_eps does not reach
 
@@ -74,9 +73,9 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": list(model.heads),
         "window_size": model.window,
         "mlp_ratio": model.mlp_ratio,
-        "patch_size": _number_or_pair(as_pair(model.patch_size)),
-        "image_size": _number_or_pair(as_pair(model.image_size)),
-        "num_channels": channels(model, params),
+        "patch_size": sides(model.patch_size),
+        "image_size": sides(model.image_size),
+        "num_channels": params["patches"]["kernel"].shape[2],
         "use_absolute_embeddings": model.positions == "learned",
         "qkv_bias": model.qkv_bias,
         "hidden_act": their_activation(model.activation),
@@ -86,10 +85,6 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
         "attention_probs_dropout_prob": model.attention_dropout,
         **(labels(model.num_classes) if model.num_classes else {}),
     }
-
-
-def _number_or_pair(size: Pair) -> int | list[int]:
-    return size[0] if size[0] == size[1] else list(size)
 
 
 def relative_position_rows(theirs: str, ours: str, window: int, names: Collection[str]) -> Iterator[Row]:
@@ -102,12 +97,12 @@ def relative_position_rows(theirs: str, ours: str, window: int, names: Collectio
 def encoder_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
     """SwinModel. Its merging is at the end of a stage, ours at the start of the next."""
     patch = as_pair(model.patch_size)
-    yield row("embeddings.patch_embeddings.projection.weight", "patches/projection/kernel", conv_to_patch(patch))
-    yield row("embeddings.patch_embeddings.projection.bias", "patches/projection/bias", same)
+    yield row("embeddings.patch_embeddings.projection.weight", "patches/kernel", conv)
+    yield row("embeddings.patch_embeddings.projection.bias", "patches/bias", same)
     yield from layer_norm("embeddings.norm", "patches_norm")
     if model.positions == "learned":
         grid = patch_grid(as_pair(model.image_size), patch)
-        yield row("embeddings.position_embeddings", "positions/grid", grid_table(grid))
+        yield row("embeddings.position_embeddings", "positions/grid", positions(grid))
     for s, depth in enumerate(model.depths):
         if s > 0:
             yield from layer_norm(f"encoder.layers.{s - 1}.downsample.norm", f"stages_{s}/merge/norm")
@@ -137,27 +132,19 @@ def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
 def timm_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
     """timm's swin_*; like ours, its merging is at the start of a stage."""
     patch = as_pair(model.patch_size)
-    yield row("patch_embed.proj.weight", "patches/projection/kernel", conv_to_patch(patch))
-    yield row("patch_embed.proj.bias", "patches/projection/bias", same)
+    yield row("patch_embed.proj.weight", "patches/kernel", conv)
+    yield row("patch_embed.proj.bias", "patches/bias", same)
     yield from layer_norm("patch_embed.norm", "patches_norm")
     if model.positions == "learned":
-        yield row("absolute_pos_embed", "positions/grid", grid_table(patch_grid(as_pair(model.image_size), patch)))
+        yield row("absolute_pos_embed", "positions/grid", positions(patch_grid(as_pair(model.image_size), patch)))
     for s, depth in enumerate(model.depths):
         if s > 0:
             yield from layer_norm(f"layers.{s}.downsample.norm", f"stages_{s}/merge/norm")
             yield from dense(f"layers.{s}.downsample.reduction", f"stages_{s}/merge/reduction", bias=False)
         for i in range(depth):
             theirs, ours = f"layers.{s}.blocks.{i}", f"stages_{s}/blocks_{i}"
-            parts = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-            yield from layer_norm(f"{theirs}.norm1", f"{ours}/attention_norm")
+            yield from block_rows(theirs, ours, model.qkv_bias)
             yield from relative_position_rows(f"{theirs}.attn", f"{ours}/attention", model.window, names)
-            yield row(f"{theirs}.attn.qkv.weight", tuple(f"{part}/kernel" for part in parts), qkv)
-            if model.qkv_bias:
-                yield row(f"{theirs}.attn.qkv.bias", tuple(f"{part}/bias" for part in parts), qkv_bias)
-            yield from dense(f"{theirs}.attn.proj", f"{ours}/attention/out")
-            yield from layer_norm(f"{theirs}.norm2", f"{ours}/mlp_norm")
-            yield from dense(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
-            yield from dense(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
     yield from layer_norm("norm", "norm")
     if model.num_classes:
         yield from dense("head.fc", "head")

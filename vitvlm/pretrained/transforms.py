@@ -1,6 +1,6 @@
 """The ways in which others' tensors differ from our parameters, and the rows of the layers that all families have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,43 +15,48 @@ tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R,
 conv = Transform(  # [out, in, h, w], [h, w, in, out]
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
-qkv = Transform(  # [3D, D], query, key and value [D, D]
-    read=lambda x: tuple(part.T for part in np.split(x, 3)), write=lambda *x: (np.concatenate([part.T for part in x]),)
+
+gate_and_up = Transform(  # [2F, in], the two halves of SwiGLU; ours [in, F] each
+    read=lambda x: tuple(half.T for half in np.split(x, 2)), write=lambda *halves: (np.concatenate(halves, axis=1).T,)
 )
-qkv_bias = Transform(  # [3D], three times [D]
-    read=lambda x: tuple(np.split(x, 3)), write=lambda *x: (np.concatenate(x),)
-)
+gate_and_up_bias = Transform(read=lambda x: tuple(np.split(x, 2)), write=lambda *halves: (np.concatenate(halves),))
 
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
 
-def conv_to_patch(patch: Pair) -> Transform:
-    """A convolution [D, C, p, q] whose stride is its size; our linear map [p q C, D]."""
-    return Transform(
-        read=lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),),
-        write=lambda x: (x.reshape(*patch, -1, x.shape[1]).transpose(3, 2, 0, 1),),
-    )
+def split(parts: int) -> Transform:
+    """Arrays joined along the first axis, such as fused query, key and value."""
+    return Transform(read=lambda x: tuple(np.split(x, parts)), write=lambda *x: (np.concatenate(x),))
 
 
-def cls_and_grid(grid: Pair) -> Transform:
-    """One position table [1, 1 + N, D]; our [D] for CLS and [h, w, D] for the patches."""
-    h, w = grid
+qkv = Transform(  # [3D, D], three of [D, D]
+    read=lambda x: tuple(part.T for part in np.split(x, 3)),
+    write=lambda *x: (np.concatenate([part.T for part in x]),),
+)
+qkv_bias = split(3)
+
+
+def unused(shape: tuple[int, ...]) -> Transform:
+    """A tensor that we have no use for: read into nothing, written as zeros."""
+    return Transform(read=lambda x: (), write=lambda: (np.zeros(shape, np.float32),))
+
+
+def positions(grid: Pair, before: Sequence[str] = ()) -> Transform:
+    """One table [1, R + N, D]; our [D] for each of the R tokens `before` the patches, and [h, w, D] for these."""
+    (h, w), R = grid, len(before)
 
     def read(table: np.ndarray) -> Arrays:
-        if table.shape[:2] != (1, 1 + h * w):
-            raise TableError(f"positions of shape {table.shape} do not fit a CLS token and a grid of {h}x{w}")
-        return table[0, 0], table[0, 1:].reshape(h, w, -1)
+        if table.shape[:2] != (1, R + h * w):
+            tokens = "".join(f"a {name} token, " for name in before)
+            raise TableError(f"positions of shape {table.shape} do not fit {tokens}a grid of {h}x{w}")
+        return *table[0, :R], table[0, R:].reshape(h, w, -1)
 
-    return Transform(
-        read=read, write=lambda cls, table: (np.concatenate([cls[None], table.reshape(-1, cls.shape[0])])[None],)
-    )
+    def write(*parts: np.ndarray) -> Arrays:
+        *vectors, patches = parts
+        patches = patches.reshape(h * w, -1)
+        return (np.concatenate([np.reshape(vectors, (R, patches.shape[1])).astype(patches.dtype), patches])[None],)
 
-
-def grid_table(grid: Pair) -> Transform:
-    """Positions [1, N, D] without one of a CLS token; our [h, w, D]."""
-    return Transform(
-        read=lambda x: (x[0].reshape(*grid, -1),), write=lambda table: (table.reshape(1, -1, table.shape[-1]),)
-    )
+    return Transform(read, write)
 
 
 def buffer(value: np.ndarray) -> Transform:
@@ -86,6 +91,16 @@ def is_fixed_table(grid: Pair, width: int, table: np.ndarray) -> bool:
 def _fixed_table(grid: Pair, width: int) -> np.ndarray:
     table = sincos_grid(grid, width).reshape(-1, width)
     return np.concatenate([np.zeros_like(table[:1]), table])[None]
+
+
+def position_rows(
+    theirs: str, kind: str, grid: Pair, width: int, before: Sequence[str] = ("cls",), ours: str = "positions"
+) -> Iterator[Row]:
+    """A table of positions of a model whose `positions` are of that kind: learned, or checked to be the fixed table."""
+    if kind == "learned":
+        yield row(theirs, tuple(f"{ours}/{name}" for name in (*before, "grid")), positions(grid, before))
+    else:
+        yield row(theirs, (), fixed_positions(grid, width))
 
 
 def dense(theirs: str, ours: str, bias: bool = True) -> Iterator[Row]:

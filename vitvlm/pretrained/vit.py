@@ -1,15 +1,14 @@
 """ViT weights of Hugging Face `transformers`: ViTForImageClassification and ViTModel."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import ViT
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import cls_and_grid, conv_to_patch, dense, fixed_positions, layer_norm, same, token
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, position_rows, same, token
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -42,11 +41,15 @@ def encoder_only_fields(source: Json, tensors: Collection[str]) -> dict[str, Any
 
 def encoder_fields(source: Json) -> dict[str, Any]:
     """The fields that a ViT, a DeiT and an MAE's encoder have in common."""
+    return common_fields(source) | {"mlp_width": source["intermediate_size"]}
+
+
+def common_fields(source: Json) -> dict[str, Any]:
+    """What every config of a ViT says by the same names."""
     return {
         "width": source["hidden_size"],
         "depth": source["num_hidden_layers"],
         "heads": source["num_attention_heads"],
-        "mlp_width": source["intermediate_size"],
         "patch_size": as_pair(source["patch_size"]),
         "image_size": as_pair(source["image_size"]),
         "qkv_bias": source["qkv_bias"],
@@ -75,24 +78,33 @@ def num_labels(source: Json) -> int:
 
 
 def labels(num_classes: int) -> dict[str, Any]:
-    """The fields of config.json that name the classes."""
+    """The fields of config.json that name the classes, if there are any."""
+    if not num_classes:
+        return {}
     names = {str(i): f"LABEL_{i}" for i in range(num_classes)}
     return {"id2label": names, "label2id": {label: int(i) for i, label in names.items()}}
 
 
 def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ViTForImageClassification, or of a ViTModel if the model has no classes."""
+    check_expressible({"distillation": not model.distillation}, model, "ViT")
+    return pooled_config(model, params, "ViT") | {
+        "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
+        "model_type": "vit",
+    }
+
+
+def pooled_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What a ViT and a DeiT say alike: the encoder, and the pooler or the classes."""
     check_expressible(
         {"positions": model.positions == "learned", "representation": not (model.representation and model.num_classes)},
         model,
-        "ViT",
+        family,
     )
-    return encoder_config(model, params, "ViT") | {
-        "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
-        "model_type": "vit",
+    return encoder_config(model, params, family) | {
         "pooler_act": "tanh",
         "pooler_output_size": model.representation or model.width,
-        **(labels(model.num_classes) if model.num_classes else {}),
+        **labels(model.num_classes),
     }
 
 
@@ -103,20 +115,35 @@ def encoder_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[s
             "pool": model.pool == "cls",
             "registers": not model.registers,
             "layer_scale": model.layer_scale is None,
+            "mlp": model.mlp == "plain",
+            "position_antialias": not model.position_antialias,
             "patch_size": len(set(as_pair(model.patch_size))) == 1,
         },
         model,
         family,
     )
-    h, w = as_pair(model.image_size)
+    return common_config(model, params, family) | {"intermediate_size": model.mlp_width}
+
+
+def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The inverse of `common_fields`."""
+    check_expressible(
+        {
+            "cls_token": model.has_cls,
+            "norm_pooled": not model.norm_pooled,
+            "special_positions": model.special_positions,
+            "position_grid": model.position_grid is None,
+        },
+        model,
+        family,
+    )
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_width,
-        "patch_size": as_pair(model.patch_size)[0],
-        "image_size": h if h == w else [h, w],
-        "num_channels": channels(model, params),
+        "patch_size": sides(model.patch_size),
+        "image_size": sides(model.image_size),
+        "num_channels": params["patches"]["kernel"].shape[2],
         "qkv_bias": model.qkv_bias,
         "hidden_act": their_activation(model.activation),
         "layer_norm_eps": model.norm_eps,
@@ -125,36 +152,45 @@ def encoder_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[s
     }
 
 
-def channels(model: Any, params: Mapping[str, Any]) -> int:
-    """Of the images, by the patch embedding."""
-    return params["patches"]["projection"]["kernel"].shape[0] // math.prod(as_pair(model.patch_size))
+def sides(size: int | Pair) -> int | list[int]:
+    """One number for a square, height and width for any other."""
+    h, w = as_pair(size)
+    return h if h == w else [h, w]
 
 
 def block_rows(theirs: str, ours: str, qkv_bias: bool) -> Iterator[Row]:
     """One block."""
     yield from layer_norm(f"{theirs}.layernorm_before", f"{ours}/attention_norm")
-    for name in ("query", "key", "value"):
-        yield from dense(f"{theirs}.attention.attention.{name}", f"{ours}/attention/{name}", qkv_bias)
-    yield from dense(f"{theirs}.attention.output.dense", f"{ours}/attention/out")
+    yield from attention_rows(f"{theirs}.attention", f"{ours}/attention", qkv_bias)
     yield from layer_norm(f"{theirs}.layernorm_after", f"{ours}/mlp_norm")
     yield from dense(f"{theirs}.intermediate.dense", f"{ours}/mlp/up")
     yield from dense(f"{theirs}.output.dense", f"{ours}/mlp/down")
 
 
+def attention_rows(theirs: str, ours: str, qkv_bias: bool) -> Iterator[Row]:
+    for name in ("query", "key", "value"):
+        yield from dense(f"{theirs}.attention.{name}", f"{ours}/{name}", qkv_bias)
+    yield from dense(f"{theirs}.output.dense", f"{ours}/out")
+
+
 def encoder_rows(model: ViT) -> Iterator[Row]:
-    """A ViT with a CLS token, without a head; positions are learned, or checked to be the fixed table."""
-    patch = as_pair(model.patch_size)
-    grid = patch_grid(as_pair(model.image_size), patch)
-    yield row("embeddings.cls_token", "cls", token)
-    if model.positions == "learned":
-        yield row("embeddings.position_embeddings", ("positions/cls", "positions/grid"), cls_and_grid(grid))
-    else:
-        yield row("embeddings.position_embeddings", (), fixed_positions(grid, model.width))
-    yield row("embeddings.patch_embeddings.projection.weight", "patches/projection/kernel", conv_to_patch(patch))
-    yield row("embeddings.patch_embeddings.projection.bias", "patches/projection/bias", same)
+    """A ViT with a CLS token, without a head."""
+    yield from embedding_rows(model)
     for i in range(model.depth):
         yield from block_rows(f"encoder.layer.{i}", f"blocks_{i}", model.qkv_bias)
     yield from layer_norm("layernorm", "norm")
+
+
+def embedding_rows(model: ViT) -> Iterator[Row]:
+    """Patches, CLS, the distillation token, and positions: learned, or checked to be the fixed table."""
+    yield row("embeddings.cls_token", "cls", token)
+    if model.distillation:
+        yield row("embeddings.distillation_token", "distillation", token)
+    yield from position_rows(
+        "embeddings.position_embeddings", model.positions, model.table_grid, model.width, model.placed
+    )
+    yield row("embeddings.patch_embeddings.projection.weight", "patches/kernel", conv)
+    yield row("embeddings.patch_embeddings.projection.bias", "patches/bias", same)
 
 
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:

@@ -1,6 +1,6 @@
-"""What a task is: functions that the one train loop, the evaluators and the planner call. It owns no state."""
+"""What a task is: functions that train loop, evaluators and planner call. It owns nothing that training changes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -9,12 +9,22 @@ from jaxtyping import Array, PRNGKeyArray
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
 Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], mask [B] (1 = real), index [B], ...
 PredictFn = Callable[[Variables, Batch], dict[str, Array]]
+LossFn = Callable[[Variables, Batch, PRNGKeyArray, bool], tuple[Array, dict[str, Array], dict[str, Any]]]
 
 
 class Task(Protocol):
-    """A model, an objective, and what can be predicted."""
+    """A model, an objective, and what can be predicted.
 
+    Attributes:
+      losses: what training lowers: `loss`, or several such functions of which each step draws one.
+      predict_fns: what evaluators call, by name.
+      constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
+        teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.
+    """
+
+    losses: Sequence[LossFn]
     predict_fns: Mapping[str, PredictFn]
+    constants: Mapping[str, Any]
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         """Fresh variables for batches of this shape."""

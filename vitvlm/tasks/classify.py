@@ -1,28 +1,39 @@
 """Supervised classification: any image encoder with a head."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, masked, mixing
-from vitvlm.tasks.base import Batch, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.distillation import Distillation
 from vitvlm.tasks.features import feature_fns
+
+TEACHER = "teacher"  # the collection of the teacher's variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
     """Cross-entropy over the encoder's logits, with the recipe's regularisation of the targets.
 
+    With `distillation`, training adds what a teacher says of the same mixed and augmented images. A model with two
+    heads (DeiT) learns the labels with one and the teacher with the other; a model with one learns both with that.
+
     Attributes:
       model: an image encoder whose output has `logits [B, S]`.
       label_smoothing: e of (1 - e) one-hot + e/S.
       mixup, cutmix: alphas; 0 turns each off; with both, each step takes one of them.
-      loss_kind: "softmax", or "sigmoid" for one binary cross-entropy per class.
+      loss_kind: "softmax", or "sigmoid" for one binary cross-entropy per class; of the labels.
+      patch_sizes: of which each training step draws one, for a model that can be called with any (Beyer et al. 2023,
+        FlexiViT); `logits_2`, `logits_4`, … predict with each. None: always the model's own.
+      distillation: a teacher with the same classes, or None.
     """
 
     model: nn.Module
@@ -30,47 +41,94 @@ class Classify:
     mixup: float = 0.0
     cutmix: float = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
+    patch_sizes: tuple[int, ...] = ()
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         if self.loss_kind not in ("softmax", "sigmoid"):
             raise ConfigError(f'task.loss_kind: {self.loss_kind!r} is neither "softmax" nor "sigmoid"')
         if not getattr(self.model, "num_classes", 0):
             raise ConfigError("model.num_classes: task classify needs a head; set it to the number of classes")
+        if self.patch_sizes and "patch_size" not in inspect.signature(type(self.model).__call__).parameters:
+            raise ConfigError(f"task.patch_sizes: a {type(self.model).__name__} has one patch size only; leave it out")
+        classes = getattr(self.distillation.teacher.model, "num_classes", 0) if self.distillation else None
+        if classes not in (None, self.model.num_classes):
+            raise ConfigError(
+                f"task.distillation.teacher: it knows {classes} classes, the student {self.model.num_classes}: give a "
+                f"teacher that was trained on the same classes"
+            )
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         return dict(self.model.init(rng, batch["image"]))
 
     def loss(
-        self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+        self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool, **call: Any
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+        """The loss in nats; with a teacher, the metrics of training hold its two terms."""
         rngs = split_rng(rng, "mix", "dropout")
+        own = {name: collection for name, collection in variables.items() if name != TEACHER}
         images, mask = batch["image"], batch["mask"]
         targets = classification.smooth_labels(batch["label"], self.model.num_classes, self.label_smoothing * train)
         if train:
             images, targets = mixing.mix(rngs["mix"], images, targets, mask, self.mixup, self.cutmix)
         output, updated = self.model.apply(
-            variables,
+            own,
             images,
             train=train,
             rngs={"dropout": rngs["dropout"]},
-            mutable=collections(variables) if train else [],
+            mutable=collections(own) if train else [],
+            **call,
         )
-        cross_entropy = {
-            "softmax": classification.softmax_cross_entropy,
-            "sigmoid": classification.sigmoid_cross_entropy,
-        }[self.loss_kind]
-        loss = masked.mean(cross_entropy(output.logits, targets), mask)
+        if self.distillation and train:
+            loss, terms = self._taught(output, targets, mask, variables[TEACHER], images)
+        else:
+            loss, terms = masked.mean(self._label_loss(output.logits, targets), mask), {}
         # Under mixup and cutmix this is the accuracy on the mixed images against their own label: a lower bound.
         accuracy = masked.mean(classification.top_k_correct(output.logits, batch["label"]), mask)
-        return loss, {"accuracy": accuracy}, dict(updated)
+        return loss, {"accuracy": accuracy, **terms}, dict(updated)
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        """The teacher's variables, if there is one."""
+        return {TEACHER: self.distillation.teacher.variables} if self.distillation else {}
+
+    def _taught(
+        self,
+        output: EncoderOutput,
+        targets: Float[Array, "B S"],
+        mask: Float[Array, "B"],
+        teacher: Variables,
+        images: Float[Array, "B H W C"],
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss with a teacher, and its two terms."""
+        two_heads = output.distillation_logits is not None
+        to_labels = output.cls_logits if two_heads else output.logits
+        to_teacher = output.distillation_logits if two_heads else output.logits
+        answers = self.distillation.teacher.logits(teacher, images)
+        terms = {
+            "label_loss": masked.mean(self._label_loss(to_labels, targets), mask),
+            "distillation_loss": masked.mean(self.distillation.loss(to_teacher, answers), mask),
+        }
+        weight = self.distillation.weight
+        return (1 - weight) * terms["label_loss"] + weight * terms["distillation_loss"], terms
+
+    def _label_loss(self, logits: Float[Array, "B S"], targets: Float[Array, "B S"]) -> Float[Array, "B"]:
+        if self.loss_kind == "sigmoid":
+            return classification.sigmoid_cross_entropy(logits, targets)
+        return classification.softmax_cross_entropy(logits, targets)
+
+    @property
+    def losses(self) -> tuple[LossFn, ...]:
+        return tuple(functools.partial(self.loss, patch_size=size) for size in self.patch_sizes) or (self.loss,)
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
-        return {"logits": self._logits, **feature_fns(self._encode)}
+        sizes = {f"logits_{size}": functools.partial(self._logits, patch_size=size) for size in self.patch_sizes}
+        return {"logits": self._logits, **sizes, **feature_fns(self._encode)}
 
-    def _logits(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+    def _logits(self, variables: Variables, batch: Batch, **call: Any) -> dict[str, Array]:
         """logits [B, S]."""
-        return {"logits": self._encode(variables, batch).logits}
+        return {"logits": self._encode(variables, batch, **call).logits}
 
-    def _encode(self, variables: Variables, batch: Batch) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"])
+    def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
+        return self.model.apply(variables, batch["image"], **call)

@@ -1,6 +1,7 @@
 """The gradient of a batch: of the whole of it at once, or summed over micro-batches."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ Gradients = Callable[[Tree, Tree, Batch, Key[Array, ""]], tuple[Tree, Metrics, T
 
 
 def make_gradients(
-    loss: Loss, *, accumulate: int = 1, side_by_side: bool = False, trainable: Tree | None = None
+    losses: Loss | Sequence[Loss], *, accumulate: int = 1, side_by_side: bool = False, trainable: Tree | None = None
 ) -> Gradients:
     """A pure `(params, collections, batch, rng) -> (gradients, metrics, collections)`.
 
@@ -25,7 +26,8 @@ def make_gradients(
     are means over it.
 
     Args:
-      loss: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`.
+      losses: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`, or several, of
+        which each (micro-)batch takes one, drawn by its key. The program holds them all, and runs the one.
       accumulate: number of micro-batches that the gradient is summed over; it must divide B. Micro-batch k of A
         holds examples k, k+A, k+2A …, so that no example moves between devices. A micro-batch counts by its share
         of the mask, which makes the sum equal to the whole batch's gradient for any loss that is a mean over
@@ -45,15 +47,26 @@ def make_gradients(
     if side_by_side and accumulate == 1:
         raise ConfigError("config.side_by_side: there is one micro-batch only: set config.accumulate, to 2 for 2 cores")
 
-    def train_loss(params, collections, batch, rng):
+    def gradients_of(loss: Loss):
+        return jax.grad(functools.partial(train_loss, loss), has_aux=True)
+
+    def train_loss(loss, params, collections, batch, rng):
         if trainable is not None:
             params = jax.tree.map(lambda leaf, on: leaf if on else jax.lax.stop_gradient(leaf), params, trainable)
         value, metrics, updated = loss({"params": params, **collections}, batch, rng, True)
         return value, ({**metrics, "loss": value}, {**collections, **updated})
 
     def whole(params, collections, batch, rng):
-        grads, (metrics, collections) = jax.grad(train_loss, has_aux=True)(params, collections, batch, rng)
+        if len(choices) == 1:
+            grads, (metrics, collections) = choices[0](params, collections, batch, rng)
+        else:
+            # The switch is around the gradients: inside, each loss would save room for what the others save.
+            draw, rng = jax.random.split(rng)
+            chosen = jax.random.randint(draw, (), 0, len(choices))
+            grads, (metrics, collections) = jax.lax.switch(chosen, choices, params, collections, batch, rng)
         return grads, metrics, collections
+
+    choices = [gradients_of(loss) for loss in (losses if isinstance(losses, Sequence) else [losses])]
 
     def accumulated(params, collections, batch, rng):
         micro_batches = _split(batch, accumulate)

@@ -47,7 +47,7 @@ def depth_factors(
 ) -> dict[str, float | Float[np.ndarray, "depth"]]:
     """Layer-wise learning-rate decay (BEiT, MAE's fine-tuning): decay^(depth + 1 - l) for layer l.
 
-    The embeddings (patches, cls, registers, positions) are layer 0, block i is layer i + 1, and all the
+    The embeddings (patches, cls, distillation, registers, positions) are layer 0, block i is layer i + 1, and all the
     rest (final norm, pooling, head) is layer depth + 1, with factor 1. Scanned blocks get a vector over their depth.
 
     Args:
@@ -57,7 +57,7 @@ def depth_factors(
     Raises ConfigError unless the parameters hold exactly one stack of blocks.
     """
     stack, depth = _only_stack(shapes, where)
-    embeddings = re.compile(re.escape(stack) + r"(patches|cls|registers|positions)(/.*)?")
+    embeddings = re.compile(re.escape(stack) + r"(patches|cls|distillation|registers|positions)(/.*)?")
 
     def factor(path: str) -> float | Float[np.ndarray, "depth"]:
         if is_scanned(path):

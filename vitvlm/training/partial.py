@@ -20,6 +20,7 @@ import numpy as np
 from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.nn.patches import resample_kernel
 from vitvlm.nn.positions import resample_grid
 from vitvlm.nn.stack import is_scanned, layer_paths
 from vitvlm.nn.windows import resample_relative_positions
@@ -36,9 +37,10 @@ def restore(
 
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
-    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round. A
+    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
     position table `positions/grid [h, w, D]` is resampled to another grid, and `relative_positions [(2w - 1)^2, K]` to
-    another window, as PyTorch's bicubic interpolation does.
+    another window, as PyTorch's bicubic interpolation does; a patch embedding's kernel `patches/kernel [P, P, C, D]` to
+    another patch size by FlexiViT's PI-resize.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
 
     Args:
@@ -77,6 +79,19 @@ def restore(
     return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
 
 
+# By the end of a parameter's path: which may be resampled to another height and width, its first two axes.
+RESAMPLED = {"positions/grid": resample_grid, "patches/kernel": resample_kernel}
+
+
+def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    for end, resample in RESAMPLED.items():
+        if path.endswith(end) and value.ndim == len(shape) and value.shape[2:] == shape[2:]:
+            return np.asarray(resample(jnp.asarray(value), shape[:2]))
+    if path.endswith("/relative_positions") and value.ndim == len(shape) and value.shape[1] == shape[1]:
+        return np.asarray(resample_relative_positions(jnp.asarray(value), window=(math.isqrt(shape[0]) + 1) // 2))
+    return value
+
+
 def _expand(pattern: str, template: str, path: str, where: str) -> str:
     try:
         return re.fullmatch(pattern, path).expand(template)
@@ -90,17 +105,6 @@ def _by_layer(path: str, leaf: Any) -> dict[str, np.ndarray]:
     """A scanned parameter as one view for each layer, under the looped paths; any other as it is."""
     array = np.asarray(leaf)
     return dict(zip(layer_paths(path, len(array)), array)) if is_scanned(path) else {path: array}
-
-
-def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A table of positions on the grid, or for the window, of the parameter of that shape; anything else as it is."""
-    if value.ndim != len(shape) or value.shape[-1] != shape[-1] or value.shape == shape:
-        return value
-    if path.endswith("positions/grid"):
-        return np.asarray(resample_grid(jnp.asarray(value), shape[:2]))
-    if path.endswith("/relative_positions"):
-        return np.asarray(resample_relative_positions(jnp.asarray(value), (math.isqrt(shape[0]) + 1) // 2))
-    return value
 
 
 def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[str], where: str) -> list[str]:

@@ -40,8 +40,8 @@ def _megatron(rows: str | None, rest: str) -> rules.Rules:
         (r"(.*/)?attention/(query|key|value)/kernel", (rows, "tensor")),
         (r"(.*/)?attention/(query|key|value)/bias", ("tensor",)),
         (r"(.*/)?attention/out/kernel", ("tensor", rows)),
-        (r"(.*/)?mlp/up/kernel", (rows, "tensor")),
-        (r"(.*/)?mlp/up/bias", ("tensor",)),
+        (r"(.*/)?mlp/(gate|up)/kernel", (rows, "tensor")),
+        (r"(.*/)?mlp/(gate|up)/bias", ("tensor",)),
         (r"(.*/)?mlp/down/kernel", ("tensor", rows)),
         (".*", rest),
     )

@@ -1,6 +1,8 @@
 """One training step: a pure function of state and batch."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss: Loss,
+    losses: Loss | Sequence[Loss],
     tx: optax.GradientTransformation,
     *,
     schedule: Callable[[Array], Array],
@@ -25,18 +27,18 @@ def make_train_step(
     ema_decay: float | None = None,
     trainable: Tree | None = None,
 ) -> TrainStep:
-    """A pure `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it.
+    """A pure `(state, batch, constants={}) -> (state, metrics)`; `jit_train_step` compiles it.
 
     The batch holds `mask [B]`: 1 for an example, 0 for padding; the loss and its metrics are means over it. Metrics
     are float32 scalars: "loss", those of the task, "grad_norm" (before clipping), "update_norm", "param_norm" (after
     the update) and "learning_rate" (of this update). The norms are finite only if every gradient, update and
-    parameter is, so a look at the metrics shows every step gone wrong.
+    parameter is, so a look at the metrics shows every step gone wrong. `constants` are collections that the loss reads
+    besides those of the state.
 
     Args:
-      loss: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`.
+      losses, accumulate, side_by_side, trainable: see `make_gradients`.
       tx: the optimizer.
       schedule: learning rate of an update from the number of updates before it.
-      accumulate, side_by_side, trainable: see `make_gradients`.
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
 
     Raises ConfigError for numbers that cannot be meant and, when traced, for a batch that does not divide.
@@ -44,11 +46,15 @@ def make_train_step(
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ConfigError(f"config.ema_decay: {ema_decay}; it must lie in [0, 1), or be None for no average")
 
-    gradients = make_gradients(loss, accumulate=accumulate, side_by_side=side_by_side, trainable=trainable)
+    gradients = make_gradients(losses, accumulate=accumulate, side_by_side=side_by_side, trainable=trainable)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, constants: Mapping[str, Tree] | None = None
+    ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
-        grads, metrics, collections = gradients(state.params, state.collections, batch, rng)
+        read = {**state.collections, **(constants or {})}
+        grads, metrics, collections = gradients(state.params, read, batch, rng)
+        collections = {name: collections[name] for name in state.collections}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -67,12 +73,37 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, state_shardings: Tree, batch_sharding: NamedSharding) -> TrainStep:
-    """Compiles a step: the state stays where `state_shardings` puts it and is donated; metrics are replicated."""
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A jitted step with its constants: arguments of the program, where a closure would compile them into it."""
+
+    jitted: Any
+    constants: Mapping[str, Tree]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.jitted(state, batch, self.constants)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """For shapes of a state and a batch; see `jax.jit`."""
+        return self.jitted.lower(state, batch, self.constants)
+
+
+def jit_train_step(
+    train_step: Callable[..., tuple[TrainState, Metrics]],
+    state_shardings: Tree,
+    batch_sharding: NamedSharding,
+    constants: Mapping[str, Tree] | None = None,
+) -> CompiledStep:
+    """Compiles a step: the state stays where `state_shardings` puts it and is donated; metrics are replicated.
+
+    Args:
+      constants: collections that the loss reads besides the state's; replicated.
+    """
     replicated = NamedSharding(batch_sharding.mesh, PartitionSpec())
-    return jax.jit(
+    jitted = jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_sharding),
+        in_shardings=(state_shardings, batch_sharding, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
+    return CompiledStep(jitted, jax.device_put(dict(constants or {}), replicated))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from vitvlm.core.config import suggest
-from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.parsing import Pipeline, image_operation
 from vitvlm.data.operations.pixels import Pixels, from_pillow, to_pillow
 
 # Mean and standard deviation per channel of pixels in [0, 1].
@@ -65,6 +65,14 @@ def statistics(
     if mean.shape != std.shape or (std <= 0).any():
         raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be as many, and std positive")
     return mean, std
+
+
+def normalization(pipeline: Pipeline) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]] | None:
+    """Mean and standard deviation per channel by which a pipeline's `normalize` goes; None if it has none."""
+    for operation in pipeline.operations:
+        if operation.function.name == "normalize":
+            return statistics(*operation.positional, **operation.named)
+    return None
 
 
 @functools.lru_cache

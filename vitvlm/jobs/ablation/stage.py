@@ -106,7 +106,7 @@ def facts(job: Setup) -> dict[str, float]:
 
     parameters; forward FLOPs per image and training FLOPs in all (analytic); step bytes: peak memory of the compiled
     training step on each device, as the compiler plans it. For patch models also the tokens of an image, and the
-    tokens that its encoder sees while training, CLS and registers included.
+    tokens that its encoder sees while training, CLS, distillation token and registers included.
     """
     found = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))),
@@ -141,7 +141,7 @@ def _tokens(job: Setup) -> dict[str, float]:
     image = job.example_batch["image"].shape[1:3]
     h, w = grid = patch_grid(image, as_pair(encoder.patch_size))
     seen = count_kept(model.masking, grid, model.mask_ratio) if hasattr(model, "mask_ratio") else h * w
-    return {"tokens": float(h * w), "encoder_tokens": float(seen + encoder.has_cls + encoder.registers)}
+    return {"tokens": float(h * w), "encoder_tokens": float(seen + len(encoder.special) + encoder.registers)}
 
 
 def _step_bytes(job: Setup) -> dict[str, float]:

@@ -1,0 +1,45 @@
+"""Ours against what timm's models answered; recorded by tests/parity/recorded/record_timm.py."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from huggingface import close
+from safetensors.numpy import load_file
+
+from vitvlm import pretrained
+
+RECORDED = Path(__file__).parent / "recorded"
+FOLDERS = sorted(path for path in RECORDED.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_tokens_and_logits_there_and_back(folder, tmp_path):
+    expected = load_file(folder / "expected.safetensors")
+    images = expected["images"].transpose(0, 2, 3, 1)
+    loaded = pretrained.load(folder)
+    output = jax.jit(loaded.model.apply)(loaded.variables, images)
+    tokens = np.concatenate([output.prefix, output.tokens], axis=1)
+    theirs = expected["tokens"]
+    if theirs.ndim == 4:  # ResNet [B, D, h, w], Swin [B, h, w, D]
+        theirs = theirs.transpose(0, 2, 3, 1) if theirs.shape[1] == tokens.shape[2] else theirs
+        theirs = theirs.reshape(tokens.shape)
+    close(tokens, theirs, "tokens")
+    close(output.logits, expected["logits"], "logits")
+
+    pretrained.save(loaded, tmp_path, format="timm")
+    written, original = load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert written.keys() == original.keys()
+    for name, tensor in original.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+
+
+def test_preprocessing_is_timms():
+    loaded = pretrained.load(RECORDED / "timm_vit_mean")
+    expected = (
+        "decode(3)|resize_small(17, 'bicubic')|central_crop((16, 16))|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
+    )
+    assert loaded.preprocessing == expected

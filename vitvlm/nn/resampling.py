@@ -1,0 +1,33 @@
+"""Resampling along one axis as a matrix: each new sample as weights of the old ones."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def cubic_weights(size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "new_size size"]:
+    """Each new sample as weights of the old ones: cubic convolution (Keys 1981) at half-pixel centres."""
+    step = size / new_size
+    centres = (np.arange(new_size) + 0.5) * step - 0.5
+    if antialias:
+        stretch = max(step, 1.0)
+        weights = _cubic((np.arange(size) - centres[:, None]) / stretch, a=-0.5)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((new_size, size))
+    for offset in (-1, 0, 1, 2):
+        taps = np.floor(centres) + offset
+        inside = np.clip(taps, 0, size - 1).astype(int)
+        np.add.at(weights, (np.arange(new_size), inside), _cubic(taps - centres, a=-0.75))
+    return weights.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def linear_weights(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
+    """Linear interpolation at half-pixel centres without antialias; the border repeats."""
+    centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    return np.stack([np.interp(centres, np.arange(size), one) for one in np.eye(size)], axis=1)

@@ -1,0 +1,65 @@
+"""Tensors by name, whatever file they lie in: shapes are known at once, values are read one by one."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class WeightsError(ValueError):
+    """Weights on disk that cannot be used; the message names the file and what is wrong with it."""
+
+
+@contextlib.contextmanager
+def blamed(path: Path, config: Path | None = None) -> Iterator[None]:
+    """What goes wrong inside is a WeightsError that names the file; a missing key is one of `config`, if given."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except KeyError as error:
+        raise WeightsError(f"{config or path}: has no {error}") from None
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: its shape, known from the file's header, and how it is read."""
+
+    shape: Shape
+    read: Callable[[], np.ndarray]
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Names to arrays, each read when it is asked for and not kept: a large model is never held twice."""
+
+    def __init__(self, entries: Mapping[str, Entry]):
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.entries[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Of all tensors; nothing is read for it."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def under(self, prefix: str) -> "Tensors":
+        """Those whose names begin with `prefix`, without it."""
+        starting = {name: entry for name, entry in self.entries.items() if name.startswith(prefix)}
+        return Tensors({name.removeprefix(prefix): entry for name, entry in starting.items()})
+
+
+def in_memory(arrays: Mapping[str, np.ndarray]) -> Tensors:
+    """Tensors that have been read already."""
+    return Tensors({name: Entry(array.shape, lambda array=array: array) for name, array in arrays.items()})

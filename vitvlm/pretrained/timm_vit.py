@@ -1,0 +1,157 @@
+"""ViT tensors under timm's names, which the original MAE has too."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.models.vit import SIZES, ViT
+from vitvlm.nn.patches import as_pair
+from vitvlm.pretrained.entries import Tensors
+from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.tables import Row, row
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, position_rows, qkv, qkv_bias, same, token, tokens
+
+HEADS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
+POOLS = {"token": "cls", "avg": "gap"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+
+
+def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
+    """Fields of `models.build("vit", ...)` from timm's config.json and the tensors' shapes.
+
+    Raises ConfigError for what neither says.
+    """
+    given = source.get("model_args", {})
+    if source["global_pool"] not in POOLS:
+        raise ConfigError(f"config.json: global_pool {source['global_pool']!r}; there is: {', '.join(POOLS)}")
+    if (activation := given.get("act_layer", "gelu")) not in ACTIVATIONS:
+        raise ConfigError(f"config.json: act_layer {activation!r}; there is: {', '.join(ACTIVATIONS)}")
+    return encoder_fields(tensors) | {
+        "heads": given.get("num_heads") or _heads(source["architecture"]),
+        "image_size": as_pair(given.get("img_size") or tuple(source["pretrained_cfg"]["input_size"][1:])),
+        "num_classes": source["num_classes"],
+        "pool": POOLS[source["global_pool"]],
+        "activation": ACTIVATIONS[activation],
+        "layer_scale": given.get("init_values"),
+        "registers": given.get("reg_tokens", 0),
+        "cls_token": "cls_token" in tensors,
+        "special_positions": not given.get("no_embed_class", False),
+        "norm_pooled": "fc_norm.weight" in tensors,
+        "distillation": "dist_token" in tensors,
+    }
+
+
+def _heads(architecture: str) -> int:
+    """Of "vit_base_patch16_224"."""
+    size = architecture.split("_")[1]
+    if size not in HEADS:
+        raise ConfigError(f"config.json: the heads of {architecture!r} are not known: add model_args.num_heads")
+    return SIZES[HEADS[size]]["heads"]
+
+
+def encoder_fields(tensors: Tensors) -> dict[str, Any]:
+    """What the shapes of a ViT's tensors say."""
+    shapes = tensors.shapes()
+    width, _, *patch = shapes["patch_embed.proj.weight"]
+    return {
+        "width": width,
+        "depth": 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")), default=-1),
+        "mlp_width": shapes["blocks.0.mlp.fc1.weight"][0],
+        "patch_size": tuple(patch),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "norm_eps": 1e-6,
+        "scan": False,
+    }
+
+
+def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's config.json: the nearest architecture's name, and arguments that make it this model."""
+    check_expressible(
+        {
+            "pool": model.pool in POOLS.values(),
+            "positions": model.positions == "learned",
+            "representation": not model.representation,
+            "distillation_head": model.distillation_head,
+            "norm_pooled": model.norm_pooled == (model.pool == "gap"),
+            "mlp": model.mlp == "plain",
+            "norm_eps": model.norm_eps == 1e-6,
+            "activation": model.activation in ACTIVATIONS.values(),
+        },
+        model,
+        "ViT",
+    )
+    patch, size = as_pair(model.patch_size), as_pair(model.image_size)
+    channels = params["patches"]["kernel"].shape[2]
+    return {
+        "architecture": "deit_base_distilled_patch16_224" if model.distillation else "vit_base_patch16_224",
+        "num_classes": model.num_classes,
+        "num_features": model.width,
+        "global_pool": next(theirs for theirs, ours in POOLS.items() if ours == model.pool),
+        "pretrained_cfg": {
+            "input_size": [channels, *size],
+            "num_classes": model.num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+        "model_args": {
+            "img_size": list(size),
+            "in_chans": channels,
+            "patch_size": list(patch),
+            "embed_dim": model.width,
+            "depth": model.depth,
+            "num_heads": model.heads,
+            "mlp_ratio": model.mlp_width / model.width,
+            "qkv_bias": model.qkv_bias,
+            "init_values": model.layer_scale,
+            "reg_tokens": model.registers,
+            "class_token": model.has_cls,
+            "no_embed_class": not model.special_positions,
+            "global_pool": next(theirs for theirs, ours in POOLS.items() if ours == model.pool),
+            "act_layer": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation),
+        },
+    }
+
+
+def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
+    """timm's VisionTransformer."""
+    yield from encoder_rows(model)
+    if model.num_classes:
+        yield from dense("head", "head")
+    if model.num_classes and model.distillation:
+        yield from dense("head_dist", "distillation_head")
+
+
+def encoder_rows(model: ViT) -> Iterator[Row]:
+    """A ViT without a head."""
+    if model.has_cls:
+        yield row("cls_token", "cls", token)
+    if model.distillation:
+        yield row("dist_token", "distillation", token)
+    if model.registers:
+        yield row("reg_token", "registers", tokens)
+    yield from position_rows("pos_embed", model.positions, model.table_grid, model.width, model.placed)
+    yield row("patch_embed.proj.weight", "patches/kernel", conv)
+    yield row("patch_embed.proj.bias", "patches/bias", same)
+    for i in range(model.depth):
+        yield from block_rows(f"blocks.{i}", f"blocks_{i}", model.qkv_bias, model.layer_scale is not None)
+    yield from layer_norm("fc_norm" if model.norm_pooled else "norm", "norm")
+
+
+def block_rows(theirs: str, ours: str, bias: bool = True, layer_scale: bool = False) -> Iterator[Row]:
+    yield from layer_norm(f"{theirs}.norm1", f"{ours}/attention_norm")
+    attention = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+    yield row(f"{theirs}.attn.qkv.weight", tuple(f"{name}/kernel" for name in attention), qkv)
+    if bias:
+        yield row(f"{theirs}.attn.qkv.bias", tuple(f"{name}/bias" for name in attention), qkv_bias)
+    yield from dense(f"{theirs}.attn.proj", f"{ours}/attention/out")
+    yield from layer_norm(f"{theirs}.norm2", f"{ours}/mlp_norm")
+    yield from dense(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
+    yield from dense(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
+    if layer_scale:
+        yield row(f"{theirs}.ls1.gamma", f"{ours}/attention_scale", same)
+        yield row(f"{theirs}.ls2.gamma", f"{ours}/mlp_scale", same)
+
+
+VIT = Family("vit", ViT, vit_fields, vit_rows, vit_config)
+
+FAMILIES = {"vit": VIT, "deit": VIT}
