@@ -88,6 +88,34 @@ def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencode
             np.testing.assert_array_equal(value, source[f"vit/{path}"])
 
 
+@pytest.fixture(scope="module")
+def resnet(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resnet") / "workdir"
+    model = {"name": "resnet", "num_classes": "data", "widths": (8,), "depths": (1,), "layer": "basic", "stem_width": 8}
+    config = a_config("vit", images).to_dict() | {"model": model, "accumulate": 2, "ema_decay": 0.9}
+    return folder, train.train(config, folder)
+
+
+def test_a_resnet_is_trained_saved_and_evaluated_with_its_batch_statistics(resnet):
+    folder, metrics = resnet
+    state = load_state(setup(read_config(folder)), folder)
+    for path, value in flatten(state.collections["batch_stats"]).items():
+        assert np.abs(value - path.endswith("var")).max() > 1e-3, path  # not as they start
+    (row,) = evaluate.evaluate(folder, ["test"])
+    assert row.result.metrics["top1"] == pytest.approx(metrics["test/top1"], rel=1e-6)
+
+
+def test_fine_tuning_takes_the_batch_statistics_too(resnet):
+    folder, _ = resnet
+    rules = (("head/.*", None), ("(.*)", r"\1"))
+    init_from = {"path": str(folder), "rules": rules, "ignore": ("head/.*",)}
+    start = train.first_state(setup(read_config(folder) | {"init_from": init_from}))
+    trained = load_state(setup(read_config(folder)), folder)
+    jax.tree.map(np.testing.assert_array_equal, start.collections, trained.collections)
+    np.testing.assert_array_equal(start.params["stem"]["conv"]["kernel"], trained.params["stem"]["conv"]["kernel"])
+    assert not np.array_equal(start.params["head"]["kernel"], trained.params["head"]["kernel"])
+
+
 def test_fine_tuning_starts_from_a_hugging_face_folder_just_the_same(images, autoencoder, classifier, tmp_path):
     folder, _ = autoencoder
     job = setup(read_config(folder))

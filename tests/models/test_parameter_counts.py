@@ -10,7 +10,7 @@ from vitvlm import models
 def count(model) -> int:
     keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     shapes = jax.eval_shape(model.init, keys, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,35 @@ def test_vit_g_has_the_1011_million_of_the_papers_table():
 def test_mae(variant, parameters, fixed_positions):
     """The published counts hold the fixed tables of encoder and decoder, which are constants here."""
     assert count(models.build("mae", variant=variant)) + fixed_positions == parameters
+
+
+@pytest.mark.parametrize(
+    "variant, parameters",
+    [("18", 11_689_512), ("34", 21_797_672), ("50", 25_557_032), ("101", 44_549_160), ("152", 60_192_808)],
+)
+def test_resnet(variant, parameters):
+    assert count(models.build("resnet", variant=variant, num_classes=1000)) == parameters
+
+
+@pytest.mark.parametrize(
+    "variant, parameters",
+    [
+        ("B0", 5_288_548),
+        ("B1", 7_794_184),
+        ("B2", 9_109_994),
+        ("B3", 12_233_232),
+        ("B4", 19_341_616),
+        ("B5", 30_389_784),
+        ("B6", 43_040_704),
+        ("B7", 66_347_960),
+    ],
+)
+def test_efficientnet(variant, parameters):
+    assert count(models.build("efficientnet", variant=variant, num_classes=1000)) == parameters
+
+
+def test_fpn():
+    """On ResNet-50: four 1x1 convolutions to 256 and four 3x3 ones."""
+    added = (256 + 512 + 1024 + 2048 + 4) * 256 + 4 * (9 * 256 + 1) * 256
+    backbone = {"name": "resnet", "variant": "50", "num_classes": 1000}
+    assert count(models.build("fpn", backbone=backbone, width=256, extra_levels=1)) == 25_557_032 + added

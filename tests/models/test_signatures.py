@@ -1,4 +1,4 @@
-"""The shapes that signatures state are true: all models are traced with every annotation checked as they run."""
+"""The shapes that signatures state are true: every model is traced with all annotations checked as it runs."""
 
 import subprocess
 import sys
@@ -32,6 +32,20 @@ RUNS = [
 for name, fields in RUNS:
     model = models.build(name, **SIZES[name], **fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, **everything)))
+
+RESNET = dict(widths=(8, 12), depths=(2, 1), stem_width=4)
+STAGES = dict(widths=(16, 24, 40), depths=(1, 2, 1), kernels=(3, 5, 3), strides=(1, 2, 2), expansions=(1, 6, 6))
+RUNS = [
+    ("resnet", dict(RESNET, num_classes=3)),
+    ("resnet", dict(RESNET, layer="basic")),
+    ("efficientnet", dict(STAGES, num_classes=3, drop_path=0.1, dropout=0.1)),
+    ("fpn", dict(backbone=dict(RESNET, name="resnet"), width=6, extra_levels=1)),
+    ("fpn", dict(backbone=dict(VIT, name="vit"), width=6)),
+    ("fpn", dict(backbone=dict(SWIN, name="swin"), width=6)),
+]
+for name, fields in RUNS:
+    model = models.build(name, **fields)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, train=True, capture=("hidden",))))
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

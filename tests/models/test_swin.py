@@ -43,9 +43,10 @@ def test_output_of_every_level_and_layer(reference):
     assert output.prefix.shape == (2, 0, 16)
     assert output.logits.shape == (2, 5)
     assert [level.shape for level in output.pyramid] == [(2, 4, 6, 8), (2, 2, 3, 16)]
-    assert [tokens.shape for tokens in output.hidden] == [(2, 24, 8)] * 3 + [(2, 6, 16)]
+    assert [maps.shape for maps in output.hidden] == [(2, 4, 6, 8)] * 3 + [(2, 2, 3, 16)]
     assert [weights.shape for weights in output.attention] == [(12, 2, 4, 4), (12, 2, 4, 4), (4, 4, 4, 4)]
-    np.testing.assert_array_equal(output.pyramid[0].reshape(2, 24, 8), output.hidden[2])
+    for level, last in zip(output.pyramid, (2, 3), strict=True):
+        np.testing.assert_array_equal(level, output.hidden[last])
     np.testing.assert_allclose(output.pooled, np.asarray(output.tokens).mean(axis=1), atol=1e-5)
     for weights in output.attention:
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
@@ -92,7 +93,7 @@ def test_drop_path_grows_from_zero_through_all_stages(images):
     many = jnp.tile(images, (100, 1, 1, 1))
     run = jax.jit(lambda rng: model.apply(variables, many, train=True, capture=("hidden",), rngs={"dropout": rng}))
     hidden = run(fast_key(0)).hidden
-    unchanged = [np.asarray(hidden[i] == hidden[i + 1]).all(axis=(1, 2)).mean() for i in (0, 2, 3)]
+    unchanged = [np.asarray(hidden[i] == hidden[i + 1]).all(axis=(1, 2, 3)).mean() for i in (0, 2, 3)]
     np.testing.assert_allclose(unchanged, [0, 0.6**2, 0.9**2], atol=0.1)
     assert unchanged[0] == 0
 

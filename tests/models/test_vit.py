@@ -198,7 +198,7 @@ def test_variants_and_explicit_sizes():
     assert (model.width, model.depth, model.heads, model.mlp_width) == (384, 3, 6, 1536)
     assert model.patch_size == (8, 4)
     assert models.build("vit", variant="g", patch_size=14) == models.build("vit", variant="g/14")
-    assert models.names() == ["deit", "mae", "swin", "vit"]
+    assert {"mae", "vit"} <= set(models.names())
 
 
 @pytest.mark.parametrize(

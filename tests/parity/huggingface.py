@@ -18,11 +18,16 @@ torch.set_num_threads(1)
 
 
 def randomise(model: PreTrainedModel, seed: int = 0) -> None:
-    """Moves every trainable parameter, biases and norms too, so that a wrong mapping of any shows."""
+    """Moves every trainable parameter and running statistic, so that a wrong mapping of any shows."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer += 0.1 * torch.randn(buffer.shape, generator=generator)
+        if name.endswith("running_var"):
+            buffer *= torch.exp(0.3 * torch.randn(buffer.shape, generator=generator))
     model.eval()
 
 

@@ -95,10 +95,11 @@ def test_every_layer_and_gradient(case, tmp_path):
         return *captured, *jax.value_and_grad(loss)(params)
 
     ours, merged, value, found = run(loaded.variables["params"])
-    close(ours.hidden[0], array(expected.hidden_states[0]), "embeddings")
-    assert len(blocks) == len(ours.attention) == len(ours.hidden) - 1 == sum(source.depths)
+    hidden = [maps.reshape(len(images), -1, maps.shape[-1]) for maps in ours.hidden]
+    close(hidden[0], array(expected.hidden_states[0]), "embeddings")
+    assert len(blocks) == len(ours.attention) == len(hidden) - 1 == sum(source.depths)
     for i, (tokens, weights) in enumerate(blocks):
-        close(ours.hidden[i + 1], array(tokens), f"tokens after block {i}")
+        close(hidden[i + 1], array(tokens), f"tokens after block {i}")
         close(ours.attention[i], array(weights), f"attention of block {i}")
     for s, tokens in enumerate(expected.hidden_states[1:-1], start=1):
         close(merged["intermediates"][f"stages_{s}"]["merge"]["__call__"][0][0], array(tokens), f"merged {s}")

@@ -7,7 +7,9 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
+from vitvlm.objectives import mixing
 from vitvlm.tasks import Classify
+from vitvlm.tasks.base import split_rng
 from vitvlm.tasks.distillation import Distillation, Teacher
 
 TINY = dict(width=16, depth=1, heads=2, mlp_width=24, patch_size=4, image_size=8, num_classes=4)
@@ -37,6 +39,14 @@ def teacher():
     return Teacher(model, random_variables(model, 1), SCALE, SHIFT)
 
 
+def run(task, variables, batch, train=True):
+    return jax.jit(lambda variables, batch: task.loss(variables, batch, RNG, train))(variables, batch)
+
+
+def apply(model, variables, images):
+    return jax.jit(model.apply)(variables, images)
+
+
 def log_softmax(logits):
     shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -51,8 +61,8 @@ def test_loss_equals_the_papers_equations(student, fields, batch, teacher):
     distillation = Distillation(teacher, **fields)
     task = Classify(model, distillation=distillation)
     variables = random_variables(model, 2)
-    output = model.apply(variables, batch["image"])
-    answers = teacher.model.apply(teacher.variables, batch["image"] * SCALE + SHIFT).logits
+    output = apply(model, variables, batch["image"])
+    answers = apply(teacher.model, teacher.variables, batch["image"] * SCALE + SHIFT).logits
     to_labels, to_teacher = output.logits, output.logits
     if student == "deit":
         to_labels, to_teacher = output.cls_logits, output.distillation_logits
@@ -63,7 +73,7 @@ def test_loss_equals_the_papers_equations(student, fields, batch, teacher):
     else:
         ours, theirs = log_softmax(to_teacher / 3), log_softmax(answers / 3)
         on_teacher = 9 * (np.exp(theirs) * (theirs - ours)).sum(axis=1)[real].mean()
-    loss, metrics, _ = task.loss({**variables, **task.constants}, batch, RNG, True)
+    loss, metrics, _ = run(task, {**variables, **task.constants}, batch)
     np.testing.assert_allclose(metrics["label_loss"], on_labels, rtol=1e-5)
     np.testing.assert_allclose(metrics["distillation_loss"], on_teacher, rtol=1e-5)
     weight = fields.get("weight", 0.5)
@@ -75,36 +85,43 @@ def test_evaluation_needs_no_teacher_and_scores_the_mean_of_the_heads(batch, tea
     variables = random_variables(model, 2)
     plain, taught = Classify(model), Classify(model, distillation=Distillation(teacher))
     assert plain.constants == {}
-    loss, metrics, _ = taught.loss(variables, batch, RNG, False)
-    expected, _, _ = plain.loss(variables, batch, RNG, False)
+    loss, metrics, _ = run(taught, variables, batch, train=False)
+    expected, _, _ = run(plain, variables, batch, train=False)
     assert loss == expected and set(metrics) == {"accuracy"}
-    logits = taught.predict_fns["logits"](variables, batch)["logits"]
-    np.testing.assert_array_equal(logits, model.apply(variables, batch["image"]).logits)
+    logits = apply(model, variables, batch["image"]).logits
+    np.testing.assert_allclose(loss, -log_softmax(logits)[np.arange(4), batch["label"][:4]].mean(), rtol=1e-5)
 
 
 def test_no_gradient_reaches_the_teacher_and_both_heads_learn(batch, teacher):
     model = models.build("deit", **TINY)
     task = Classify(model, distillation=Distillation(teacher, kind="soft"))
     variables = {**random_variables(model, 2), **task.constants}
-    gradient = jax.grad(lambda variables: task.loss(variables, batch, RNG, True)[0])(variables)
+    gradient = jax.jit(jax.grad(lambda variables: task.loss(variables, batch, RNG, True)[0]))(variables)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["teacher"]))
     for head in ("head", "distillation_head"):
         assert np.abs(gradient["params"][head]["kernel"]).max() > 0
 
 
+class PixelReader(Teacher):
+    """Its logits are the first pixels of what it is shown."""
+
+    def logits(self, variables, images):
+        return images.reshape(len(images), -1)[:, :4]
+
+
 def test_the_teacher_sees_the_mixed_images(batch, teacher):
     model = models.build("deit", **TINY)
-    seen = []
-
-    class Spy(Teacher):
-        def logits(self, variables, images):
-            seen.append(images)
-            return super().logits(variables, images)
-
-    spy = Spy(teacher.model, teacher.variables)
-    task = Classify(model, mixup=1.0, distillation=Distillation(spy))
-    task.loss({**random_variables(model, 2), **task.constants}, batch, RNG, True)
-    assert (seen[0] != batch["image"]).any()
+    task = Classify(model, mixup=1.0, distillation=Distillation(PixelReader(teacher.model, teacher.variables)))
+    variables = {**random_variables(model, 2), **task.constants}
+    head = variables["params"]["distillation_head"]
+    head["kernel"] = jnp.zeros_like(head["kernel"])  # the student says the same of every image
+    images, mask = batch["image"], batch["mask"]
+    mixed, _ = mixing.mix(split_rng(RNG, "mix", "dropout")["mix"], images, jnp.zeros((5, 4)), mask, 1.0, 0.0)
+    decisions, unmixed = (np.argmax(each.reshape(5, -1)[:, :4], axis=1)[:4] for each in (mixed, images))
+    assert (decisions != unmixed).any()
+    _, metrics, _ = run(task, variables, batch)
+    expected = -log_softmax(head["bias"][None])[0][decisions].mean()
+    np.testing.assert_allclose(metrics["distillation_loss"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

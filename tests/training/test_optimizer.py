@@ -12,7 +12,7 @@ from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.core.rules import RuleError
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
-from vitvlm.training import methods, optimizer
+from vitvlm.training import layers, methods, optimizer
 
 CLOCK = Clock(batch_size=8, train_examples=80, total_steps=100)
 CONSTANT = {"name": "constant", "peak": 0.1}
@@ -267,6 +267,12 @@ def test_layer_decay_equals_the_formula_of_mae(scan):
         if group in ("patches", "cls", "positions"):
             layer = 0
         np.testing.assert_allclose(change, 0.1 * 0.5 ** (DEPTH + 1 - layer), rtol=1e-3, err_msg=path)
+
+
+def test_layer_decay_takes_the_distillation_token_for_an_embedding():
+    shapes = {"blocks/mlp/up/kernel": (2, 4, 4), "distillation": (4,), "distillation_head/kernel": (4, 3)}
+    factors = layers.depth_factors(0.5, shapes, "optimizer.layer_decay")
+    assert (factors["distillation"], factors["distillation_head/kernel"]) == (0.5**3, 1.0)
 
 
 def test_layer_decay_finds_the_stack_under_a_prefix():

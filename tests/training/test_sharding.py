@@ -71,6 +71,12 @@ def test_tensor_presets_split_columns_then_rows(preset, scan):
     assert any("fsdp" in spec for spec in others) == (preset == "fsdp+tensor")
 
 
+def test_swiglu_is_split_as_an_mlp_is():
+    tree = {"mlp": {name: {"kernel": np.zeros((8, 4))} for name in ("gate", "up", "down")}}
+    expected = {"gate": P(None, "tensor"), "up": P(None, "tensor"), "down": P("tensor", None)}
+    assert specs(tree, "tensor") == {f"mlp/{name}/kernel": spec for name, spec in expected.items()}
+
+
 def test_fsdp_splits_the_largest_dimension_that_divides_and_never_the_depth():
     tree = {
         "head": {"kernel": np.zeros((6, 9)), "bias": np.zeros(9)},

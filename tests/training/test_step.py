@@ -66,6 +66,21 @@ def test_each_step_draws_one_of_several_losses():
         close(state.params, alone.params)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_constants_are_read_and_stay_out_of_the_state(accumulate):
+    def loss(variables, batch, rng, train):
+        value, metrics, _ = quiet_loss(variables, batch, rng, train)
+        return value * variables["teacher"]["factor"], metrics, {}
+
+    batch, constants = toy.batch_of(3, 12), {"teacher": {"factor": jnp.float32(2.0)}}
+    taught = jax.jit(step.make_train_step(loss, TX, schedule=SCHEDULE, accumulate=accumulate))
+    plain = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=accumulate))
+    state, metrics = taught(fresh(), batch, constants)
+    expected, plain_metrics = plain(fresh(), batch)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * plain_metrics["grad_norm"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_micro_batches_side_by_side_are_no_loop(side_by_side):
     split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)

@@ -95,7 +95,10 @@ def compiled_step(job: Setup) -> Any:
 
 
 def step_flops(job: Setup) -> float:
-    """Analytic FLOPs of one training step over all devices, forward and backward; rematerialisation does not count."""
+    """Analytic FLOPs of one training step over all devices, forward and backward; rematerialisation does not count.
+
+    A teacher's forward pass is counted as if it had a backward pass too.
+    """
     return float(job.forward_flops * (1 + BACKWARD_SHARE) * job.job.batch_size)
 
 

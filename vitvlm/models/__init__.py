@@ -5,7 +5,10 @@ from typing import Any
 from flax import linen as nn
 
 from vitvlm.models import deit as deit  # each architecture registers itself
+from vitvlm.models import efficientnet as efficientnet
+from vitvlm.models import fpn as fpn
 from vitvlm.models import mae as mae
+from vitvlm.models import resnet as resnet
 from vitvlm.models import swin as swin
 from vitvlm.models import vit as vit
 from vitvlm.models.registry import MODELS

@@ -4,6 +4,7 @@ import flax.struct
 from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.pyramids import Pyramid
 
 
 @flax.struct.dataclass
@@ -16,25 +17,24 @@ class EncoderOutput:
         are such, then the registers.
       pooled [B, E]: one vector per image; E is D, unless a representation layer makes it another width or the pooling
         puts two vectors together.
-      grid: (h, w) of the image in patches.
-      pyramid: feature maps [B, h, w, D], finest first; one level for a plain ViT, none if only some patches were kept.
-        Models with several levels say where each is taken; tokens, grid and D are those of the last.
+      grid: (h, w) of the tokens.
+      pyramid: feature maps [B, h_s, w_s, C_s] of several strides, finest first; one level for a plain ViT, none if only
+        some patches were kept.
       logits [B, S]: None without a classifier.
-      hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; None unless captured.
-      attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
+      hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; for a hierarchical encoder,
+        whose layers have several shapes, a tuple of feature maps; None unless captured.
+      attention [depth, B, K, R + N, R + N]: weights of each block; a tuple for a hierarchical encoder, of
+        [B * windows, K, T, T] if each window of T tokens looks at itself only; None unless captured.
       cls_logits, distillation_logits [B, S]: of a DeiT's two heads, whose mean `logits` is; None for other models.
-
-    Where shapes differ from block to block, hidden and attention are tuples of the same length; attention in windows of
-    T tokens is [B * windows, K, T, T].
     """
 
     tokens: Float[Array, "B N D"]
     prefix: Float[Array, "B R D"]
     pooled: Float[Array, "B E"]
     grid: Pair = flax.struct.field(pytree_node=False)
-    pyramid: tuple[Float[Array, "B _h _w _D"], ...]
+    pyramid: Pyramid
     logits: Float[Array, "B S"] | None = None
-    hidden: Float[Array, "layers B M D"] | tuple[Float[Array, "B _N _D"], ...] | None = None
+    hidden: Float[Array, "layers B M D"] | Pyramid | None = None
     attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
     cls_logits: Float[Array, "B S"] | None = None
     distillation_logits: Float[Array, "B S"] | None = None

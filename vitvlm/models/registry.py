@@ -1,9 +1,12 @@
 """The models that configs call by name."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.registry import Registry
 
 MODELS = Registry("model")
@@ -12,3 +15,12 @@ MODELS = Registry("model")
 def module_fields(module: type[nn.Module]) -> list[str]:
     """Names of a module's own fields, without the two that Flax adds."""
     return [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+
+
+def named_variant(variants: Mapping[str, Mapping[str, Any]], variant: str | None) -> dict[str, Any]:
+    """The fields of a published size; none without a name. Raises ConfigError for a name that there is not."""
+    if variant is None:
+        return {}
+    if variant not in variants:
+        raise ConfigError(f"model.variant: no variant {variant!r}; {suggest(variant, variants)}")
+    return dict(variants[variant])

@@ -148,7 +148,8 @@ class Swin(nn.Module):
         The pyramid has one level per stage, [B, h, w, C], [B, h/2, w/2, 2C] and so on, halves rounded up: the output of
         the stage's last block, before merging and without a norm. There is no prefix (R = 0).
 
-        `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
+        `capture` takes "hidden", the feature maps before the first block and after each, and "attention", of each block
+        as `nn.windows.WindowAttention` has it. In training, rng "dropout" is used if any dropout or drop path is on.
 
         Raises ValueError if the patch does not divide the image, ConfigError for an unknown positions or capture.
         """
@@ -175,16 +176,17 @@ class Swin(nn.Module):
             attention_dropout=self.attention_dropout,
             **dtypes,
         )
-        attention = functools.partial(WindowAttention, window=self.window, always_partition=self.always_partition)
+        windows = functools.partial(WindowAttention, window=self.window, always_partition=self.always_partition)
         merge = functools.partial(PatchMerge, self.embed_norm_eps, **dtypes)
-        embedded, layers, pyramid = tokens, [], []
+        hidden, attention, pyramid = [_as_maps(tokens, grid)], [], []
         for s, (depth, heads) in enumerate(zip(self.depths, self.heads)):
             stage = Stage(
-                block, attention, merge if s else None, depth, heads, self.mlp_ratio, self.remat, name=f"stages_{s}"
+                block, windows, merge if s else None, depth, heads, self.mlp_ratio, self.remat, name=f"stages_{s}"
             )
             tokens, grid, captured = stage(tokens, grid, self._drop_path(s), train, capture)
-            layers += captured
-            pyramid.append(tokens.reshape(-1, *grid, tokens.shape[-1]))
+            hidden += [_as_maps(output, grid) for output, _ in captured if output is not None]
+            attention += [weights for _, weights in captured]
+            pyramid.append(_as_maps(tokens, grid))
 
         tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(tokens)
         pooled = tokens.mean(axis=1)
@@ -195,8 +197,8 @@ class Swin(nn.Module):
             grid=grid,
             pyramid=tuple(pyramid),
             logits=self._classify(pooled),
-            hidden=(embedded, *(output for output, _ in layers)) if "hidden" in capture else None,
-            attention=tuple(weights for _, weights in layers) if "attention" in capture else None,
+            hidden=tuple(hidden) if "hidden" in capture else None,
+            attention=tuple(attention) if "attention" in capture else None,
         )
 
     def _check(self) -> None:
@@ -221,6 +223,10 @@ class Swin(nn.Module):
             return None
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
+
+
+def _as_maps(tokens: Float[Array, "B N D"], grid: Pair) -> Float[Array, "B h w D"]:
+    return tokens.reshape(-1, *grid, tokens.shape[-1])
 
 
 @MODELS.register("swin")

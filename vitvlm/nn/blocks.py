@@ -117,7 +117,7 @@ class Block(nn.Module):
         return Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)
 
 
-def drop_examples(update: Float[Array, "B N D"], rate: ArrayLike, rng: Array) -> Float[Array, "B N D"]:
+def drop_examples(update: Float[Array, "B *N D"], rate: ArrayLike, rng: Array) -> Float[Array, "B *N D"]:
     """Zeroes whole examples with probability `rate` in [0, 1), and scales the others to keep the mean."""
-    kept = jax.random.bernoulli(rng, 1 - rate, (update.shape[0], 1, 1))
+    kept = jax.random.bernoulli(rng, 1 - rate, (len(update), *[1] * (update.ndim - 1)))
     return update * (kept / (1 - rate)).astype(update.dtype)

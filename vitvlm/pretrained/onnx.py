@@ -60,9 +60,11 @@ class Graph:
 
     @classmethod
     def read(cls, path: Path) -> "Graph":
-        import onnx
-        from google.protobuf.message import DecodeError
-
+        try:
+            import onnx
+            from google.protobuf.message import DecodeError
+        except ImportError:
+            raise ImportError("ONNX files are parsed by the package onnx: pip install 'vitvlm[onnx]'") from None
         try:
             graph = onnx.load(path, load_external_data=False).graph
         except (OSError, DecodeError) as error:

@@ -65,7 +65,8 @@ def open_safetensors(path: Path) -> Tensors:
 def write_folder(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
     """Writes `model.safetensors`, bfloat16 too. A file that is there is replaced when the new one is whole."""
     unfinished = folder / f"{SINGLE}.unfinished"
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, unfinished, {"format": "pt"})
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # a scalar stays one
+    save_file(contiguous, unfinished, {"format": "pt"})
     unfinished.replace(folder / SINGLE)
 
 

@@ -12,7 +12,7 @@ same = Transform(read=lambda x: (x,), write=lambda x: (x,))
 linear = Transform(read=lambda x: (x.T,), write=lambda x: (x.T,))  # [out, in], [in, out]
 token = Transform(read=lambda x: (x[0, 0],), write=lambda x: (x[None, None],))  # [1, 1, D], [D]
 tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R, D], [R, D]
-conv = Transform(  # [out, in, h, w], [h, w, in, out]
+conv = Transform(  # [out, in, h, w], [h, w, in, out]; of a depthwise one, in is 1 for both
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
 
@@ -121,3 +121,9 @@ def batch_norm(theirs: str, ours: str) -> Iterator[Row]:
     yield row(f"{theirs}.running_mean", f"{ours}/mean", same, "batch_stats")
     yield row(f"{theirs}.running_var", f"{ours}/var", same, "batch_stats")
     yield row(f"{theirs}.num_batches_tracked", (), batches_seen)
+
+
+def conv_norm(theirs: str, their_norm: str, ours: str) -> Iterator[Row]:
+    """A convolution without bias, and its batch norm: an `nn.convolutions.ConvNorm`."""
+    yield row(f"{theirs}.weight", f"{ours}/conv/kernel", conv)
+    yield from batch_norm(their_norm, f"{ours}/norm")

@@ -51,12 +51,13 @@ class Classify:
             raise ConfigError("model.num_classes: task classify needs a head; set it to the number of classes")
         if self.patch_sizes and "patch_size" not in inspect.signature(type(self.model).__call__).parameters:
             raise ConfigError(f"task.patch_sizes: a {type(self.model).__name__} has one patch size only; leave it out")
-        classes = getattr(self.distillation.teacher.model, "num_classes", 0) if self.distillation else None
-        if classes not in (None, self.model.num_classes):
-            raise ConfigError(
-                f"task.distillation.teacher: it knows {classes} classes, the student {self.model.num_classes}: give a "
-                f"teacher that was trained on the same classes"
-            )
+        if self.distillation:
+            known = getattr(self.distillation.teacher.model, "num_classes", 0)
+            if known != self.model.num_classes:
+                raise ConfigError(
+                    f"task.distillation.teacher: it knows {known} classes, the student {self.model.num_classes}: give "
+                    f"a teacher that was trained on the same classes"
+                )
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         return dict(self.model.init(rng, batch["image"]))
@@ -64,7 +65,9 @@ class Classify:
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool, **call: Any
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """The loss in nats; with a teacher, the metrics of training hold its two terms."""
+        """The loss in nats. With a teacher, training reads `variables["teacher"]` (see `constants`), and the metrics
+        hold the two terms.
+        """
         rngs = split_rng(rng, "mix", "dropout")
         own = {name: collection for name, collection in variables.items() if name != TEACHER}
         images, mask = batch["image"], batch["mask"]

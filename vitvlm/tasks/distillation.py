@@ -31,7 +31,10 @@ class Teacher:
     shift: Any = 0.0
 
     def logits(self, variables: Variables, images: Float[Array, "B H W C"]) -> Float[Array, "B S"]:
-        """Its answers to the student's images, at the student's resolution; no gradient reaches it."""
+        """Its answers to the student's images, at the student's resolution; no gradient reaches it.
+
+        `variables` are its own: a compiled step is given them as an argument.
+        """
         output = self.model.apply(variables, images * self.scale + self.shift)
         return jax.lax.stop_gradient(output.logits)
 

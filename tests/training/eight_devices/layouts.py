@@ -30,6 +30,8 @@ LAYOUTS = {
 def make_task(name, scan):
     if name == "vit":
         return Classify(models.build("vit", **SIZES, num_classes=8, scan=scan, pool="map"))
+    if name == "resnet":
+        return Classify(models.build("resnet", widths=(16, 32), depths=(1, 1), stem_width=16, num_classes=8))
     return Reconstruct(models.build("mae", **SIZES, decoder_width=8, decoder_depth=2, decoder_heads=2, scan=scan))
 
 
@@ -44,43 +46,49 @@ def make_batch():
 
 
 @functools.cache
-def make_params(name, scan):
-    """Random parameters, in NumPy: none of them is zero or one, as initialisers have it, and nothing is compiled."""
+def make_variables(name, scan):
+    """Parameters and the other collections, random, in NumPy: none of them is zero or one, as initialisers have it, and
+    nothing is compiled."""
     rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(make_task(name, scan).init, jax.random.key(0), make_batch())["params"]
-    return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    shapes = dict(jax.eval_shape(make_task(name, scan).init, jax.random.key(0), make_batch()))
+    variables = jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    return variables.pop("params"), variables
 
 
 def loss_and_gradients(task_loss):
-    def loss(params, batch):
-        return task_loss({"params": params}, batch, jax.random.key(2), True)[0]
+    """`(params, collections, batch) -> ((loss, updated collections), gradients)`."""
 
-    return jax.value_and_grad(loss)
+    def loss(params, collections, batch):
+        value, _, updated = task_loss({"params": params, **collections}, batch, jax.random.key(2), True)
+        return value, updated
+
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 @functools.cache
 def on_one_device(name, scan):
     return jax.device_get(
-        jax.jit(loss_and_gradients(make_task(name, scan).loss))(make_params(name, scan), make_batch())
+        jax.jit(loss_and_gradients(make_task(name, scan).loss))(*make_variables(name, scan), make_batch())
     )
 
 
 def compile_layout(name, scan, layout):
-    """The compiled loss and gradients, and its arguments, placed."""
+    """The compiled loss and gradients, and its arguments, placed; collections besides the parameters are replicated."""
     axes, preset = LAYOUTS[layout]
     mesh = sharding.make_mesh(axes)
-    params = make_params(name, scan)
+    params, others = make_variables(name, scan)
     places = sharding.shardings(params, preset, mesh)
+    whole = sharding.shardings(others, "replicated", mesh)
     compiled = (
         jax.jit(
             loss_and_gradients(sharding.keep_examples_split(make_task(name, scan).loss, mesh)),
-            in_shardings=(places, sharding.batch_sharding(mesh)),
-            out_shardings=(None, places),
+            in_shardings=(places, whole, sharding.batch_sharding(mesh)),
+            out_shardings=((None, whole), places),
         )
-        .lower(params, make_batch())
+        .lower(params, others, make_batch())
         .compile()
     )
-    return compiled, jax.device_put(params, places), sharding.put_batch(make_batch(), mesh)
+    return compiled, (*jax.device_put((params, others), (places, whole)), sharding.put_batch(make_batch(), mesh))
 
 
 def significant(shape):
@@ -98,24 +106,26 @@ def collectives(compiled):
 
 
 CASES = [(name, True, layout) for name in ("vit", "mae") for layout in LAYOUTS]
-CASES += [(name, False, "data 2, fsdp 2, tensor 2") for name in ("vit", "mae")]
+CASES += [(name, False, "data 2, fsdp 2, tensor 2") for name in ("vit", "mae", "resnet")]
+CASES += [("resnet", False, "data 8")]  # batch norm: the mean over the examples of all devices
 
 
 @pytest.mark.parametrize(("name", "scan", "layout"), CASES)
 def test_loss_and_gradients_equal_one_device(name, scan, layout):
-    compiled, params, batch = compile_layout(name, scan, layout)
-    loss, gradients = jax.device_get(compiled(params, batch))
-    expected_loss, expected = on_one_device(name, scan)
+    compiled, arguments = compile_layout(name, scan, layout)
+    (loss, updated), gradients = jax.device_get(compiled(*arguments))
+    (expected_loss, expected_updates), expected = on_one_device(name, scan)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    for path, leaf in flatten(expected).items():
-        np.testing.assert_allclose(flatten(gradients)[path], leaf, atol=1e-5, err_msg=path)
+    found = flatten({"gradients": gradients, "updated": updated})
+    for path, leaf in flatten({"gradients": expected, "updated": expected_updates}).items():
+        np.testing.assert_allclose(found[path], leaf, atol=1e-5, err_msg=path)
 
-    found = collectives(compiled)
-    assert "all-reduce" in found  # of gradients, and of products whose terms are split
+    travels = collectives(compiled)
+    assert "all-reduce" in travels  # of gradients, and of products whose terms are split
     if layout == "data 8":
-        assert set(found) == {"all-reduce"}
+        assert set(travels) == {"all-reduce"}
     if layout == "fsdp 8":
         # What travels before it is used are parameters, layer by layer: never examples, of which there are 8.
-        shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+        shapes = {path: leaf.shape for path, leaf in flatten(arguments[0]).items()}
         layers = {shape[1:] if is_scanned(path) else shape for path, shape in shapes.items()}
-        assert found["all-gather"] <= {significant(shape) for shape in layers}
+        assert travels["all-gather"] <= {significant(shape) for shape in layers}

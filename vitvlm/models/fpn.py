@@ -1,0 +1,57 @@
+"""A feature pyramid network on top of any image encoder (Lin et al. 2017)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vitvlm.core import config
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.models.registry import MODELS, module_fields
+from vitvlm.nn.pyramids import FeaturePyramid
+
+
+class FPN(nn.Module):
+    """An image encoder whose pyramid is made over: levels of one width, each with what the coarser ones know.
+
+    Fields:
+      backbone: an image encoder; its dtypes are those of the FPN too.
+      width, extra_levels: see `nn.pyramids.FeaturePyramid`; the paper's P6 is one extra level.
+    """
+
+    backbone: nn.Module
+    width: int = 256
+    extra_levels: int = 0
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+    ) -> EncoderOutput:
+        """The backbone's answer, with another pyramid: tokens, grid, pooled, logits and captures stay the backbone's.
+
+        So a classifier, a probe or a connector reads the same with and without FPN. Raises what the backbone raises.
+        """
+        encoded = self.backbone(images, train=train, capture=capture)
+        pyramid = FeaturePyramid(
+            self.width,
+            self.extra_levels,
+            dtype=self.backbone.dtype,
+            param_dtype=self.backbone.param_dtype,
+            name="pyramid",
+        )
+        return encoded.replace(pyramid=pyramid(encoded.pyramid))
+
+    @property
+    def num_classes(self) -> int:
+        return self.backbone.num_classes
+
+
+@MODELS.register("fpn")
+def build_fpn(backbone: Mapping[str, Any], **fields: Any) -> FPN:
+    """An FPN on the encoder that `backbone` describes: `{"name": "resnet", "variant": "50"}`."""
+    config.check_names(fields, module_fields(FPN), "model")
+    if "name" not in backbone:
+        raise config.ConfigError(f"model.backbone.name: missing; there is: {', '.join(MODELS.names())}")
+    encoder = {name: value for name, value in backbone.items() if name != "name"}
+    return config.call(FPN, fields, "model", backbone=MODELS.build(backbone["name"], encoder, "model.backbone"))
