@@ -11,8 +11,12 @@ MODELS = {
     "vit": {"pool": "map", "registers": 2, "layer_scale": 0.1, "representation": 8, "num_classes": 3, "dropout": 0.1},
     "deit": {"mlp": "swiglu", "num_classes": 3},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.5, "drop_path": 0.1},
+    "swin": {"positions": "learned", "image_size": (8, 12), "num_classes": 3, "dropout": 0.1, "drop_path": 0.1},
 }
 CONVOLUTIONAL = {"resnet": {"num_classes": 3}, "efficientnet": {"num_classes": 3, "drop_path": 0.1, "dropout": 0.1}}
+LOOPS = [{"scan": True, "remat": "none"}, {"scan": True, "remat": "dots"}, {"scan": False, "remat": "none"}]
+RUNS = [(name, loop) for name in ("vit", "deit", "mae") for loop in LOOPS]
+RUNS += [("swin", {"remat": remat}) for remat in ("none", "dots")]
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:
@@ -25,10 +29,9 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:
                 yield from equations(inner)
 
 
-@pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "dots"), (False, "none")])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_product_is_bfloat16_and_parameters_are_not(name, scan, remat):
-    model = make(name, dtype=jnp.bfloat16, scan=scan, remat=remat, **MODELS[name])
+@pytest.mark.parametrize("name, loop", RUNS)
+def test_every_product_is_bfloat16_and_parameters_are_not(name, loop):
+    model = make(name, dtype=jnp.bfloat16, **loop, **MODELS[name])
     images = make_images(2, 8, 12, 3)
     variables = make_variables(model, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
@@ -82,7 +85,7 @@ def test_parameters_of_another_dtype(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", ["vit", *CONVOLUTIONAL])
+@pytest.mark.parametrize("name", ["vit", "swin", *CONVOLUTIONAL])
 def test_outputs_have_the_dtype_of_the_computation(name):
     model = make(name, dtype=jnp.bfloat16, **(MODELS | CONVOLUTIONAL)[name])
     images = make_images(2, 8, 12, 3)

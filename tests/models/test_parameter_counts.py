@@ -35,6 +35,13 @@ def test_distilled_deit(variant, parameters):
     assert count(models.build("deit", variant=variant, num_classes=1000)) == parameters
 
 
+@pytest.mark.parametrize(
+    "variant, parameters", [("T", 28_288_354), ("S", 49_606_258), ("B", 87_768_224), ("L", 196_532_476)]
+)
+def test_swin(variant, parameters):
+    assert count(models.build("swin", variant=variant, num_classes=1000)) == parameters
+
+
 def test_vit_g_has_the_1011_million_of_the_papers_table():
     assert round(count(models.build("vit", variant="g/14")) / 1e6) == 1011
 

@@ -11,7 +11,9 @@ with install_import_hook("vitvlm", "beartype.beartype"):
     from vitvlm import models
     from vitvlm.nn.patches import patchify
 
-SIZES = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
+VIT = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
+SWIN = dict(width=8, depths=(2, 1, 1), heads=(2, 2, 4), window=2, patch_size=(2, 1))
+SIZES = dict(vit=VIT, deit=VIT, mae=VIT, swin=SWIN)
 images = jnp.ones((2, 8, 6, 3))
 rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
 everything = dict(train=True, capture=("hidden", "attention"))
@@ -24,9 +26,11 @@ RUNS = [
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),
+    ("swin", dict(num_classes=3, drop_path=0.1, dropout=0.1, remat="dots")),
+    ("swin", dict(positions="learned", image_size=(4, 6), always_partition=True)),
 ]
 for name, fields in RUNS:
-    model = models.build(name, **SIZES, **fields)
+    model = models.build(name, **SIZES[name], **fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, **everything)))
 
 RESNET = dict(widths=(8, 12), depths=(2, 1), stem_width=4)
@@ -36,7 +40,8 @@ RUNS = [
     ("resnet", dict(RESNET, layer="basic")),
     ("efficientnet", dict(STAGES, num_classes=3, drop_path=0.1, dropout=0.1)),
     ("fpn", dict(backbone=dict(RESNET, name="resnet"), width=6, extra_levels=1)),
-    ("fpn", dict(backbone=dict(SIZES, name="vit"), width=6)),
+    ("fpn", dict(backbone=dict(VIT, name="vit"), width=6)),
+    ("fpn", dict(backbone=dict(SWIN, name="swin"), width=6)),
 ]
 for name, fields in RUNS:
     model = models.build(name, **fields)

@@ -11,7 +11,9 @@ TRANSFORMER = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size
 RESNET = {"widths": (8, 12, 16), "depths": (1, 2, 1), "stem_width": 8}
 SIZES = {
     "vit": TRANSFORMER,
+    "deit": TRANSFORMER,
     "mae": TRANSFORMER,
+    "swin": {"width": 8, "depths": (2, 1), "heads": (2, 4), "window": 2, "mlp_ratio": 1.5, "patch_size": 2},
     "resnet": RESNET,
     "efficientnet": {
         "width_factor": 0.25,

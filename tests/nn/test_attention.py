@@ -50,6 +50,33 @@ def test_attend_is_the_plain_definition_in_value_and_gradient(heads, mask, dtype
         np.testing.assert_allclose(mine.astype(jnp.float32), other, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("shape", [(1, K, N, M), (B, 1, 1, M), (B, K, N, M)], ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 4e-2)])
+def test_a_bias_has_a_gradient_of_its_own_shape(heads, shape, dtype, tolerance):
+    bias, mask = jax.random.normal(jax.random.key(0), shape), make_mask("full")
+    *qkv, cotangent = (array.astype(dtype) for array in heads)
+    ours, ours_vjp = jax.vjp(lambda bias: attend(*qkv, mask, bias), bias)
+
+    def plain(bias):
+        query, key, value = (array.astype(jnp.float32) for array in qkv)
+        scores = jnp.where(mask, query @ key.swapaxes(-1, -2) / jnp.sqrt(d) + bias, jnp.finfo(jnp.float32).min)
+        return jax.nn.softmax(scores) @ value
+
+    theirs, theirs_vjp = jax.vjp(plain, bias)
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=tolerance)
+    (found,), (expected,) = ours_vjp(cotangent), theirs_vjp(cotangent.astype(jnp.float32))
+    assert found.shape == shape and found.dtype == bias.dtype
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max()))
+
+
+def test_captured_weights_are_those_with_the_bias(module):
+    x, params = module
+    bias = jnp.zeros((1, 3, 1, 6)).at[..., 2].set(20.0)
+    y, weights = Attention(3).apply({"params": params}, x, bias=bias, capture=True)
+    np.testing.assert_allclose(weights[..., 2], 1, atol=1e-3)
+    np.testing.assert_allclose(Attention(3).apply({"params": params}, x, bias=bias)[0], y, atol=1e-5)
+
+
 def test_attend_survives_scores_beyond_what_exp_can_hold(heads):
     query, key, value, cotangent = heads
     out, vjp = jax.vjp(lambda *qkv: attend(*qkv, None), 1e4 * query, key, value)

@@ -13,6 +13,8 @@ from vitvlm.pretrained.transforms import (
     gate_and_up_bias,
     linear,
     positions,
+    qkv,
+    qkv_bias,
     same,
     unused,
 )
@@ -55,10 +57,23 @@ def test_one_tensor_for_several_parameters():
         (conv, (4, 2, 3, 5)),
         (positions((2, 2), ("cls",)), (1, 5, 8)),
         (positions((2, 3), ("cls", "distillation")), (1, 8, 4)),
+        (positions((2, 3)), (1, 6, 8)),
         (gate_and_up, (6, 4)),
         (gate_and_up_bias, (6,)),
+        (qkv, (12, 4)),
+        (qkv_bias, (12,)),
     ],
-    ids=["linear", "conv", "positions", "with_distillation", "gate_and_up", "gate_and_up_bias"],
+    ids=[
+        "linear",
+        "conv",
+        "positions",
+        "with_distillation",
+        "without_cls",
+        "gate_and_up",
+        "gate_and_up_bias",
+        "qkv",
+        "qkv_bias",
+    ],
 )
 def test_transforms_invert(transform, shape):
     tensor = random(*shape)

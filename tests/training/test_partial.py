@@ -72,6 +72,26 @@ def test_positions_are_resampled_as_by_torch(grid):
     np.testing.assert_array_equal(restored["positions"]["cls"], source["positions"]["cls"])
 
 
+@pytest.mark.parametrize("window", [2, 6])
+def test_relative_positions_are_resampled_for_another_window_as_by_torch(window):
+    sizes = {"width": 8, "depths": (1, 1), "heads": (2, 4), "patch_size": 1}
+    source, target = (models.build("swin", **sizes, window=side) for side in (3, window))
+    shapes = [
+        jax.eval_shape(each.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"] for each in (source, target)
+    ]
+    rng = np.random.default_rng(0)
+    source, target = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    restored, source = (flatten(tree) for tree in (partial.restore(target, source, [("(.*)", r"\1")]), source))
+    for path, leaf in restored.items():
+        expected = source[path]
+        if path.endswith("relative_positions"):
+            table = torch.from_numpy(expected.T.reshape(1, -1, 5, 5))
+            new = 2 * (2 * window - 1,)
+            table = torch.nn.functional.interpolate(table, new, mode="bicubic", align_corners=False)
+            expected = table[0].flatten(1).numpy().T
+        np.testing.assert_allclose(leaf, expected, atol=1e-5, err_msg=path)
+
+
 def test_an_equal_grid_is_copied_bit_by_bit():
     source = vit(seed=5)
     restored = partial.restore(vit(), source, [("(.*)", r"\1")])

@@ -23,7 +23,8 @@ class EncoderOutput:
       logits [B, S]: None without a classifier.
       hidden [depth + 1, B, R + N, D]: all tokens before the first block and after each; for a hierarchical encoder,
         whose layers have several shapes, a tuple of feature maps; None unless captured.
-      attention [depth, B, K, R + N, R + N]: weights of each block; None unless captured.
+      attention [depth, B, K, R + N, R + N]: weights of each block; a tuple for a hierarchical encoder, of
+        [B * windows, K, T, T] if each window of T tokens looks at itself only; None unless captured.
       cls_logits, distillation_logits [B, S]: of a DeiT's two heads, whose mean `logits` is; None for other models.
     """
 
@@ -34,7 +35,7 @@ class EncoderOutput:
     pyramid: Pyramid
     logits: Float[Array, "B S"] | None = None
     hidden: Float[Array, "layers B M D"] | Pyramid | None = None
-    attention: Float[Array, "depth B K M M"] | None = None
+    attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
     cls_logits: Float[Array, "B S"] | None = None
     distillation_logits: Float[Array, "B S"] | None = None
 

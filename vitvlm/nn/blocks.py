@@ -1,6 +1,6 @@
 """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,11 @@ class Block(nn.Module):
       mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
       dropout: of each branch's output; attention_dropout: of the attention weights (rng "dropout").
+      make_attention: makes the attention; another kind takes the fields of `Attention` and is called like it.
 
     Call: `drop_path` is the probability, in training, that a branch is left out for a whole example (Huang et al.
-    2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the attention weights
-    [B, K, N, N] are returned too, else None in their place.
+    2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the weights of the attention
+    ([B, K, N, N], or for windows of T tokens [B * windows, K, T, T]) are returned too, else None in their place.
 
     Raises ConfigError for an unknown mlp.
     """
@@ -73,6 +74,7 @@ class Block(nn.Module):
     layer_scale: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    make_attention: Callable[..., nn.Module] = Attention
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -84,9 +86,9 @@ class Block(nn.Module):
         drop_path: ArrayLike | None = None,
         train: bool = False,
         capture: bool = False,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B K N N"] | None]:
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "_ K T T"] | None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attention = Attention(
+        attention = self.make_attention(
             self.heads, self.head_dim, self.qkv_bias, dropout=self.attention_dropout, name="attention", **dtypes
         )
         mlp = self._mlp(dtypes)

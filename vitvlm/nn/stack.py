@@ -1,7 +1,7 @@
 """Blocks one after the other: as a Python loop or under `nn.scan`, rematerialised or not, with every layer on view."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.struct
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core import config, paths
@@ -22,6 +23,10 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "all_dots": jax.checkpoint_policies.dots_saveable,
 }
+
+
+# What is captured of one block: the tokens after it, and its attention weights; None for what was not asked for.
+Captured = tuple[Float[Array, "B _N _D"] | None, Float[Array, "_ _K _T _T"] | None]
 
 
 @flax.struct.dataclass
@@ -62,30 +67,60 @@ def apply_blocks(
 
     Raises ConfigError for an unknown remat policy or capture, or a depth below 1.
     """
-    check_capture(capture)
-    if remat not in REMAT:
-        raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
     if depth < 1:
         raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
-
-    def body(block: nn.Module, tokens: Float[Array, "B N D"], rate: Array | None):
-        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture)
-        return y, (y if "hidden" in capture else None, weights)
-
-    if remat != "none":
-        body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else None
     if scan:
+        body = _make_body(remat, mask, train, capture, prevent_cse=False)
         body = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
         y, (outputs, attention) = body(make_block(name="blocks"), tokens, rates)
     else:
-        y, seen = tokens, []
-        for i in range(depth):
-            y, captured = body(make_block(name=f"blocks_{i}"), y, None if rates is None else rates[i])
-            seen.append(captured)
-        outputs, attention = jax.tree.map(lambda *layers: jnp.stack(layers), *seen)
+        blocks = [make_block(name=f"blocks_{i}") for i in range(depth)]
+        each = [None if rates is None else rates[i] for i in range(depth)]
+        y, layers = apply_each(blocks, tokens, each, remat=remat, mask=mask, train=train, capture=capture)
+        outputs, attention = jax.tree.map(lambda *layers: jnp.stack(layers), *layers)
     hidden = jnp.concatenate([tokens[None], outputs]) if "hidden" in capture else None
     return Stacked(tokens=y, hidden=hidden, attention=attention)
+
+
+def apply_each(
+    blocks: Sequence[nn.Module],
+    tokens: Float[Array, "B N D"],
+    drop_path: Sequence[ArrayLike | None],
+    *,
+    remat: str = "none",
+    mask: Bool[Array, "#B #K #N #N"] | None = None,
+    train: bool = False,
+    capture: Collection[str] = (),
+) -> tuple[Float[Array, "B N D"], list[Captured]]:
+    """Applies blocks that need not be alike, in a loop: the tokens after the last, and what is captured of each.
+
+    Args:
+      drop_path: of each block; None is never. The others: see `apply_blocks`.
+
+    Raises ConfigError for an unknown remat policy or capture.
+    """
+    body = _make_body(remat, mask, train, capture, prevent_cse=True)
+    layers = []
+    for block, rate in zip(blocks, drop_path, strict=True):
+        tokens, captured = body(block, tokens, rate)
+        layers.append(captured)
+    return tokens, layers
+
+
+def _make_body(
+    remat: str, mask: Bool[Array, "#B #K #N #N"] | None, train: bool, capture: Collection[str], prevent_cse: bool
+) -> Callable[..., tuple[Array, Captured]]:
+    """One block's application, rematerialised as asked."""
+    check_capture(capture)
+    if remat not in REMAT:
+        raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
+
+    def body(block: nn.Module, tokens: Float[Array, "B N D"], rate: ArrayLike | None):
+        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture)
+        return y, (y if "hidden" in capture else None, weights)
+
+    return body if remat == "none" else nn.remat(body, policy=REMAT[remat], prevent_cse=prevent_cse)
 
 
 def check_capture(capture: Collection[str], captures: Collection[str] = CAPTURES) -> None:

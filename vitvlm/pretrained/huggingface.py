@@ -9,7 +9,7 @@ import jax
 
 from vitvlm.core.config import suggest
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import deit, dinov2, efficientnet, mae, preprocessing, resnet, vit
+from vitvlm.pretrained import deit, dinov2, efficientnet, mae, preprocessing, resnet, swin, vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, Family] = {
     **deit.FAMILIES,
     **dinov2.FAMILIES,
     **mae.FAMILIES,
+    **swin.FAMILIES,
     **resnet.FAMILIES,
     **efficientnet.FAMILIES,
 }

@@ -141,8 +141,8 @@ def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[st
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "patch_size": _sides(model.patch_size),
-        "image_size": _sides(model.image_size),
+        "patch_size": sides(model.patch_size),
+        "image_size": sides(model.image_size),
         "num_channels": params["patches"]["kernel"].shape[2],
         "qkv_bias": model.qkv_bias,
         "hidden_act": their_activation(model.activation),
@@ -152,7 +152,7 @@ def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[st
     }
 
 
-def _sides(size: int | Pair) -> int | list[int]:
+def sides(size: int | Pair) -> int | list[int]:
     """One number for a square, height and width for any other."""
     h, w = as_pair(size)
     return h if h == w else [h, w]

@@ -8,6 +8,7 @@ Rules go from each parameter of the model to the path of the parameter that it i
     ]
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.patches import resample_kernel
 from vitvlm.nn.positions import resample_grid
 from vitvlm.nn.stack import is_scanned, layer_paths
+from vitvlm.nn.windows import resample_relative_positions
 
 
 def restore(
@@ -36,8 +38,9 @@ def restore(
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
     covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
-    position table `positions/grid [h, w, D]` is resampled to another grid as PyTorch's bicubic interpolation does, and
-    a patch embedding's kernel `patches/kernel [P, P, C, D]` to another patch size by FlexiViT's PI-resize.
+    position table `positions/grid [h, w, D]` is resampled to another grid, and `relative_positions [(2w - 1)^2, K]` to
+    another window, as PyTorch's bicubic interpolation does; a patch embedding's kernel `patches/kernel [P, P, C, D]` to
+    another patch size by FlexiViT's PI-resize.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
 
     Args:
@@ -84,6 +87,8 @@ def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     for end, resample in RESAMPLED.items():
         if path.endswith(end) and value.ndim == len(shape) and value.shape[2:] == shape[2:]:
             return np.asarray(resample(jnp.asarray(value), shape[:2]))
+    if path.endswith("/relative_positions") and value.ndim == len(shape) and value.shape[1] == shape[1]:
+        return np.asarray(resample_relative_positions(jnp.asarray(value), window=(math.isqrt(shape[0]) + 1) // 2))
     return value
 
 
