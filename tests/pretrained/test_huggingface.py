@@ -178,6 +178,14 @@ def test_indices_that_do_not_fit(folder, places, message):
         pretrained.load(folder)
 
 
+def test_a_shard_that_is_cut_short(tmp_path):
+    reference().save_pretrained(tmp_path, max_shard_size="8KB")
+    *_, last = sorted(tmp_path.glob("model-*.safetensors"))
+    last.write_bytes(last.read_bytes()[:-10])
+    with pytest.raises(pretrained.WeightsError, match=rf"{last.name}: no whole safetensors file"):
+        pretrained.load(tmp_path)
+
+
 def test_what_transformers_cannot_express(tmp_path):
     sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 20, "patch_size": 4, "image_size": 8}
     model = models.build("vit", **sizes, pool="gap", cls_token=True, registers=2)

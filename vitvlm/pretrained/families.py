@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair
-from vitvlm.nn.stack import is_scanned, stack_blocks, unstack_blocks
+from vitvlm.nn.stack import is_scanned, layer_paths, stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import Row, Table
 
@@ -52,13 +53,11 @@ def assemble(
     chosen = family.fields(source, tensors) | fields
     model = models.build(family.model, **chosen)
     table = Table.reading(family.rows(model, tensors), tensors)
-    shapes = _shapes(model, image_size, channels)
-    scanned = any(is_scanned(path) for path in shapes)
-    if scanned:
-        shapes = _shapes(models.build(family.model, **chosen | {"scan": False}), image_size, channels)
-    table.check_shapes(tensors.shapes(), shapes)
-    variables = table.read(tensors, jnp.asarray)
-    return model, stack_blocks(variables) if scanned else variables
+    # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
+    traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
+    table.check_shapes(tensors.shapes(), _shapes(traced, image_size, channels))
+    variables = table.read(tensors, _on_device)
+    return model, stack_blocks(variables) if chosen.get("scan") else variables
 
 
 def take_apart(
@@ -88,8 +87,23 @@ def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) 
 
 
 def _shapes(model: nn.Module, image_size: Pair, channels: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's variables by path; nothing is allocated."""
+    """Shapes of the model's variables by path, those of scanned blocks as a loop has them; nothing is allocated."""
     images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
     rngs = {name: jax.random.key(0) for name in ("params", "mask")}
-    variables = jax.eval_shape(model.init, rngs, images)
-    return {path: leaf.shape for path, leaf in paths.flatten(variables).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in paths.flatten(jax.eval_shape(model.init, rngs, images)).items():
+        if is_scanned(path):
+            shapes |= dict.fromkeys(layer_paths(path, leaf.shape[0]), leaf.shape[1:])
+        else:
+            shapes[path] = leaf.shape
+    return shapes
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
+    """The array; a matrix that is a transposed view is transposed by the device: NumPy takes several times as long."""
+    if array.ndim == 2 and array.T.flags.c_contiguous and not array.flags.c_contiguous:
+        return _transposed(array.T)
+    return jax.device_put(array)
+
+
+_transposed = jax.jit(jnp.transpose)
