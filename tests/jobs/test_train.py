@@ -105,6 +105,28 @@ def test_a_resnet_is_trained_saved_and_evaluated_with_its_batch_statistics(resne
     assert row.result.metrics["top1"] == pytest.approx(metrics["test/top1"], rel=1e-6)
 
 
+def test_a_workdir_is_loaded_like_weights_from_elsewhere(resnet):
+    folder, _ = resnet
+    job = setup(read_config(folder))
+    state = load_state(job, folder)
+    loaded = pretrained.load(folder)  # its averaged parameters, for there are such
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables["batch_stats"], state.collections["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], state.variables(ema=True)["params"])
+    plain = pretrained.load(folder, ema=False)
+    jax.tree.map(np.testing.assert_array_equal, plain.variables["params"], state.params)
+    assert loaded.model == job.task.model and loaded.preprocessing == job.job.data["eval"]["ops"]
+    with pytest.raises(pretrained.WeightsError, match="no checkpoint of step 12345"):
+        pretrained.load(folder, step=12345)
+
+
+def test_a_workdir_of_an_autoencoder_scanned_or_not(autoencoder):
+    folder, _ = autoencoder
+    looped, scanned = (pretrained.load(folder, scan=scan) for scan in (False, True))
+    assert "blocks_0" in looped.variables["params"]["vit"] and "blocks" in scanned.variables["params"]["vit"]
+    with pytest.raises(pretrained.WeightsError, match="holds no averaged parameters"):
+        pretrained.load(folder, ema=True)
+
+
 def test_fine_tuning_takes_the_batch_statistics_too(resnet):
     folder, _ = resnet
     rules = (("head/.*", None), ("(.*)", r"\1"))

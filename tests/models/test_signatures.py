@@ -42,6 +42,7 @@ RUNS = [
     ("fpn", dict(backbone=dict(RESNET, name="resnet"), width=6, extra_levels=1)),
     ("fpn", dict(backbone=dict(VIT, name="vit"), width=6)),
     ("fpn", dict(backbone=dict(SWIN, name="swin"), width=6)),
+    ("multiscale", dict(backbone=dict(SWIN, name="swin"), width=8, depth=1, heads=2, mlp_width=12, num_classes=3)),
 ]
 for name, fields in RUNS:
     model = models.build(name, **fields)

@@ -8,8 +8,9 @@ import pytest
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.nn.windows import relative_position_index
-from vitvlm.pretrained.swin import swin_rows, timm_rows
+from vitvlm.pretrained.swin import swin_rows
 from vitvlm.pretrained.tables import Table, TableError
+from vitvlm.pretrained.timm_swin import swin_rows as timm_rows
 
 
 def make(**fields):

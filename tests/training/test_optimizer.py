@@ -275,6 +275,23 @@ def test_layer_decay_takes_the_distillation_token_for_an_embedding():
     assert (factors["distillation"], factors["distillation_head/kernel"]) == (0.5**3, 1.0)
 
 
+def test_layer_decay_counts_blocks_through_all_stages():
+    paths = {
+        "patches/kernel": 5,
+        "patches_norm/scale": 5,
+        "stages_0/blocks_0/mlp/up/kernel": 4,
+        "stages_0/blocks_1/mlp/up/kernel": 3,
+        "stages_1/merge/norm/scale": 2,
+        "stages_1/blocks_0/attention/query/bias": 2,
+        "stages_2/blocks_0/mlp/up/kernel": 1,
+        "norm/scale": 0,
+        "head/kernel": 0,
+    }
+    for prefix in ("", "backbone/"):
+        factors = layers.depth_factors(0.5, {prefix + path: (1,) for path in paths}, "optimizer.layer_decay")
+        assert factors == {prefix + path: 0.5**power for path, power in paths.items()}
+
+
 def test_layer_decay_finds_the_stack_under_a_prefix():
     params = {"vit": make_params(), "head": {"kernel": jnp.ones((4, 2))}}
     trained, _ = train(PLAIN | {"layer_decay": 0.5}, params, steps=1, gradient=ones)

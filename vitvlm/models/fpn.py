@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
-from vitvlm.models.registry import MODELS, module_fields
+from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.pyramids import FeaturePyramid
 
 
@@ -36,11 +37,19 @@ class FPN(nn.Module):
         pyramid = FeaturePyramid(
             self.width,
             self.extra_levels,
-            dtype=self.backbone.dtype,
-            param_dtype=self.backbone.param_dtype,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
             name="pyramid",
         )
         return encoded.replace(pyramid=pyramid(encoded.pyramid))
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.backbone.dtype
+
+    @property
+    def param_dtype(self) -> DTypeLike:
+        return self.backbone.param_dtype
 
     @property
     def num_classes(self) -> int:
@@ -51,7 +60,4 @@ class FPN(nn.Module):
 def build_fpn(backbone: Mapping[str, Any], **fields: Any) -> FPN:
     """An FPN on the encoder that `backbone` describes: `{"name": "resnet", "variant": "50"}`."""
     config.check_names(fields, module_fields(FPN), "model")
-    if "name" not in backbone:
-        raise config.ConfigError(f"model.backbone.name: missing; there is: {', '.join(MODELS.names())}")
-    encoder = {name: value for name, value in backbone.items() if name != "name"}
-    return config.call(FPN, fields, "model", backbone=MODELS.build(backbone["name"], encoder, "model.backbone"))
+    return config.call(FPN, fields, "model", backbone=build_backbone(backbone))

@@ -24,3 +24,11 @@ def named_variant(variants: Mapping[str, Mapping[str, Any]], variant: str | None
     if variant not in variants:
         raise ConfigError(f"model.variant: no variant {variant!r}; {suggest(variant, variants)}")
     return dict(variants[variant])
+
+
+def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
+    """The encoder inside another model, by its `name` and fields. Raises ConfigError for what there is not."""
+    if "name" not in backbone:
+        raise ConfigError(f"model.backbone.name: missing; there is: {', '.join(MODELS.names())}")
+    fields = {name: value for name, value in backbone.items() if name != "name"}
+    return MODELS.build(backbone["name"], fields, "model.backbone")

@@ -1,13 +1,19 @@
 """Feature pyramids: maps of several strides, finest first, made alike (Lin et al. 2017)."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitvlm.core import config
+from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.positions import PositionTable
 
+POSITIONS = ("learned", "sincos")
 Pyramid = tuple[Float[Array, "B _ _ _"], ...]  # [B, h_s, w_s, C_s] for each level s, finest first
 
 
@@ -49,6 +55,54 @@ class FeaturePyramid(nn.Module):
         for _ in range(self.extra_levels):
             levels.append(levels[-1][:, ::2, ::2])
         return tuple(levels)
+
+
+class ScaleTokens(nn.Module):
+    """A pyramid as one sequence of tokens: which level a token is of, and where it lies, is added to it.
+
+    A linear map brings each level to the same width. One table of positions serves all levels: it is resampled to each,
+    so that the same place in the image has the same position everywhere. Each level adds a vector of its own, as in
+    Deformable DETR (Zhu et al. 2021, section 4.1).
+
+    Fields:
+      width: D.
+      positions: "learned" or "sincos"; table_grid: (h, w) of their table.
+
+    Raises ConfigError for unknown positions.
+    """
+
+    width: int
+    table_grid: Pair
+    positions: str = "sincos"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid) -> Float[Array, "B N D"]:
+        """The tokens of all levels, finest first, each row by row: N = sum of h_s w_s."""
+        if self.positions not in POSITIONS:
+            near = config.suggest(self.positions, POSITIONS)
+            raise config.ConfigError(f"model.positions: no positions {self.positions!r}; {near}")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        table = PositionTable(
+            self.positions, self.table_grid, self.width, param_dtype=self.param_dtype, name="positions"
+        )
+        init = nn.initializers.normal(0.02)
+        scales = self.param("scales", init, (len(pyramid), self.width), self.param_dtype)
+        sequences = []
+        for s, level in enumerate(pyramid):
+            B, h, w, C = level.shape
+            tokens = Dense(self.width, name=f"level_{s}", **dtypes)(level.reshape(B, h * w, C))
+            places, _ = table((h, w))
+            sequences.append(tokens + (places + scales[s]).astype(self.dtype))
+        return jnp.concatenate(sequences, axis=1)
+
+
+def split_scales(tokens: Float[Array, "B N D"], grids: Sequence[Pair]) -> Pyramid:
+    """The levels' maps again: the inverse of putting maps of these grids (h_s, w_s) one after the other."""
+    ends = np.cumsum([h * w for h, w in grids])
+    parts = jnp.split(tokens, ends[:-1], axis=1)
+    return tuple(part.reshape(len(part), h, w, -1) for part, (h, w) in zip(parts, grids))
 
 
 def upsample(x: Float[Array, "B h w D"], size: Pair) -> Float[Array, "B H W D"]:

@@ -1,4 +1,4 @@
-"""Swin weights: SwinForImageClassification and SwinModel of Hugging Face `transformers`, and timm's names."""
+"""Swin weights of Hugging Face `transformers`: SwinForImageClassification and SwinModel."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -8,7 +8,6 @@ from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.nn.windows import relative_position_index
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.timm_vit import block_rows
 from vitvlm.pretrained.transforms import (
     buffer,
     conv,
@@ -127,27 +126,6 @@ def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
     yield from under(prefix, "", encoder_rows(model, inside))
     if model.num_classes:
         yield from dense("classifier", "head")
-
-
-def timm_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
-    """timm's swin_*; like ours, its merging is at the start of a stage."""
-    patch = as_pair(model.patch_size)
-    yield row("patch_embed.proj.weight", "patches/kernel", conv)
-    yield row("patch_embed.proj.bias", "patches/bias", same)
-    yield from layer_norm("patch_embed.norm", "patches_norm")
-    if model.positions == "learned":
-        yield row("absolute_pos_embed", "positions/grid", positions(patch_grid(as_pair(model.image_size), patch)))
-    for s, depth in enumerate(model.depths):
-        if s > 0:
-            yield from layer_norm(f"layers.{s}.downsample.norm", f"stages_{s}/merge/norm")
-            yield from dense(f"layers.{s}.downsample.reduction", f"stages_{s}/merge/reduction", bias=False)
-        for i in range(depth):
-            theirs, ours = f"layers.{s}.blocks.{i}", f"stages_{s}/blocks_{i}"
-            yield from block_rows(theirs, ours, model.qkv_bias)
-            yield from relative_position_rows(f"{theirs}.attn", f"{ours}/attention", model.window, names)
-    yield from layer_norm("norm", "norm")
-    if model.num_classes:
-        yield from dense("head.fc", "head")
 
 
 FAMILIES = {

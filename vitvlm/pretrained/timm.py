@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import suggest
-from vitvlm.pretrained import timm_resnet, timm_vit
+from vitvlm.pretrained import timm_resnet, timm_swin, timm_vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -17,7 +17,7 @@ from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 CONFIG = "config.json"
 
 # By the letters that an architecture's name begins with: "vit_base_patch16_224", "resnet50".
-FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES, **timm_resnet.FAMILIES}
+FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES, **timm_resnet.FAMILIES, **timm_swin.FAMILIES}
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:

@@ -42,7 +42,7 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         model = models.build(section.pop("name"), **section)
     except config_lib.ConfigError as error:
         raise WeightsError(f"{folder}: {error}") from error
-    arrange = stack_blocks if getattr(model, "scan", section.get("scan", True)) else unstack_blocks
+    arrange = stack_blocks if section.get("scan", True) else unstack_blocks
     return Pretrained(
         model=model,
         variables={"params": arrange(params), **state.get("collections", {})},

@@ -17,6 +17,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import map_with_path
 from vitvlm.nn.stack import SCANNED, is_scanned
 
+_STAGE = re.compile(r"(?P<root>(?:.*/)?)stages_(?P<number>\d+)/")
 _LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/.*")
 
 
@@ -47,37 +48,50 @@ def depth_factors(
 ) -> dict[str, float | Float[np.ndarray, "depth"]]:
     """Layer-wise learning-rate decay (BEiT, MAE's fine-tuning): decay^(depth + 1 - l) for layer l.
 
-    The embeddings (patches, cls, distillation, registers, positions) are layer 0, block i is layer i + 1, and all the
-    rest (final norm, pooling, head) is layer depth + 1, with factor 1. Scanned blocks get a vector over their depth.
+    The embeddings (patches, cls, distillation, registers, positions, stem) are layer 0, block i is layer i + 1, and all
+    the rest (final norm, pooling, head) is layer depth + 1, with factor 1. Blocks in stages are counted through all
+    stages, and what a stage does before its blocks (Swin's merging) belongs to the first of them. Scanned blocks get a
+    vector over their depth.
 
     Args:
       shapes: the shape of every parameter, by path.
       where: the config field, for error messages.
 
-    Raises ConfigError unless the parameters hold exactly one stack of blocks.
+    Raises ConfigError unless the parameters hold exactly one stack of blocks, or of stages.
     """
-    stack, depth = _only_stack(shapes, where)
-    embeddings = re.compile(re.escape(stack) + r"(patches|cls|distillation|registers|positions)(/.*)?")
+    root, depths = _only_stack(shapes, where)
+    total = sum(depths.values())
+    embeddings = re.compile(re.escape(root) + r"(patches|patches_norm|cls|distillation|registers|positions|stem)(/.*)?")
 
     def factor(path: str) -> float | Float[np.ndarray, "depth"]:
-        if is_scanned(path):
-            return decay ** np.arange(depth, 0, -1, dtype=np.float32)
-        if looped := _LOOPED.fullmatch(path):
-            return decay ** (depth - int(looped["layer"]))
-        return decay ** (depth + 1) if embeddings.fullmatch(path) else 1.0
+        before = 0  # blocks of the stages before the parameter's own
+        for stack, depth in depths.items():
+            if stack == root or path.startswith(stack):
+                if is_scanned(path):
+                    return decay ** (total - before - np.arange(depth, dtype=np.float32))
+                if looped := _LOOPED.fullmatch(path):
+                    return decay ** (total - before - int(looped["layer"]))
+                if stack != root:
+                    return decay ** (total - before)
+            before += depth
+        return decay ** (total + 1) if embeddings.fullmatch(path) else 1.0
 
     return {path: factor(path) for path in shapes}
 
 
-def _only_stack(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, int]:
-    """Prefix and depth of the one stack of blocks among the paths."""
+def _only_stack(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, dict[str, int]]:
+    """Prefix of the one stack of blocks, or of its stages, and the depth of each stage by its own prefix, in order."""
     depths: dict[str, int] = {}
     for path, shape in shapes.items():
         if scanned := SCANNED.fullmatch(path):
             depths[scanned["stack"]] = shape[0]
         elif looped := _LOOPED.fullmatch(path):
             depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)
-    if len(depths) != 1:
+    if len(depths) == 1 and not _STAGE.fullmatch(next(iter(depths))):
+        return next(iter(depths)), depths
+    stages = {stack: stage for stack in depths if (stage := _STAGE.fullmatch(stack))}
+    roots = {stage["root"] for stage in stages.values()}
+    if len(stages) != len(depths) or len(roots) != 1:
         found = ", ".join(f"{stack}blocks" for stack in sorted(depths)) or "none"
-        raise ConfigError(f"{where}: needs exactly one stack of blocks, found {found}; use lr_rules instead")
-    return next(iter(depths.items()))
+        raise ConfigError(f"{where}: needs exactly one stack of blocks or stages, found {found}; use lr_rules instead")
+    return roots.pop(), {stack: depths[stack] for stack in sorted(stages, key=lambda name: int(stages[name]["number"]))}

@@ -1,0 +1,51 @@
+"""Weights from one format to another by the command, and what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vitvlm import models, pretrained
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs import convert
+
+SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4, "image_size": 8, "num_classes": 3}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    model = models.build("vit", **SIZES)
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    pretrained.save(pretrained.Pretrained(model, variables, None, None, {}), folder)
+    return folder
+
+
+def test_the_command_goes_there_and_back(source, tmp_path):
+    for start, target, format in [(source, tmp_path / "timm", "timm"), (tmp_path / "timm", tmp_path / "hf", "hf")]:
+        command = [
+            sys.executable,
+            "scripts/convert.py",
+            f"--source={start}",
+            f"--target={target}",
+            f"--format={format}",
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "ViT, " in done.stdout and f"format {format}" in " ".join(done.stdout.split())
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    first, last = (pretrained.load(folder) for folder in (source, tmp_path / "hf"))
+    np.testing.assert_allclose(
+        last.model.apply(last.variables, images).tokens, first.model.apply(first.variables, images).tokens, atol=1e-6
+    )
+
+
+def test_what_cannot_be_converted(source, tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        convert.convert(str(tmp_path / "nowhere"), str(tmp_path / "out"), "hf")
+    with pytest.raises(ConfigError, match="format 'onnx'; there is: hf, timm|did you mean"):
+        convert.convert(str(source), str(tmp_path / "out"), "onnx")

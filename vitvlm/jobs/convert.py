@@ -1,0 +1,38 @@
+"""Weights from one format to another, checked by reading them again."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vitvlm import pretrained
+from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import flatten
+from vitvlm.nn.stack import unstack_blocks
+from vitvlm.pretrained import Pretrained
+
+
+def convert(source: str, target: str, format: str, **fields: Any) -> Pretrained:
+    """Writes `target` from `source`, reads it again, and compares every number.
+
+    Raises ConfigError if the source cannot be read, the format cannot express the model, or what was written differs.
+    """
+    try:
+        loaded = pretrained.load(source, **fields)
+        pretrained.save(loaded, target, format)
+        again = pretrained.load(target)
+    except pretrained.WeightsError as error:
+        raise ConfigError(str(error)) from error
+    before, after = (flatten(unstack_blocks(each.variables)) for each in (loaded, again))
+    if different := [path for path in before if not np.array_equal(before[path], after.get(path))]:
+        raise ConfigError(f"{target}: what was written is not what was read: {', '.join(different)}")
+    return loaded
+
+
+def described(loaded: Pretrained) -> str:
+    """One line: format, model, number of parameters, preprocessing."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
+    name = type(loaded.model).__name__
+    return (
+        f"{loaded.source['format']}: {name}, {count:,} parameters; {loaded.preprocessing or 'no preprocessing given'}"
+    )

@@ -1,0 +1,125 @@
+"""Any pyramid as one sequence of tokens, and a transformer on it: the multi-scale image encoder."""
+
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitvlm.core import config
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.models.registry import MODELS, build_backbone, module_fields
+from vitvlm.nn.blocks import Block
+from vitvlm.nn.dense import Dense
+from vitvlm.nn.patches import Pair
+from vitvlm.nn.pyramids import ScaleTokens, split_scales
+from vitvlm.nn.stack import apply_blocks
+
+
+class MultiScale(nn.Module):
+    """The levels of a backbone's pyramid as one token sequence [B, N, D], pre-norm blocks, a final norm, the mean.
+
+    A convolutional pyramid (ResNet, with or without FPN) and a hierarchical transformer (Swin) end in the same
+    sequence, so whatever takes tokens takes either.
+
+    Fields:
+      backbone: an image encoder; its dtypes are those of the rest too.
+      width, depth, heads, mlp_width: of the transformer.
+      levels: which of the pyramid are taken, 0 being the finest; all by default.
+      positions, table_grid: see `nn.pyramids.ScaleTokens`.
+      num_classes: S; 0 for no head.
+      qkv_bias, activation, norm_eps, drop_path, dropout, attention_dropout, scan, remat: as in `ViT`.
+    """
+
+    backbone: nn.Module
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    levels: tuple[int, ...] | None = None
+    positions: str = "sincos"
+    table_grid: Pair = (14, 14)
+    num_classes: int = 0
+    qkv_bias: bool = True
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+    ) -> EncoderOutput:
+        """Tokens of all levels, finest first; `pyramid` is the same tokens as maps, `grid` that of the finest.
+
+        `capture` takes "hidden" and "attention", of the transformer on top. Raises ConfigError for a level that the
+        pyramid does not have, and what the backbone raises.
+        """
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        pyramid = self._chosen(self.backbone(images, train=train).pyramid)
+        grids = [level.shape[1:3] for level in pyramid]
+        x = ScaleTokens(self.width, self.table_grid, self.positions, name="scales", **dtypes)(pyramid)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        block = functools.partial(
+            Block,
+            self.heads,
+            self.mlp_width,
+            qkv_bias=self.qkv_bias,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            **dtypes,
+        )
+        stacked = apply_blocks(
+            block,
+            x,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            drop_path=self.drop_path,
+            train=train,
+            capture=capture,
+        )
+        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        pooled = tokens.mean(axis=1)
+        logits = None
+        if self.num_classes:
+            logits = Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
+        return EncoderOutput(
+            tokens=tokens,
+            prefix=tokens[:, :0],
+            pooled=pooled,
+            grid=grids[0],
+            pyramid=split_scales(tokens, grids),
+            logits=logits,
+            hidden=stacked.hidden,
+            attention=stacked.attention,
+        )
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.backbone.dtype
+
+    @property
+    def param_dtype(self) -> DTypeLike:
+        return self.backbone.param_dtype
+
+    def _chosen(self, pyramid: tuple[Float[Array, "B h w C"], ...]) -> tuple[Float[Array, "B h w C"], ...]:
+        if self.levels is None:
+            return pyramid
+        if missing := [level for level in self.levels if not 0 <= level < len(pyramid)]:
+            raise config.ConfigError(f"model.levels: {missing[0]}, but the backbone has levels 0 to {len(pyramid) - 1}")
+        return tuple(pyramid[level] for level in sorted(self.levels))
+
+
+@MODELS.register("multiscale")
+def build_multiscale(backbone: Mapping[str, Any], **fields: Any) -> MultiScale:
+    """A transformer on the pyramid of the encoder that `backbone` describes: `{"name": "swin", "variant": "T"}`."""
+    config.check_names(fields, module_fields(MultiScale), "model")
+    return config.call(MultiScale, fields, "model", backbone=build_backbone(backbone))
