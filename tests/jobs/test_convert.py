@@ -47,5 +47,5 @@ def test_the_command_goes_there_and_back(source, tmp_path):
 def test_what_cannot_be_converted(source, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         convert.convert(str(tmp_path / "nowhere"), str(tmp_path / "out"), "hf")
-    with pytest.raises(ConfigError, match="format 'onnx'; there is: hf, timm|did you mean"):
+    with pytest.raises(ConfigError, match="format 'onnx'"):
         convert.convert(str(source), str(tmp_path / "out"), "onnx")

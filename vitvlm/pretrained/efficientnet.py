@@ -7,7 +7,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.efficientnet import STEM_WIDTH, TOP_WIDTH, EfficientNet
 from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import conv_norm, conv_to_patch, dense, same
+from vitvlm.pretrained.transforms import conv_norm, dense, pointwise, same
 from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
 
 POOLS = {"mean": "gap", "max": "max"}
@@ -99,7 +99,7 @@ def block_rows(expands: bool) -> Iterator[Row]:
         yield from conv_norm("expansion.expand_conv", "expansion.expand_bn", "expand")
     yield from conv_norm("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm", "depthwise")
     for theirs, ours in (("reduce", "squeeze"), ("expand", "excite")):  # of one position: 1x1 convolutions there
-        yield row(f"squeeze_excite.{theirs}.weight", f"squeeze_excite/{ours}/kernel", conv_to_patch((1, 1)))
+        yield row(f"squeeze_excite.{theirs}.weight", f"squeeze_excite/{ours}/kernel", pointwise)
         yield row(f"squeeze_excite.{theirs}.bias", f"squeeze_excite/{ours}/bias", same)
     yield from conv_norm("projection.project_conv", "projection.project_bn", "project")
 
