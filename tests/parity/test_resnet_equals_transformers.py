@@ -12,8 +12,9 @@ import torch
 from huggingface import array, check_written_back, close, close_trees, gradients, load, pixels, randomise
 from transformers import ResNetBackbone, ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from vitvlm import pretrained
+from vitvlm import models, pretrained
 from vitvlm.core import paths
+from vitvlm.core.config import ConfigError
 
 BASE = {"embedding_size": 12, "hidden_sizes": [16, 24, 32], "depths": [2, 1, 1], "num_labels": 5}
 CASES = {
@@ -129,3 +130,18 @@ def test_encoders_without_a_head(tmp_path):
     close(ours.pooled, array(encoder(pixels(images)).pooler_output[:, :, 0, 0]), "pooled")
     assert ours.logits is None
     check_written_back(encoder, pretrained.load(tmp_path / "encoder"), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm_eps": 1e-3}, r"ResNet has no norm_eps = 0\.001"),
+        ({"activation": "gelu"}, "ResNet has no inner_activation = None"),
+        ({"inner_activation": "silu"}, "ResNet has no inner_activation = 'silu'"),
+    ],
+)
+def test_what_transformers_cannot_express(fields, message, tmp_path):
+    """Batch norms have PyTorch's eps there, and blocks a ReLU inside."""
+    ours = pretrained.Pretrained(models.build("resnet", variant="18", **fields), {"params": {}}, None, None, {})
+    with pytest.raises(ConfigError, match=message):
+        pretrained.save(ours, tmp_path)

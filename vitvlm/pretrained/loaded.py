@@ -13,7 +13,7 @@ class Pretrained:
 
     Fields:
       model: a Flax module; layers in a loop (`scan=False`) unless asked otherwise.
-      variables: {"params": …}, in the dtypes of the source.
+      variables: {"params": …} and, with batch norm, {"batch_stats": …}, in the dtypes of the source.
       preprocessing: an operation string, for `data.operations.parse`; None if the source does not say.
       tokenizer: None for image models.
       source: where it came from: "path", "format", and the source's own configs.
