@@ -85,11 +85,12 @@ class InitFrom:
     """Start from the parameters of another training instead of random ones.
 
     Attributes:
-      path: that training's workdir, or a folder of weights that `pretrained.load` reads.
+      path: that training's workdir, or a folder or file of weights that `pretrained.load` reads.
       rules: `(pattern of our path, template of its path, or None to keep the fresh value)`; first match wins.
       ignore: patterns of its parameters that are not wanted here.
       step: the checkpoint; the latest by default.
       ema: take its averaged parameters.
+      fields: what a file of weights does not say of its model, such as heads or image_size.
     """
 
     path: str
@@ -97,6 +98,7 @@ class InitFrom:
     ignore: tuple = ()
     step: int | None = None
     ema: bool = False
+    fields: Section = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,11 +49,12 @@ def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source(wanted: fields.InitFrom) -> Mapping[str, Any]:
     """Variables, on the host: of a workdir's checkpoint, or of weights from elsewhere."""
-    if not (epath.Path(wanted.path) / "checkpoints").is_dir() and (epath.Path(wanted.path) / "config.json").exists():
+    path = epath.Path(wanted.path)
+    if not (path / "checkpoints").is_dir() and (not path.is_dir() or (path / "config.json").exists()):
         if wanted.step is not None or wanted.ema:
             raise config_lib.ConfigError(f"config.init_from: {wanted.path} is no workdir: it has no step and no ema")
         try:
-            return jax.device_get(dict(pretrained.load(wanted.path).variables))
+            return jax.device_get(dict(pretrained.load(wanted.path, **wanted.fields).variables))
         except pretrained.WeightsError as error:
             raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
     try:
