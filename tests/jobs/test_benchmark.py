@@ -30,7 +30,7 @@ def test_each_round_is_measured_and_written(tmp_path, threads):
     first = written["cases"][0]
     ratios = np.divide(first["seconds"], first["peer_seconds"])
     np.testing.assert_allclose(first["ratio"], np.median(ratios))
-    assert written["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(written["environment"]["torch"])
     assert [column.header for column in benchmark.table(report).columns] == ["model", "ViT-tiny", "MAE-tiny"]
     text = (tmp_path / "new" / "benchmark.md").read_text()
     assert "| ViT-tiny | 3 x 32 px |" in text and f"threads {benchmark.threads()}" in text and "loop" in text

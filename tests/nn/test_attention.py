@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from programs import products
 
 from vitvlm.nn import attention
 from vitvlm.nn.attention import Attention, attend, attention_weights
@@ -178,14 +179,6 @@ def test_gradients_are_the_same_under_scan_and_remat(module, remat):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def product_dtypes(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield str(equation.invars[0].aval.dtype)
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from product_dtypes(inner)
-
-
 def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     x, params = module
     model = Attention(3, dtype=jnp.bfloat16)
@@ -193,8 +186,8 @@ def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
     assert model.apply({"params": params}, x)[0].dtype == jnp.bfloat16
     program = jax.make_jaxpr(lambda x: model.apply({"params": params}, x)[0])(x)
-    products = list(product_dtypes(program.jaxpr))
-    assert set(products) == {"bfloat16"} and len(products) >= 6
+    dtypes = [str(product.invars[0].aval.dtype) for product in products(program.jaxpr)]
+    assert set(dtypes) == {"bfloat16"} and len(dtypes) >= 6
 
 
 @pytest.mark.parametrize("mask_rows", [0, 1, 4], ids=["no_mask", "one_mask_for_all", "a_mask_for_each"])

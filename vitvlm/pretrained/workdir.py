@@ -42,10 +42,11 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         model = models.build(section.pop("name"), **section)
     except config_lib.ConfigError as error:
         raise WeightsError(f"{folder}: {error}") from error
-    arrange = stack_blocks if section.get("scan", True) else unstack_blocks
+    if "scan" in fields:
+        params = stack_blocks(params) if fields["scan"] else unstack_blocks(params)
     return Pretrained(
         model=model,
-        variables={"params": arrange(params), **state.get("collections", {})},
+        variables={"params": params, **state.get("collections", {})},
         preprocessing=config["data"]["eval"]["ops"],
         tokenizer=None,
         source={"path": str(folder), "format": "vitvlm", "config": config},
