@@ -217,10 +217,7 @@ class Checkpoints:
         Raises CheckpointError if there is no checkpoint, none is whole, or it holds other arrays than the target.
         """
         self.wait()
-        wanted = [step] if step is not None else self.steps()[::-1]
-        if not wanted or not set(wanted) <= set(self.steps()):
-            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise CheckpointError(f"{self.folder}: {which}; {self._all()}")
+        wanted = self._wanted(step)
         reasons = []
         for candidate in wanted:
             try:
@@ -241,11 +238,10 @@ class Checkpoints:
 
         Raises CheckpointError if there is no checkpoint, or its record is damaged.
         """
-        if step is None and not self.steps():
-            raise CheckpointError(f"{self.folder}: no checkpoint; {self._all()}")
+        newest, *_ = self._wanted(step)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
-            arrays = self.record(self.steps()[-1] if step is None else step).arrays
+            arrays = self.record(newest).arrays
         except DamagedError as error:
             raise CheckpointError(f"{self.folder}: {error}; {self._all()}") from error
         return paths.unflatten(
@@ -254,6 +250,14 @@ class Checkpoints:
                 for path, (shape, dtype, _) in arrays.items()
             }
         )
+
+    def _wanted(self, step: int | None) -> list[int]:
+        """Steps to look at: that one, or all, newest first. Raises CheckpointError if there is none."""
+        wanted = [step] if step is not None else self.steps()[::-1]
+        if not wanted or not set(wanted) <= set(self.steps()):
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise CheckpointError(f"{self.folder}: {which}; {self._all()}")
+        return wanted
 
     def record(self, step: int) -> Record:
         """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
