@@ -13,6 +13,7 @@ from tests.jobs import golden
 from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
+from vitvlm.evaluation import Result
 from vitvlm.jobs import evaluate, train
 from vitvlm.jobs.setup import load_state, setup
 from vitvlm.training import writers
@@ -159,6 +160,20 @@ def test_init_from_a_folder_without_a_training_is_an_error(images, tmp_path):
     job = setup(a_config("vit", images, f",init={tmp_path}"))
     with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*not the workdir of a training"):
         train.first_state(job)
+
+
+@pytest.mark.parametrize(
+    ("folders", "shown"),
+    [
+        (["runs/q/mae", "runs/q/scratch"], ["mae", "scratch"]),
+        (["/a/x", "b"], ["/a/x", "b"]),
+        (["a", "a/b"], [".", "b"]),
+    ],
+)
+def test_a_table_names_workdirs_by_what_differs(folders, shown):
+    row = evaluate.Row("test", 3, Result({"top1": 0.5}, "protocol"))
+    table, *_ = evaluate.table({folder: [row] for folder in folders}).renderables
+    assert list(table.columns[0].cells) == shown
 
 
 def test_evaluate_repeats_the_training_and_adds_other_evaluators(classifier):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,16 +76,27 @@ def results_folder(folder: epath.Path, step: int) -> epath.Path:
 
 
 def table(results: Mapping[str, Sequence[Row]]) -> Group:
-    """The results of one or more workdirs as one table, and below it the protocol of each figure."""
+    """The results of one or more workdirs, by the part of their paths that differs, and the protocol of each figure."""
     several = len(results) > 1
+    names = _short(list(results)) if several else {}
     shown = Table(*(["workdir"] if several else []), "step", "evaluation", "metric", "value", "interval")
     for folder, rows in results.items():
+        which = [names[folder]] if several else []
         for row in rows:
-            for name, value, interval in figures(row.result.metrics):
-                shown.add_row(*([folder] if several else []), str(row.step), row.name, name, value, interval)
+            for metric, value, interval in figures(row.result.metrics):
+                shown.add_row(*which, str(row.step), row.name, metric, value, interval)
             shown.add_section()
     protocols = {(row.name, row.result.protocol): None for rows in results.values() for row in rows}
     return Group(shown, *(Text(f"{name}: {protocol}") for name, protocol in protocols))
+
+
+def _short(folders: Sequence[str]) -> dict[str, str]:
+    """Each folder's name without the parents that all have in common."""
+    try:
+        common = os.path.commonpath(folders)
+    except ValueError:  # some are absolute, some are not
+        return {folder: folder for folder in folders}
+    return {folder: os.path.relpath(folder, common) for folder in folders}
 
 
 def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
