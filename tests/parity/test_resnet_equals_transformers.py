@@ -142,6 +142,7 @@ def test_encoders_without_a_head(tmp_path):
 )
 def test_what_transformers_cannot_express(fields, message, tmp_path):
     """Batch norms have PyTorch's eps there, and blocks a ReLU inside."""
-    ours = pretrained.Pretrained(models.build("resnet", variant="18", **fields), {"params": {}}, None, None, {})
+    variables = {"params": {"head": np.zeros(1)}}  # never looked at
+    ours = pretrained.Pretrained(models.build("resnet", variant="18", **fields), variables, None, None, {})
     with pytest.raises(ConfigError, match=message):
         pretrained.save(ours, tmp_path)
