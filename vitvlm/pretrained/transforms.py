@@ -17,11 +17,6 @@ conv = Transform(  # [out, in, h, w], [h, w, in, out]; of a depthwise one, in is
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
 
-gate_and_up = Transform(  # [2F, in], the two halves of SwiGLU; ours [in, F] each
-    read=lambda x: tuple(half.T for half in np.split(x, 2)), write=lambda *halves: (np.concatenate(halves, axis=1).T,)
-)
-gate_and_up_bias = Transform(read=lambda x: tuple(np.split(x, 2)), write=lambda *halves: (np.concatenate(halves),))
-
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
 
@@ -30,11 +25,16 @@ def split(parts: int) -> Transform:
     return Transform(read=lambda x: tuple(np.split(x, parts)), write=lambda *x: (np.concatenate(x),))
 
 
-qkv = Transform(  # [3D, D], three of [D, D]
-    read=lambda x: tuple(part.T for part in np.split(x, 3)),
-    write=lambda *x: (np.concatenate([part.T for part in x]),),
-)
-qkv_bias = split(3)
+def split_linear(parts: int) -> Transform:
+    """Kernels [parts D, in] joined likewise; ours [in, D] each."""
+    return Transform(
+        read=lambda x: tuple(part.T for part in np.split(x, parts)),
+        write=lambda *x: (np.concatenate([part.T for part in x]),),
+    )
+
+
+qkv, qkv_bias = split_linear(3), split(3)
+gate_and_up, gate_and_up_bias = split_linear(2), split(2)  # the two halves of SwiGLU
 
 
 def unused(shape: tuple[int, ...]) -> Transform:
