@@ -2,23 +2,35 @@
 
     python scripts/evaluate.py --workdir=workdirs/mae --evals=linear_probe_logistic,knn
     python scripts/evaluate.py --workdir=workdirs/finetuned,workdirs/scratch
+    python scripts/evaluate.py --weights=PATH --config=configs/evaluations/features.py:folder:IMAGES --workdir=WORKDIR
 
 Without --evals, all evaluations of each training's config run; --config gives others, with overrides as in train.py.
+--weights are those of another code base, see README; the config then says what they are evaluated on.
 """
 
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import evaluate, launch
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs import evaluate, launch, weights
 
 WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of trainings, separated by commas.", required=True)
 EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of evaluators.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
+WEIGHTS = flags.DEFINE_string("weights", None, "Weights from elsewhere to evaluate; results go to the one workdir.")
 CONFIG = launch.define_config(required=False)
 
 
 def main() -> None:
-    results = {folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value) for folder in WORKDIRS.value}
+    if WEIGHTS.value is None:
+        results = {
+            folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value) for folder in WORKDIRS.value
+        }
+    else:
+        if len(WORKDIRS.value) != 1 or STEP.value is not None:
+            raise ConfigError("--weights: give one --workdir, and no --step")
+        (folder,) = WORKDIRS.value
+        results = {folder: weights.evaluate_weights(WEIGHTS.value, folder, EVALS.value, CONFIG.value)}
     Console().print(evaluate.table(results))
 
 

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError, UnreadableImage
-from vitvlm.data.sources import prepared
+from vitvlm.data.sources import prepared, stamps
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("all[:80%]", "all[80%:]")])
@@ -185,3 +185,73 @@ def test_fashion_mnist_is_read_from_debians_files(tmp_path, monkeypatch):
 def test_specs_that_mean_nothing_are_errors(spec, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         sources.open(spec, "train", data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def cutouts(tmp_path, monkeypatch):
+    """Stamps as Debian lays them out: 6 photographs and a cartoon of animals, 5 of food, 2 of towns, 9 letters."""
+    monkeypatch.setattr(stamps, "DEBIAN_STAMPS", tmp_path)
+
+    def stamp(name, image, caption):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".png").write_bytes(pictures.encoded(image))
+        path.with_suffix(".txt").write_text(f"{caption}\nde.utf8=Ein Bild.\n", encoding="utf-8")
+
+    noise = np.random.default_rng(0).integers(0, 256, (20, 40, 36, 4), np.uint8)
+    for i in range(6):
+        stamp(f"animals/birds/bird{i}", noise[i], f"A bird, number {i}.")
+    for i in range(5):
+        stamp(f"food/fruit{i}", noise[6 + i], "A fruit.")
+    for i in range(2):
+        stamp(f"town/house{i}", noise[11 + i], "A house.")
+    for i in range(9):
+        stamp(f"symbols/letter{i}", noise[13], "A letter.")
+    stamp("animals/cartoon/duck", noise[14], "A duck.")
+    stamp("animals/flat", np.zeros((40, 36, 4), np.uint8), "Flat.")
+    stamp("animals/opaque", noise[15][..., :3], "Opaque.")
+    stamp("animals/icon", noise[16][:20], "Small.")
+    stamp("animals/birds/bird0_mirror", noise[0], "A bird.")
+    (tmp_path / "animals" / "silent.png").write_bytes(pictures.encoded(noise[17]))
+    (tmp_path / "animals" / "short.png").write_bytes(b"x")
+    (tmp_path / "animals" / "short.txt").write_text("Short.")
+    return tmp_path
+
+
+def test_photographic_stamps_are_told_from_drawings(cutouts):
+    source = sources.open("stamps:photos", "all")
+    assert source.label_names == ("animals", "food")  # fewer than five houses are no class
+    assert np.bincount(source.labels).tolist() == [6, 5]
+    example = source[source.ids.index("animals/birds/bird3.png")]
+    assert example["caption"] == "A bird, number 3." and example["label"] == 0
+    assert example["image"] == (cutouts / "animals/birds/bird3.png").read_bytes()
+    everything = sources.open("stamps", "all")
+    assert everything.label_names == ("animals", "food", "symbols")
+    assert np.bincount(everything.labels).tolist() == [11, 5, 9]
+    assert not any("mirror" in name or "silent" in name for name in everything.ids)
+
+
+def test_stamps_are_split_by_category(cutouts):
+    train, test = sources.open("stamps", "train"), sources.open("stamps", "test")
+    assert len(train) == 20 and len(test) == 5 and not set(train.ids) & set(test.ids)
+    with pytest.raises(ConfigError, match=r"no split 'tran'; did you mean \"train\""):
+        sources.open("stamps", "tran")
+    with pytest.raises(ConfigError, match=r"'stamps:photo': did you mean \"photos\""):
+        sources.open("stamps:photo", "all")
+
+
+def test_stamps_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamps, "DEBIAN_STAMPS", tmp_path / "nowhere")
+    with pytest.raises(DataError, match="install Debian's package tuxpaint-stamps-default"):
+        sources.open("stamps", "all")
+    monkeypatch.setattr(stamps, "DEBIAN_STAMPS", tmp_path)
+    with pytest.raises(DataError, match="holds no category of 5 images"):
+        sources.open("stamps", "all")
+
+
+def test_a_stamp_that_vanishes_is_unreadable(cutouts):
+    source = sources.open("stamps", "all")
+    name = source.ids[0]
+    (cutouts / name).unlink()
+    with pytest.raises(UnreadableImage, match=name):
+        source[0]

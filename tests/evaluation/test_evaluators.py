@@ -112,6 +112,29 @@ def test_nearest_neighbour_equals_scikit_learn(tmp_path):
     assert result.metrics["top1_k15"] == pytest.approx(expected.mean())
 
 
+def test_leave_one_out_equals_brute_force(tmp_path):
+    images, labels = blobs(40, spread=2.0)
+    images[1], labels[1] = images[0], (labels[0] + 1) % 4  # its twin may vote, itself may not
+    evaluator = evaluation.build(
+        "knn", {"ks": (1, 5), "leave_one_out": True}, batches=passes(images, labels), train_batches=lambda: ()
+    )
+    result = evaluator.run(predict, {"features": np.eye(6, dtype=np.float32)}, tmp_path)
+    found = np.load(tmp_path / "examples.npz")
+    rows = images.reshape(40, -1) / np.linalg.norm(images.reshape(40, -1), axis=1, keepdims=True)
+    for k in (1, 5):
+        for i, row in enumerate(rows):
+            cosine = rows @ row
+            near = sorted((j for j in range(40) if j != i), key=lambda j: -cosine[j])[:k]
+            votes = [sum(np.exp(cosine[j] / 0.07) for j in near if labels[j] == label) for label in range(4)]
+            assert found[f"k{k}"][i] == (np.argmax(votes) == labels[i])
+        assert result.metrics[f"top1_k{k}"] == found[f"k{k}"].mean()
+    assert "leave-one-out, 39 training examples" in result.protocol
+    with pytest.raises(ConfigError, match="40 neighbours of 39"):
+        evaluation.build(
+            "knn", {"ks": (40,), "leave_one_out": True}, batches=passes(images, labels), train_batches=lambda: ()
+        ).run(predict, {"features": np.eye(6, dtype=np.float32)}, tmp_path)
+
+
 def test_blocks_of_similarities_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     train, test, labels = rng.normal(size=(40, 5)), rng.normal(size=(11, 5)), rng.integers(3, size=40)

@@ -18,6 +18,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 VARIANTS = ("configs/vit_fashion.py:flexible",)  # arguments that make another job of a file
 CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])
 ABLATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/ablations/*.py"))
+EVALUATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/evaluations/*.py"))
 
 
 def load(path: str, arg: str = "") -> ConfigDict:
@@ -43,5 +44,5 @@ def golden(path: str) -> pathlib.Path:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for path in CONFIGS + ABLATIONS:
+    for path in CONFIGS + ABLATIONS + EVALUATIONS:
         golden(path).write_text(dump(path))

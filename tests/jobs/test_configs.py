@@ -19,13 +19,13 @@ from vitvlm.training import optimizer, sharding
 IMAGENET_EXAMPLES, CLASSES = 1_281_167, 10
 
 
-@pytest.mark.parametrize("path", golden.CONFIGS + golden.ABLATIONS)
+@pytest.mark.parametrize("path", golden.CONFIGS + golden.ABLATIONS + golden.EVALUATIONS)
 def test_resolves_to_its_golden_dump(path):
     assert golden.dump(path) == golden.golden(path).read_text(), "wanted? then: python -m tests.jobs.golden"
 
 
 def test_there_is_no_dump_without_a_config():
-    expected = {golden.golden(path) for path in golden.CONFIGS + golden.ABLATIONS}
+    expected = {golden.golden(path) for path in golden.CONFIGS + golden.ABLATIONS + golden.EVALUATIONS}
     assert set(golden.FOLDER.glob("*.json")) == expected
 
 

@@ -1,5 +1,6 @@
 """Ours against what timm's models answered; recorded by tests/parity/recorded/record_timm.py."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -43,3 +44,12 @@ def test_preprocessing_is_timms():
         "decode(3)|resize_small(17, 'bicubic')|central_crop((16, 16))|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
     )
     assert loaded.preprocessing == expected
+
+
+def test_a_model_that_changed_is_described_as_it_is_now(tmp_path):
+    """The config that came with the weights is of another model then."""
+    loaded = pretrained.load(RECORDED / "timm_vit")
+    changed = loaded.model.clone(heads=loaded.model.heads // 2)
+    pretrained.save(dataclasses.replace(loaded, model=changed), tmp_path, format="timm")
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["num_heads"] == changed.heads
+    assert pretrained.load(tmp_path).model == changed

@@ -9,7 +9,7 @@ import pytest
 from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput
-from vitvlm.tasks import TASKS, Classify, Reconstruct
+from vitvlm.tasks import TASKS, Classify, Encode, Reconstruct
 
 TINY = dict(width=16, depth=2, heads=2, mlp_width=24, patch_size=4, image_size=(8, 12))
 RNG = jax.random.key(3)
@@ -150,3 +150,26 @@ def test_bad_fields(fields, message):
 def test_a_classifier_needs_a_head():
     with pytest.raises(ConfigError, match=r"model\.num_classes"):
         Classify(models.build("vit", **TINY))
+
+
+@pytest.mark.parametrize("name", ["classify", "reconstruct"])
+def test_features_after_a_block_are_the_mean_of_its_tokens(name, request):
+    task, variables = request.getfixturevalue(name)
+    batch = a_batch()
+    call = {"method": "encode"} if name == "reconstruct" else {}
+    hidden = task.model.apply(variables, batch["image"], capture=("hidden",), **call).hidden
+    for i in range(2):
+        found = task.predict_fns[f"block_{i}"](variables, batch)["features"]
+        np.testing.assert_allclose(found, hidden[i + 1].mean(axis=1), rtol=1e-6)
+    assert "block_2" not in task.predict_fns
+
+
+def test_an_encoder_alone_predicts_features_only(classify):
+    task, variables = classify
+    alone = Encode(task.model)
+    assert set(alone.predict_fns) == set(task.predict_fns) - {"logits"} and not alone.losses and not alone.constants
+    for name, predict in alone.predict_fns.items():
+        np.testing.assert_array_equal(
+            predict(variables, a_batch())["features"], task.predict_fns[name](variables, a_batch())["features"]
+        )
+    assert jax.tree.map(jnp.shape, alone.init(RNG, a_batch())) == jax.tree.map(jnp.shape, dict(variables))

@@ -19,6 +19,9 @@ class NearestNeighbours:
 
     Metrics: top1_k20, top1_k20_low, top1_k20_high … for each k, and n. No best k is named: choosing it here would fit
     the test set.
+
+    With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. For sets too
+    small to be cut.
     """
 
     batches: base.Batches
@@ -29,17 +32,17 @@ class NearestNeighbours:
     seed: int = 0
     ks: tuple[int, ...] = (10, 20, 100, 200)
     temperature: float = 0.07
+    leave_one_out: bool = False
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         variables = source.variables(variables)
-        train = base.labelled(source.collect(predict, variables, self.train_batches))
         test = base.labelled(source.collect(predict, variables, self.batches))
-        if max(self.ks) > len(train["label"]):
-            raise ConfigError(
-                f"ks: {max(self.ks)} neighbours of {len(train['label'])} training examples; choose smaller ks"
-            )
-        votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature)
+        train = test if self.leave_one_out else base.labelled(source.collect(predict, variables, self.train_batches))
+        known = len(train["label"]) - self.leave_one_out
+        if max(self.ks) > known:
+            raise ConfigError(f"ks: {max(self.ks)} neighbours of {known} training examples; choose smaller ks")
+        votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature, self.leave_one_out)
         correct = {f"k{k}": votes[k].argmax(axis=1) == test["label"] for k in self.ks}
         bootstrap.save_examples(folder, test["index"], label=test["label"], **correct)
         metrics = {}
@@ -47,7 +50,8 @@ class NearestNeighbours:
             metrics |= classification.with_interval(f"top1_{name}", right)
         protocol = (
             f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
-            f"{len(train['label'])} training examples, n={len(test['label'])}, {classification.interval_protocol()}"
+            f"{'leave-one-out, ' * self.leave_one_out}{known} training examples, n={len(test['label'])}, "
+            f"{classification.interval_protocol()}"
         )
         return base.Result(metrics | {"n": float(len(test["label"]))}, protocol)
 
@@ -58,14 +62,21 @@ def vote(
     test: Float[np.ndarray, "n D"],
     ks: tuple[int, ...],
     temperature: float,
+    leave_one_out: bool = False,
 ) -> dict[int, Float[np.ndarray, "n S"]]:
-    """Class votes `[n, S]` for each k, over blocks of test examples so that memory does not grow with n."""
+    """Class votes `[n, S]` for each k, over blocks of test examples so that memory does not grow with n.
+
+    With `leave_one_out`, test and train are the same examples, and none is its own neighbour.
+    """
     train, test = normalise(train), normalise(test)
     most, classes = max(ks), int(labels.max()) + 1
     votes = {k: np.zeros((len(test), classes)) for k in ks}
     block = max(1, _BLOCK_SIMILARITIES // len(train))
     for start in range(0, len(test), block):
         similarity = test[start : start + block] @ train.T
+        if leave_one_out:
+            own = np.arange(len(similarity))
+            similarity[own, start + own] = -np.inf
         nearest = np.argpartition(similarity, -most, axis=1)[:, -most:] if most < len(train) else _all(similarity)
         near = np.take_along_axis(similarity, nearest, axis=1)
         order = np.argsort(-near, axis=1, kind="stable")

@@ -55,10 +55,13 @@ def evaluate(
     replaced = config_lib.plain(config or {})
     config = {**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}}
     job = setup(config, training=False)
-    evals = evaluators.build(job, _sections(job, names))
     state = load_state(job, folder, step)
-    variables = state.variables(ema=state.ema is not None)
-    step = int(state.step)
+    return run(job, state.variables(ema=state.ema is not None), names, folder, int(state.step))
+
+
+def run(job: Setup, variables: Mapping[str, Any], names: Sequence[str], folder: epath.Path, step: int = 0) -> list[Row]:
+    """Runs evaluators, the job's own or those named, and writes their results as those of checkpoint `step`."""
+    evals = evaluators.build(job, _sections(job, names))
     predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
     rows = []

@@ -98,11 +98,12 @@ class Setup:
         return sharding.state_shardings(self.state_shapes, self.job.sharding, self.mesh)
 
 
-def setup(config: ConfigDict | Mapping[str, Any], training: bool = True) -> Setup:
+def setup(config: ConfigDict | Mapping[str, Any], training: bool = True, task: Task | None = None) -> Setup:
     """Checks every field of a config and builds what it names.
 
     Args:
       training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out.
+      task: taken for what config.model and config.task would name.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """
@@ -117,14 +118,15 @@ def setup(config: ConfigDict | Mapping[str, Any], training: bool = True) -> Setu
     if job.model.get("num_classes") == "data":
         plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
         job = dataclasses.replace(job, model=plain["model"])
-    task = build_task(job, training)
+    if task is None:
+        task = build_task(job, training)
+        check_classes(task, source)
     clock = Clock(job.batch_size, len(source))
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
         raise config_lib.ConfigError(
             f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {len(source)} examples"
         )
-    check_classes(task, source)
     checked = Setup(
         config=plain,
         job=job,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from vitvlm.core.config import ConfigError
 from vitvlm.models.swin import Swin
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.pretrained.entries import Tensors
@@ -23,6 +24,8 @@ def swin_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
     blocks = [name.split(".") for name in shapes if name.startswith("layers.") and ".blocks." in name]
     stages = 1 + max(int(parts[1]) for parts in blocks)
     tables = [shapes[f"layers.{s}.blocks.0.attn.relative_position_bias_table"] for s in range(stages)]
+    if len(lengths := {length for length, _ in tables}) > 1:
+        raise ConfigError(f"Swin has one window in all stages: not tables of {sorted(lengths)} relative positions")
     return {
         "width": width,
         "depths": tuple(1 + max(int(parts[3]) for parts in blocks if parts[1] == str(s)) for s in range(stages)),
@@ -47,6 +50,8 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
             "norm_eps": model.norm_eps == NORM_EPS,
             "embed_norm_eps": model.embed_norm_eps == NORM_EPS,
             "activation": model.activation == "gelu",
+            "always_partition": not model.always_partition,
+            "patch_size": len(set(as_pair(model.patch_size))) == 1,
         },
         model,
         "Swin",

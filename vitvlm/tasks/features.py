@@ -1,5 +1,6 @@
 """One vector per image from an encoder: what probes and neighbours read."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -8,14 +9,18 @@ from jaxtyping import Array
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.tasks.base import Batch, PredictFn, Variables
 
+Encode = Callable[..., EncoderOutput]  # (variables, batch, **call)
 
-def feature_fns(encode: Callable[[Variables, Batch], EncoderOutput]) -> dict[str, PredictFn]:
+
+def feature_fns(encode: Encode, depth: int = 0) -> dict[str, PredictFn]:
     """The predict functions of every task with an image encoder; each returns {"features": …}.
 
     features [B, E]: `pooled`, what a head reads (MAE, appendix A.1: CLS).
     token_mean [B, D]: the mean of the patch tokens.
     pooled_and_token_mean [B, E + D]: both, one after the other (Oquab et al. 2024, section 7: DINOv2's linear probe).
+    block_0 … [B, D]: the mean of all tokens after each of the first `depth` blocks, before any final norm.
     """
+    after_blocks = {f"block_{i}": functools.partial(_after_block, encode, i) for i in range(depth)}
 
     def features(variables: Variables, batch: Batch) -> dict[str, Array]:
         return {"features": encode(variables, batch).pooled}
@@ -27,4 +32,13 @@ def feature_fns(encode: Callable[[Variables, Batch], EncoderOutput]) -> dict[str
         output = encode(variables, batch)
         return {"features": jnp.concatenate([output.pooled, output.tokens.mean(axis=1)], axis=1)}
 
-    return {"features": features, "token_mean": token_mean, "pooled_and_token_mean": pooled_and_token_mean}
+    return {
+        "features": features,
+        "token_mean": token_mean,
+        "pooled_and_token_mean": pooled_and_token_mean,
+        **after_blocks,
+    }
+
+
+def _after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:
+    return {"features": encode(variables, batch, capture=("hidden",)).hidden[block + 1].mean(axis=1)}

@@ -45,10 +45,10 @@ class Reconstruct:
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
         """`reconstruct`, and features of the encoder on whole images, no patch masked."""
-        return {**feature_fns(self._encode), "reconstruct": self._reconstruct}
+        return {**feature_fns(self._encode, self.model.vit.depth), "reconstruct": self._reconstruct}
 
-    def _encode(self, variables: Variables, batch: Batch) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"], method="encode")
+    def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
+        return self.model.apply(variables, batch["image"], method="encode", **call)
 
     def _reconstruct(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """loss [B], mask [B, N], reconstruction [B, N, P*P*C]; the mask depends only on the example's index."""

@@ -1,8 +1,8 @@
-"""Random-access sources of labelled images, by a spec: "emoji", "tfds:fashion_mnist", "folder:PATH", "idx:PATH"."""
+"""Random-access sources of labelled images, by a spec: "emoji", "tfds:fashion_mnist", "folder:PATH", "stamps", …"""
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
-from vitvlm.data.sources import folder, idx, prepared
+from vitvlm.data.sources import folder, idx, prepared, stamps
 from vitvlm.data.sources.base import Example, Source, Subset
 
 __all__ = ["Example", "Source", "Subset", "open"]
@@ -12,6 +12,7 @@ _OPENERS = {
     "tfds": prepared.open_tfds,
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+    "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
 }
 
 
@@ -25,7 +26,9 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
                                      "tfds:fashion_mnist" also reads the files of Debian's dataset-fashion-mnist;
         "tfds:PATH"                  the directory of a prepared TFDS data set (the one with dataset_info.json);
         "folder:PATH"                one directory per class, below train/ and test/ (or val/) if these are there;
-        "idx:PATH"                   a directory with MNIST's four files, gzipped or not.
+        "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
+        "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
+                                     tuxpaint-stamps-default has installed them; all, or the photographs.
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
       data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
       labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else.

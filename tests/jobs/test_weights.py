@@ -1,0 +1,103 @@
+"""Published weights through evaluators: with a head that fits the data and one that does not, and without a head."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.jobs import golden
+from vitvlm import models, pretrained
+from vitvlm.core.config import ConfigError
+from vitvlm.data import operations, sources
+from vitvlm.jobs import evaluate
+from vitvlm.jobs.weights import evaluate_weights
+from vitvlm.training.workdir import WorkdirError
+
+TINY = dict(width=16, depth=2, heads=2, mlp_width=24, patch_size=8, image_size=16, scan=False)
+OPS = "decode|resize(16)|normalize('imagenet')"
+
+
+def a_folder(path, classes, preprocessing=OPS):
+    """A ViT as `transformers` would save it; with preprocessing, its config too."""
+    model = models.build("vit", num_classes=classes, pool="cls", **TINY)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    if classes:
+        variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, classes))
+    pretrained.save(pretrained.Pretrained(model, variables, preprocessing, None, {}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    root = tmp_path_factory.mktemp("weights")
+    classes = sources.open("emoji", "test").num_classes
+    return {name: a_folder(root / name, n) for name, n in {"fits": classes, "other": classes + 1, "none": 0}.items()}
+
+
+def a_config(path="configs/evaluations/features.py", argument=""):
+    config = golden.load(path, argument) if argument else golden.load(path)
+    for split in (config.data.train, config.data.eval):
+        split.split, split.ops = "test[:20]", OPS
+    if "features_train" in config.evals:
+        del config.evals["features_train"]
+    return config
+
+
+@pytest.mark.parametrize("name", ["fits", "other", "none"])
+def test_features_are_those_of_the_weights(weights, name, tmp_path):
+    (row,) = evaluate_weights(weights[name], tmp_path / "out", config=a_config())
+    saved = np.load(evaluate.results_folder(tmp_path / "out", 0) / "features" / "features.npz")
+    source, prepare = sources.open("emoji", "test[:20]"), operations.parse(OPS)
+    images = np.stack([prepare(source[i])["image"] for i in range(20)])
+    loaded = pretrained.load(weights[name])
+    np.testing.assert_allclose(
+        saved["features"], loaded.model.apply(loaded.variables, images).pooled, atol=1e-5, rtol=1e-5
+    )
+    assert saved["id"].tolist() == list(source.ids) and row.result.metrics["n"] == 20
+
+
+def test_a_head_is_scored_if_it_has_the_classes_of_the_data(weights, tmp_path):
+    (row,) = evaluate_weights(weights["fits"], tmp_path / "fits", ["classification"], a_config())
+    source, prepare = sources.open("emoji", "test[:20]"), operations.parse(OPS)
+    loaded = pretrained.load(weights["fits"])
+    logits = loaded.model.apply(loaded.variables, np.stack([prepare(source[i])["image"] for i in range(20)])).logits
+    assert row.result.metrics["top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == source.labels))
+    with pytest.raises(ConfigError, match="predicts nothing named 'logits'"):
+        evaluate_weights(weights["other"], tmp_path / "other", ["classification"], a_config())
+
+
+def test_operations_come_from_the_weights(tmp_path):
+    config = a_config()
+    del config.data.train["ops"], config.data.eval["ops"]
+    silent = a_folder(tmp_path / "silent", 0, preprocessing=None)
+    with pytest.raises(ConfigError, match=r"config\.data\.train\.ops: missing, and the weights do not say"):
+        evaluate_weights(silent, tmp_path / "out", config=config)
+
+
+def test_a_folder_holds_the_results_of_one_source(weights, tmp_path):
+    evaluate_weights(weights["none"], tmp_path / "out", config=a_config())
+    evaluate_weights(weights["none"], tmp_path / "out", config=a_config())
+    assert json.loads((tmp_path / "out" / "weights.json").read_text())["path"] == str(weights["none"])
+    with pytest.raises(WorkdirError, match=r"holds evaluations of .*choose another --workdir"):
+        evaluate_weights(weights["fits"], tmp_path / "out", config=a_config())
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="workdir of a training"):
+        evaluate_weights(weights["none"], tmp_path / "training", config=a_config())
+
+
+def test_what_is_missing_is_said(weights, tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.data: missing"):
+        evaluate_weights(weights["none"], tmp_path / "out", ["features"])
+    with pytest.raises(ConfigError, match="--weights: "):
+        evaluate_weights(tmp_path / "nowhere", tmp_path / "out", config=a_config())
+
+
+def test_neighbours_of_a_layer_beside_raw_pixels(weights, tmp_path):
+    config = a_config("configs/evaluations/cutouts.py", "block_1")
+    config.data.source = "emoji"
+    rows = evaluate_weights(weights["other"], tmp_path / "out", config=config)
+    assert [row.name for row in rows] == ["knn", "knn_pixels"]
+    assert rows[0].result.protocol.startswith("kNN on block_1 of trained weights")
+    assert rows[1].result.protocol.startswith("kNN on raw pixels") and "leave-one-out, 19" in rows[1].result.protocol

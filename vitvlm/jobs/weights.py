@@ -1,0 +1,92 @@
+"""Evaluates published weights: a setup around a model that is already there, without a training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from flax import linen as nn
+
+from vitvlm import pretrained
+from vitvlm.core import config as config_lib
+from vitvlm.jobs import evaluate, fields
+from vitvlm.jobs.setup import open_split, setup
+from vitvlm.models.mae import MAE
+from vitvlm.tasks import Classify, Encode, Reconstruct, Task
+from vitvlm.training.workdir import WorkdirError
+
+NO_TRAINING = {
+    "model": {},
+    "task": {},
+    "total": "1 steps",
+    "batch_size": 32,
+    "optimizer": {"name": "sgd"},
+    "schedule": {"name": "constant", "peak": 1.0},
+}
+RECORD = "weights.json"
+
+
+def evaluate_weights(
+    weights: epath.PathLike,
+    folder: epath.PathLike,
+    names: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> list[evaluate.Row]:
+    """Runs evaluators on weights from elsewhere.
+
+    Args:
+      weights: what `pretrained.load` reads.
+      folder: where results go; it remembers whose they are, and takes those of no other weights.
+      names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
+        by default.
+      config: `data` and perhaps `evals`, `batch_size` and `mesh`. Operations that `data.train` or `data.eval` leave
+        out are the weights' own preprocessing.
+
+    A head is used if it has the data's classes; labels are then taken to be in its order.
+    Raises ConfigError, DataError or WorkdirError with one line that says what to do.
+    """
+    try:
+        loaded = pretrained.load(weights)
+    except pretrained.WeightsError as error:
+        raise config_lib.ConfigError(f"--weights: {error}") from error
+    wanted = config_lib.plain(config or {})
+    if "data" not in wanted:
+        raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
+    data = _with_preprocessing(wanted["data"], loaded.preprocessing)
+    split = config_lib.call(fields.Data, data, "config.data").split(data["train"], "config.data.train")
+    task = _task(loaded.model, open_split(split).num_classes)
+    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=task)
+    return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)))
+
+
+def _with_preprocessing(data: Mapping[str, Any], preprocessing: str | None) -> dict[str, Any]:
+    """The data section, both splits with operations."""
+    filled = dict(data)
+    for name in ("train", "eval"):
+        section = dict(data.get(name, {}))
+        if "ops" not in section and preprocessing is None:
+            raise config_lib.ConfigError(
+                f"config.data.{name}.ops: missing, and the weights do not say how their images are prepared: give it"
+            )
+        filled[name] = {"ops": preprocessing, **section}
+    return filled
+
+
+def _task(model: nn.Module, classes: int) -> Task:
+    if isinstance(model, MAE):
+        return Reconstruct(model)
+    return Classify(model) if getattr(model, "num_classes", 0) == classes else Encode(model)
+
+
+def _claim(folder: epath.Path, weights: str) -> epath.Path:
+    """The folder, once it is sure that its results are those of these weights."""
+    record = folder / RECORD
+    if (folder / "config.json").exists():
+        raise WorkdirError(f"{folder} is the workdir of a training: choose another --workdir for these weights")
+    if record.exists() and (before := json.loads(record.read_text())["path"]) != weights:
+        raise WorkdirError(f"{folder} holds evaluations of {before}: choose another --workdir for {weights}")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"path": weights}) + "\n")
+    return folder

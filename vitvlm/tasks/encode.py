@@ -1,0 +1,42 @@
+"""An image encoder alone: features to look at, nothing to learn."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import PRNGKeyArray
+
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables
+from vitvlm.tasks.features import feature_fns
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """What evaluators read of an encoder whose head, if it has one, is for other classes than the data's.
+
+    Attributes:
+      model: any image encoder.
+    """
+
+    model: nn.Module
+
+    def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
+        return dict(self.model.init(rng, batch["image"]))
+
+    @property
+    def losses(self) -> tuple[LossFn, ...]:
+        """None: there is no objective."""
+        return ()
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def predict_fns(self) -> Mapping[str, PredictFn]:
+        return feature_fns(self._encode, getattr(self.model, "depth", 0))
+
+    def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
+        return self.model.apply(variables, batch["image"], **call)
