@@ -3,8 +3,8 @@
     python scripts/evaluate.py --weights=PATH --config=configs/evaluations/cutouts.py --workdir=workdirs/cutouts
 
 The photographs among Tux Paint's stamps (Debian's tuxpaint-stamps-default), their category to be guessed from the five
-nearest of all others; the same on raw pixels beside it. `:LAYER`, such as `:block_10`, takes the tokens of that layer
-instead of the pooled output.
+nearest of all others; the same on raw pixels beside it. `:FEATURES`, such as `:block_10_cls`, takes what that
+prediction gives instead of the pooled output.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ SIZE = 224
 def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.batch_size = 16
-    split = dict(split="all", ops=f"decode|resize({SIZE})|normalize('imagenet')")
+    split = dict(split="all", ops=f"decode|resize_pad({SIZE})|normalize('imagenet')")
     config.data = dict(source="stamps:photos", train=dict(split), eval=dict(split))
     neighbours = dict(type="knn", leave_one_out=True, ks=(5,))
     config.evals = dict(

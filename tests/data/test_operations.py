@@ -38,6 +38,18 @@ def test_resize_small_sets_the_shorter_side_and_keeps_the_ratio(H, W, size):
     assert abs(height - H * size / min(H, W)) <= 0.5 and abs(width - W * size / min(H, W)) <= 0.5
 
 
+@given(H=st.integers(1, 60), W=st.integers(1, 60), size=st.integers(1, 40), fill=st.sampled_from([0, 255]))
+def test_resize_pad_shows_the_whole_image_in_the_middle(H, W, size, fill):
+    padded = geometry.resize_pad(np.full((H, W, 3), 99, np.uint8), size, fill)
+    assert padded.shape == (size, size, 3) and padded.dtype == np.uint8
+    rows, columns = (np.flatnonzero((padded[..., 0] == 99).any(axis=axis)) for axis in (1, 0))
+    height, width = len(rows), len(columns)
+    assert max(height, width) == size and (padded[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 99).all()
+    assert (padded != 99).sum() == 3 * (size * size - height * width)
+    assert rows[0] == (size - height) // 2 and columns[0] == (size - width) // 2
+    assert abs(height - max(1, H * size / max(H, W))) <= 0.5 and abs(width - max(1, W * size / max(H, W))) <= 0.5
+
+
 @given(SIDES, SIDES, st.data())
 def test_central_crop_is_the_middle(H, W, data):
     height, width = data.draw(st.integers(1, H)), data.draw(st.integers(1, W))

@@ -95,9 +95,9 @@ def test_what_is_missing_is_said(weights, tmp_path):
 
 
 def test_neighbours_of_a_layer_beside_raw_pixels(weights, tmp_path):
-    config = a_config("configs/evaluations/cutouts.py", "block_1")
+    config = a_config("configs/evaluations/cutouts.py", "block_1_cls")
     config.data.source = "emoji"
     rows = evaluate_weights(weights["other"], tmp_path / "out", config=config)
     assert [row.name for row in rows] == ["knn", "knn_pixels"]
-    assert rows[0].result.protocol.startswith("kNN on block_1 of trained weights")
+    assert rows[0].result.protocol.startswith("kNN on block_1_cls of trained weights")
     assert rows[1].result.protocol.startswith("kNN on raw pixels") and "leave-one-out, 19" in rows[1].result.protocol

@@ -153,15 +153,19 @@ def test_a_classifier_needs_a_head():
 
 
 @pytest.mark.parametrize("name", ["classify", "reconstruct"])
-def test_features_after_a_block_are_the_mean_of_its_tokens(name, request):
+def test_features_after_each_block(name, request):
     task, variables = request.getfixturevalue(name)
     batch = a_batch()
     call = {"method": "encode"} if name == "reconstruct" else {}
-    hidden = task.model.apply(variables, batch["image"], capture=("hidden",), **call).hidden
+    output = task.model.apply(variables, batch["image"], capture=("hidden",), **call)
+    R = output.prefix.shape[1]
     for i in range(2):
-        found = task.predict_fns[f"block_{i}"](variables, batch)["features"]
-        np.testing.assert_allclose(found, hidden[i + 1].mean(axis=1), rtol=1e-6)
-    assert "block_2" not in task.predict_fns
+        found = task.predict_fns[f"block_{i}_mean"](variables, batch)["features"]
+        np.testing.assert_allclose(found, output.hidden[i + 1, :, R:].mean(axis=1), rtol=1e-6)
+        if name == "reconstruct":  # it has a CLS token
+            found = task.predict_fns[f"block_{i}_cls"](variables, batch)["features"]
+            np.testing.assert_array_equal(found, output.hidden[i + 1, :, 0])
+    assert "block_2_mean" not in task.predict_fns and ("block_0_cls" in task.predict_fns) == (R == 1)
 
 
 def test_an_encoder_alone_predicts_features_only(classify):

@@ -127,7 +127,7 @@ class Classify:
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
         sizes = {f"logits_{size}": functools.partial(self._logits, patch_size=size) for size in self.patch_sizes}
-        return {"logits": self._logits, **sizes, **feature_fns(self._encode, getattr(self.model, "depth", 0))}
+        return {"logits": self._logits, **sizes, **feature_fns(self._encode, self.model)}
 
     def _logits(self, variables: Variables, batch: Batch, **call: Any) -> dict[str, Array]:
         """logits [B, S]."""

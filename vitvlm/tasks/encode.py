@@ -36,7 +36,7 @@ class Encode:
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
-        return feature_fns(self._encode, getattr(self.model, "depth", 0))
+        return feature_fns(self._encode, self.model)
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
         return self.model.apply(variables, batch["image"], **call)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array
 
 from vitvlm.models.outputs import EncoderOutput
@@ -12,15 +13,20 @@ from vitvlm.tasks.base import Batch, PredictFn, Variables
 Encode = Callable[..., EncoderOutput]  # (variables, batch, **call)
 
 
-def feature_fns(encode: Encode, depth: int = 0) -> dict[str, PredictFn]:
+def feature_fns(encode: Encode, encoder: nn.Module) -> dict[str, PredictFn]:
     """The predict functions of every task with an image encoder; each returns {"features": …}.
 
     features [B, E]: `pooled`, what a head reads (MAE, appendix A.1: CLS).
     token_mean [B, D]: the mean of the patch tokens.
     pooled_and_token_mean [B, E + D]: both, one after the other (Oquab et al. 2024, section 7: DINOv2's linear probe).
-    block_0 … [B, D]: the mean of all tokens after each of the first `depth` blocks, before any final norm.
+    block_0_cls, block_0_mean … [B, D]: after each block of an encoder of one width, before any final norm, the CLS
+    token, where there is one, and the mean of the patch tokens.
     """
-    after_blocks = {f"block_{i}": functools.partial(_after_block, encode, i) for i in range(depth)}
+    after_blocks = {}
+    for i in range(getattr(encoder, "depth", 0)):
+        after_blocks[f"block_{i}_mean"] = functools.partial(_mean_after_block, encode, i)
+        if getattr(encoder, "has_cls", False):
+            after_blocks[f"block_{i}_cls"] = functools.partial(_cls_after_block, encode, i)
 
     def features(variables: Variables, batch: Batch) -> dict[str, Array]:
         return {"features": encode(variables, batch).pooled}
@@ -40,5 +46,10 @@ def feature_fns(encode: Encode, depth: int = 0) -> dict[str, PredictFn]:
     }
 
 
-def _after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:
-    return {"features": encode(variables, batch, capture=("hidden",)).hidden[block + 1].mean(axis=1)}
+def _mean_after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:
+    output = encode(variables, batch, capture=("hidden",))
+    return {"features": output.hidden[block + 1, :, output.prefix.shape[1] :].mean(axis=1)}
+
+
+def _cls_after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:
+    return {"features": encode(variables, batch, capture=("hidden",)).hidden[block + 1, :, 0]}

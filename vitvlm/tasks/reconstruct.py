@@ -45,7 +45,7 @@ class Reconstruct:
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
         """`reconstruct`, and features of the encoder on whole images, no patch masked."""
-        return {**feature_fns(self._encode, self.model.vit.depth), "reconstruct": self._reconstruct}
+        return {**feature_fns(self._encode, self.model.vit), "reconstruct": self._reconstruct}
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
         return self.model.apply(variables, batch["image"], method="encode", **call)

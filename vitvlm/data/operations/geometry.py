@@ -27,6 +27,22 @@ def resize_small(image: Pixels, size: int, method: str = "bilinear") -> NewPixel
     return resize(image, (max(size, round(height * scale)), max(size, round(width * scale))), method)
 
 
+@image_operation("resize_pad")
+def resize_pad(image: Pixels, size: int, fill: int = 255, method: str = "bilinear") -> NewPixels:
+    """Resizes so that the longer side becomes `size`, with antialias, and puts it in the middle of a square of `fill`.
+
+    The aspect ratio is kept and nothing is cut away; an odd margin leaves its extra pixel at the bottom or right.
+    """
+    _pair(size)
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), method)
+    top, left = ((size - side) // 2 for side in small.shape[:2])
+    square = np.full((size, size, image.shape[2]), fill, np.uint8)
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return square
+
+
 @image_operation("central_crop")
 def central_crop(image: Pixels, size: int | tuple) -> NewPixels:
     """Cuts out the middle; an odd margin leaves its extra pixel at the bottom or right."""
