@@ -15,7 +15,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, source="emoji", init="", test="test", variant="", image_size=64, epochs=10, debug=False)
+    args = arguments.parse(arg, source="emoji", init="", test="test", variant="", image_size=64, epochs=16, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
