@@ -100,10 +100,8 @@ def _shapes(model: nn.Module, image_size: Pair, channels: int) -> dict[str, tupl
 
 
 def _on_device(array: np.ndarray) -> jax.Array:
-    """The array; a matrix that is a transposed view is transposed by the device: NumPy takes several times as long."""
-    if array.ndim == 2 and array.T.flags.c_contiguous and not array.flags.c_contiguous:
-        return _transposed(array.T)
-    return jax.device_put(array)
+    """The array in memory of the device's own. A view of other strides is read once and put in order on the way.
 
-
-_transposed = jax.jit(jnp.transpose)
+    An array mapped from a file (which nobody can write to) is copied first: JAX would share its memory with the file.
+    """
+    return jax.device_put(array.copy() if array.flags.c_contiguous and not array.flags.writeable else array)

@@ -1,11 +1,13 @@
 """The tensors of a checkpoint folder, by name, in one file or in shards. Nothing there is executed."""
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -14,6 +16,23 @@ from vitvlm.pretrained.entries import Entry, Tensors, WeightsError
 from vitvlm.pretrained.torch_files import open_torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 LARGEST_JSON = 32 * 2**20  # bytes; the index of the largest published models is a tenth of it
 
 
@@ -51,15 +70,26 @@ def _open_shards(folder: Path, index: str, open_one: Callable[[Path], Tensors]) 
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """The tensors of a safetensors file; its header is checked against the length of the file."""
+    """The tensors of a safetensors file, mapped; its header is checked against the length of the file first."""
     try:
-        file = safe_open(path, framework="numpy")
-        names = file.keys()
-        return Tensors(
-            {name: Entry(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name)) for name in names}
-        )
+        with safe_open(path, framework="numpy"), path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: no whole safetensors file: {error}; copy it again") from None
+    header.pop("__metadata__", None)
+    if unknown := sorted({each["dtype"] for each in header.values()} - set(DTYPES)):
+        raise WeightsError(f"{path}: holds numbers of type {', '.join(unknown)}; there is: {', '.join(DTYPES)}")
+    return Tensors({name: _mapped_entry(path, 8 + length, each) for name, each in header.items()})
+
+
+def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry:
+    """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped anew each time, and not for longer."""
+    shape, (begin, end) = tuple(described["shape"]), described["data_offsets"]
+    dtype = DTYPES[described["dtype"]]
+    if begin == end:  # nothing to map
+        return Entry(shape, partial(np.zeros, shape, dtype))
+    return Entry(shape, partial(np.memmap, path, dtype, "r", start + begin, shape))
 
 
 def write_folder(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
