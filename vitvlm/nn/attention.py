@@ -1,7 +1,5 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2) whose weights can be looked at."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,7 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from vitvlm.nn.dense import Dense
 
-CPU_PARTS = 2
+# On a CPU the batch is cut in so many parts, if each has as many examples as this.
+CPU_PARTS, CPU_PART_SIZE = 2, 4
 
 
 class Attention(nn.Module):
@@ -101,11 +100,11 @@ def attend(
     On a CPU that is one device the batch is cut in parts that do not depend on each other: its cores work on one each,
     where they would wait for each other in every product of a head, which is too small to share.
     """
-    parts = math.gcd(len(query), CPU_PARTS) if jax.default_backend() == "cpu" and jax.device_count() == 1 else 1
-    if parts == 1:
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if not one_cpu or len(query) % CPU_PARTS or len(query) < CPU_PARTS * CPU_PART_SIZE:
         return _attend(query, key, value, mask, bias)
     batched = (query, key, value, mask, bias)
-    cut = [[x] * parts if x is None or len(x) == 1 else jnp.split(x, parts) for x in batched]
+    cut = [[x] * CPU_PARTS if x is None or len(x) == 1 else jnp.split(x, CPU_PARTS) for x in batched]
     return jnp.concatenate([_attend(*part) for part in zip(*cut)])
 
 
