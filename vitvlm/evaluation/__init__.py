@@ -10,7 +10,7 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.core.registry import Registry
-from vitvlm.evaluation import classification, features, knn, probes, reconstruction
+from vitvlm.evaluation import classification, features, knn, probes, reconstruction, retrieval, zero_shot
 from vitvlm.evaluation.base import Evaluator, Predict, Result
 
 __all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names"]
@@ -22,6 +22,8 @@ EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
 EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
 EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
+EVALUATORS.register("retrieval")(retrieval.Retrieval)
+EVALUATORS.register("zero_shot")(zero_shot.ZeroShot)
 
 # What a job may give, and what it is; an evaluator that needs one of these cannot be configured with it.
 GIVEN = {
@@ -29,6 +31,7 @@ GIVEN = {
     "train_batches": "one exact pass over the training split, for probes and neighbours",
     "random_variables": "variables of the same model with random weights: (seed) -> variables",
     "label_names": "the classes' names",
+    "tokenize": "texts to tokens, as the evaluated split's operations make them: (texts) -> ids and mask [n, L]",
     "example_id": "an example's id in its source: (index) -> str",
     "patch_size": "the model's patch, (P, Q)",
     "norm_pix": "whether the reconstruction target is normalised per patch",

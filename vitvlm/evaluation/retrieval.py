@@ -1,0 +1,115 @@
+"""Image-text retrieval: recall at k, both ways, over the whole set, several texts per image or one."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation.zero_shot import normalise
+
+BLOCK = 2048  # queries, and candidates, of one product: 32 MB of float64
+TIE = 1e-7  # similarities that differ by less, in float32's last digit, are equal
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Recall at k of cosine similarity: the right answer is among the k best of all.
+
+    An image is a hit if ANY of its texts is among the k best texts; a text has one right image (the protocol of
+    CLIP_benchmark and of COCO and Flickr30k). Batches hold text [B, L] or, several to an image, [B, T, L], and
+    text_mask likewise, in which a row of zeros is no text.
+
+    Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
+    median ranks, n images and texts; chance, the recall of a random order, is in the protocol.
+    """
+
+    batches: base.Batches
+    ks: tuple[int, ...] = (1, 5, 10)
+
+    def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
+        found = embeddings(predict, variables, self.batches)
+        to_text, to_image = ranks(found.image, found.text, found.owner)
+        metrics: dict[str, float] = {}
+        for name, rank in (("image_to_text", to_text), ("text_to_image", to_image)):
+            for k in self.ks:
+                metrics |= classification.with_interval(f"{name}_r{k}", rank < k)
+            metrics[f"{name}_median_rank"] = float(np.median(rank)) + 1
+        n, m = len(found.image), len(found.text)
+        bootstrap.save_examples(folder, found.index, image_rank=to_text, text_rank=to_image, text_owner=found.owner)
+        shares = ", ".join(f"R@{k} {min(1, k / n):.3g}" for k in self.ks)
+        protocol = (
+            f"retrieval over {n} images and {m} texts, cosine similarity; an image's hit is any of its texts; "
+            f"chance text to image {shares}; {classification.interval_protocol()}"
+        )
+        return base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images)."""
+
+    image: Float[np.ndarray, "n E"]
+    text: Float[np.ndarray, "m E"]
+    owner: Int[np.ndarray, " m"]
+    index: Int[np.ndarray, " n"]
+
+
+def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:
+    """Every image and every text once, normalised to length 1. Raises ValueError for a set without texts."""
+
+    def both(batch: base.Batch) -> dict[str, np.ndarray]:
+        if "text" not in batch:
+            raise ValueError("retrieval needs texts: add tokenize to the operations of config.data.eval")
+        text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
+        B, *_, L = text.shape
+        text, mask = text.reshape(B, -1, L), mask.reshape(B, -1, L)
+        embedded = [
+            predict("text_embedding", variables, {"text": text[:, t], "text_mask": mask[:, t]})["embedding"]
+            for t in range(text.shape[1])
+        ]
+        return {
+            "image": predict("image_embedding", variables, batch)["embedding"],
+            "text": np.stack(embedded, axis=1),
+            "is_text": mask.any(axis=-1),
+        }
+
+    whole = base.collect(batches, both)
+    owner, place = np.nonzero(whole["is_text"])
+    if not len(owner):
+        raise ValueError("retrieval needs texts, and every one is empty")
+    return Embeddings(normalise(whole["image"]), normalise(whole["text"][owner, place]), owner, whole["index"])
+
+
+def ranks(
+    image: Float[np.ndarray, "n E"], text: Float[np.ndarray, "m E"], owner: Int[np.ndarray, " m"], block: int = BLOCK
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """(rank of the best of each image's texts among all texts, rank of each text's image among all images), from 0.
+
+    A candidate comes before the right one if it is more similar, or as similar and earlier in the set: a model whose
+    embeddings are all the same is at chance. Similarities are made block by block, so that a set of any size fits into
+    memory. An image without a text has rank m.
+    """
+    image, text = image.astype(np.float64), text.astype(np.float64)
+    own = np.einsum("me,me->m", image[owner], text)
+    best = np.full(len(image), -np.inf)
+    np.maximum.at(best, owner, own)
+    first = np.full(len(image), len(text))  # the earliest text of each image that is as good as its best
+    good = own >= best[owner] - TIE
+    np.minimum.at(first, owner[good], np.flatnonzero(good))
+    to_text, to_image = np.zeros(len(image), np.int64), np.zeros(len(text), np.int64)
+    for i in range(0, len(image), block):
+        for j in range(0, len(text), block):
+            rows, columns = np.arange(len(image))[i : i + block, None], np.arange(len(text))[None, j : j + block]
+            similarity = image[i : i + block] @ text[j : j + block].T
+            similarity[rows == owner[columns]] = -np.inf  # an image's own texts never come before its best
+            to_text[i : i + block] += _before(similarity, best[rows], columns < first[rows]).sum(axis=1)
+            to_image[j : j + block] += _before(similarity, own[columns], rows < owner[columns]).sum(axis=0)
+    to_text[~np.isfinite(best)] = len(text)
+    return to_text, to_image
+
+
+def _before(similarity: np.ndarray, right: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Which candidates come before the right one."""
+    return (similarity > right + TIE) | ((similarity > right - TIE) & earlier)

@@ -1,0 +1,105 @@
+"""Zero-shot classification: images against the names of the classes, put into sentences (Radford et al. 2021, 3.1)."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vitvlm.core.config import ConfigError
+from vitvlm.evaluation import base, bootstrap, classification
+
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+ROWS = 64  # texts of one prediction
+
+TEMPLATES = {
+    "name": ("{}",),
+    "photo": ("a photo of a {}.",),
+    # Of the 80 that CLIP was tuned with on ImageNet, the seven that its authors found to do most.
+    "clip_7": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """The class whose embedding is nearest to the image's.
+
+    A class's embedding is the mean of those of its sentences, each normalised, normalised again.
+
+    Fields:
+      templates: sentences with one {} for the class's name, or the name of a set of such: "name", "photo", "clip_7".
+      class_names: instead of the data's own.
+
+    Metrics and files are those of `Classification`, but for the loss.
+    """
+
+    batches: base.Batches
+    tokenize: Tokenize
+    label_names: tuple[str, ...]
+    templates: str | tuple[str, ...] = "photo"
+    class_names: tuple[str, ...] | None = None
+
+    def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
+        names = self.class_names or self.label_names
+        if len(names) != len(self.label_names):
+            raise ConfigError(f"class_names: {len(names)} names for {len(self.label_names)} classes of the data")
+        templates = _templates(self.templates)
+        classes = class_embeddings(predict, variables, self.tokenize, names, templates)
+        whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))
+        logits, labels = normalise(whole["embedding"]) @ classes.T, whole["label"]
+        classification.check_labels(labels, len(names))
+        metrics, prediction = classification.scores(logits, labels), logits.argmax(axis=1)
+        correct = prediction == labels
+        bootstrap.save_examples(folder, whole["index"], label=labels, prediction=prediction, correct=correct)
+        path = pathlib.Path(folder) / "classes.csv"
+        classification.write_classes(path, labels, prediction, len(names), tuple(names))
+        protocol = (
+            f"zero-shot classification, {len(names)} classes, {len(templates)} templates ({templates[0]!r}"
+            f"{', …' * (len(templates) > 1)}), n={len(labels)}, {classification.interval_protocol()}"
+        )
+        return base.Result(metrics, protocol)
+
+
+def class_embeddings(
+    predict: base.Predict,
+    variables: base.Variables,
+    tokenize: Tokenize,
+    names: Sequence[str],
+    templates: Sequence[str],
+) -> Float[np.ndarray, "S E"]:
+    """One unit vector per class."""
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    rows = []
+    for start in range(0, len(texts), ROWS):
+        some = texts[start : start + ROWS]
+        ids, mask = tokenize(some + some[:1] * (ROWS - len(some)))  # always as many: compiled once
+        rows.append(predict("text_embedding", variables, {"text": ids, "text_mask": mask})["embedding"][: len(some)])
+    each = normalise(np.concatenate(rows)).reshape(len(names), len(templates), -1)
+    return normalise(each.mean(axis=1))
+
+
+def normalise(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64."""
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def _templates(given: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        if given not in TEMPLATES:
+            raise ConfigError(
+                f"templates: no set {given!r}; there is {', '.join(TEMPLATES)}, or give sentences with {{}}"
+            )
+        return TEMPLATES[given]
+    if bad := [template for template in given if template.count("{}") != 1]:
+        raise ConfigError(f"templates: {bad[0]!r} needs one {{}} for the class's name")
+    return tuple(given)
