@@ -1,8 +1,8 @@
 """Batches: deterministic, reshuffled each epoch, shared out among processes, made ahead by threads or workers.
 
 A batch is a dictionary of arrays: image float32 [B, H, W, C], label int32 [B], mask float32 [B] (1 for an example,
-0 for padding or an unreadable image), index int64 [B] (position in the source, -1 for padding), and the text fields
-that the operations `keep`.
+0 for padding or an unreadable image), index int64 [B] (position in the source, -1 for padding), the arrays that
+operations make (`tokenize`: text and text_mask int32 [B, L]), and the text fields that they `keep`.
 
 What example stands where, and which random numbers its operations draw, follows from the seed, the epoch and the
 index alone. So the number of workers never shows in a batch, the global batch is the same for any number of processes,

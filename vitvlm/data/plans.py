@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,16 @@ _SHUFFLE, _OPERATIONS = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Makes arrays of examples; all that a worker needs to know."""
+    """Makes arrays of examples; all that a worker needs to know.
+
+    `shape` is that of an image; `rows` are zeros of the other arrays that the operations make, such as "text".
+    """
 
     source: Source
     pipeline: Pipeline
     seed: int
     shape: tuple[int, ...] = ()
+    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     kept: dict[int, Example] | None = None
 
     @functools.cached_property
@@ -58,6 +63,7 @@ class Loader:
         images = np.zeros((len(rows), *self.shape), np.float32)
         labels = np.zeros(len(rows), np.int32)
         mask = np.zeros(len(rows), np.float32)
+        arrays = {name: np.zeros((len(rows), *zeros.shape), zeros.dtype) for name, zeros in self.rows.items()}
         texts = {name: [""] * len(rows) for name in self.pipeline.fields}
         unreadable = []
         for row, place in enumerate(rows):
@@ -70,11 +76,13 @@ class Loader:
                 continue
             images[row] = _checked(example, self.shape)
             labels[row], mask[row] = example["label"], 1
+            for name, array in arrays.items():
+                array[row] = example[name]
             for name in texts:
                 texts[name][row] = example[name]
         index = np.array([-1 if place is None else place[1] for place in rows], np.int64)
         batch = {"image": images, "label": labels, "mask": mask, "index": index, UNREADABLE: unreadable}
-        return batch | {name: np.array(text) for name, text in texts.items()}
+        return batch | arrays | {name: np.array(text) for name, text in texts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +144,16 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
     trial = Loader(source, pipeline, seed)
     for index in range(min(tries, len(source))):
         try:
-            image = trial.example(0, index)["image"]
+            example = trial.example(0, index)
         except UnreadableImage as error:
             unreadable[error.name] = error.reason
             continue
+        image = example["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
-        return dataclasses.replace(trial, shape=image.shape, kept={} if _worth_keeping(trial, index) else None)
+        rows = {name: np.zeros_like(example[name]) for name in pipeline.arrays}
+        kept = {} if _worth_keeping(trial, index) else None
+        return dataclasses.replace(trial, shape=image.shape, rows=rows, kept=kept)
     counts = Unreadable(0.0, 0, len(unreadable), len(unreadable), unreadable)
     raise TooManyUnreadable(f"{source.name}: none of the first {len(unreadable)} images can be read: {counts}")
 

@@ -12,4 +12,5 @@ def keep(example: dict[str, Any], *names: str) -> dict[str, Any]:
     for name in names:
         if name not in example:
             raise ValueError(f"no field {name!r}; {suggest(name, set(example) - {'image', 'label'})}")
-    return {name: example[name] for name in dict.fromkeys(("image", "label", "id", *names))}
+    texts = {name for name, value in example.items() if isinstance(value, str)} - {"id", *names}
+    return {name: value for name, value in example.items() if name not in texts}

@@ -54,6 +54,11 @@ class Pipeline:
     def fields(self) -> tuple[str, ...]:
         return tuple(name for op in self.operations if op.function.name == "keep" for name in op.positional)
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that examples have besides the image."""
+        return tuple(dict.fromkeys(name for op in self.operations for name in op.function.arrays))
+
     def split(self) -> tuple["Pipeline", "Pipeline"]:
         """The operations whose result never changes and is still bytes or uint8 pixels, and the rest."""
         changes = (op.function.random or op.function.name == "normalize" for op in self.operations)
@@ -71,9 +76,11 @@ def image_operation(name: str, random: bool = False) -> Callable[[Callable[..., 
     return _register(name, random, on_image=True)
 
 
-def example_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `function(example, arguments…, [*, rng]) -> example`."""
-    return _register(name, random, on_image=False)
+def example_operation(
+    name: str, random: bool = False, arrays: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers `function(example, arguments…, [*, rng]) -> example`; `arrays` are entries that it makes for batches."""
+    return _register(name, random, on_image=False, arrays=arrays)
 
 
 def parse(text: object) -> Pipeline:
@@ -107,9 +114,11 @@ def signature(name: str) -> str:
     return f"{name}{inspect.Signature(list(_parameters(OPERATIONS.get(name)).values()))}"
 
 
-def _register(name: str, random: bool, on_image: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _register(
+    name: str, random: bool, on_image: bool, arrays: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.name, function.random, function.on_image = name, random, on_image
+        function.name, function.random, function.on_image, function.arrays = name, random, on_image, arrays
         return OPERATIONS.register(name)(function)
 
     return add
