@@ -1,4 +1,4 @@
-"""Installs vitvlm: `pip install -e .`, with extras for tests, accelerators, ahead-of-time plans and metric sinks."""
+"""Installs vitvlm: `pip install -e .`, with extras for tests, accelerators, plans, metric sinks and file formats."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ setup(
         "array-record>=0.8.3",
         "etils[epath]>=1.12",
         "flax>=0.12.5",
+        "ftfy>=6.3",
         "grain>=0.2.15",
         "importlib-resources>=6.4",
         "jax>=0.10.2",
@@ -30,11 +31,13 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.32",
         "pillow>=11.0",
+        "regex>=2024.11",
         "rich>=13.9",
         "safetensors>=0.6",
         "scikit-learn>=1.6",
         "tensorflow-datasets>=4.9.9",
         "tensorstore>=0.1.80",
+        "tokenizers>=0.21",
     ],
     extras_require={
         "test": [
@@ -48,6 +51,7 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "sentencepiece>=0.2",
             "tensorboardX>=2.6",
             "torch==2.13.0",
             "transformers>=5.0",
@@ -55,6 +59,7 @@ setup(
         ],
         "emoji": ["fonttools>=4.50"],
         "onnx": ["onnx>=1.17"],
+        "sentencepiece": ["sentencepiece>=0.2"],
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "aot": ["libtpu==0.0.42.*; python_version < '3.12'", "libtpu==0.0.50.*; python_version >= '3.12'"],

@@ -1,0 +1,47 @@
+"""Texts to ids of one length and back, by a spec: "clip", "hf:PATH", "sentencepiece:PATH"; and training one's own.
+
+tokenizer = tokenizers.open("clip")
+tokens = tokenizer.encode(["a cat", "two dogs"])  # ids [B, L], mask [B, L]
+tokenizer.decode(tokens.ids)
+"""
+
+from typing import Any
+
+from vitvlm.core.config import ConfigError, check_names, suggest
+from vitvlm.data.tokenizers import clip, huggingface, piece
+from vitvlm.data.tokenizers.base import RULES, Tokenizer, Tokens
+from vitvlm.data.tokenizers.training import train
+
+__all__ = ["Tokenizer", "Tokens", "open", "train"]
+
+_READERS = {"clip": clip.read, "hf": huggingface.read, "sentencepiece": piece.read}
+
+
+def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
+    """Opens a tokenizer. A special token that is spelt out in a text is that token, except with SentencePiece.
+
+    Args:
+      spec: what it is and where:
+        "clip"                CLIP's BPE, 77 tokens padded with 0, from the vocabulary in an installed `open_clip`;
+        "clip:PATH"           the same from bpe_simple_vocab_16e6.txt.gz, or from the merges.txt or tokenizer.json of
+                              a Hugging Face CLIP (the file or its folder);
+        "hf:PATH"             a Hugging Face fast tokenizer, as a folder or its tokenizer.json; what `train` writes;
+        "sentencepiece:PATH"  a SentencePiece .model; adds EOS and no BOS, unless told otherwise.
+      length: L, tokens of each text with BOS and EOS; default: what the files say.
+      **rules: any other field of `Tokenizer` but its vocabulary, instead of what the files say: pad_id, bos_id, eos_id,
+        add_bos, add_eos, truncation, padding, cleaning, lower_case.
+
+    Raises:
+      ConfigError: for a spec or rule that cannot be meant, or where the files give no length or padding id.
+      DataError: for files that are not there or cannot be used.
+    """
+    kind, _, path = str(spec).partition(":")
+    if kind not in _READERS:
+        raise ConfigError(f"tokenizer {spec!r}: no such kind {kind!r}; {suggest(kind, _READERS)}")
+    check_names(rules, RULES, "tokenizer")
+    model, fields = _READERS[kind](path)
+    fields |= rules if length is None else rules | {"length": length}
+    for name in ("length", "pad_id"):
+        if name not in fields:
+            raise ConfigError(f"tokenizer {spec!r}: its files give no {name}; give {name}=")
+    return Tokenizer(model, **fields)

@@ -1,0 +1,165 @@
+"""What a tokenizer is: a model that knows the vocabulary, and the rules around it, each of them a field."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data.errors import DataError
+from vitvlm.data.tokenizers.cleaning import CLEANINGS
+
+TRUNCATIONS = ("right", "left", "error")
+PADDINGS = ("right", "left")
+
+
+class Tokens(NamedTuple):
+    """Texts as ids, int32, of one length; `mask`, int32, is 1 at tokens, BOS and EOS included, and 0 at padding."""
+
+    ids: Int[np.ndarray, "B L"]
+    mask: Int[np.ndarray, "B L"]
+
+
+class Model(Protocol):
+    """A vocabulary and how texts are cut into it; knows nothing of BOS, EOS, lengths or padding."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: list[list[int]]) -> list[str]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Texts to ids and back; what `tokenizers.open` returns.
+
+    Attributes:
+      vocab_size: one more than the largest id.
+      length: L, tokens of each text, BOS, EOS and padding included.
+      pad_id: fills what is left of L; may be a token's id (CLIP's is "!"), so go by the mask.
+      bos_id, eos_id: None if there is none.
+      add_bos, add_eos: whether each text begins with BOS and ends with EOS, one that is cut too.
+      truncation: the side on which a longer text is cut ("right", "left"), or "error".
+      padding: the side on which a shorter text is padded ("right", "left").
+      cleaning: of the text, before all else: "none", "clip", "canonicalize" (see `cleaning`).
+      lower_case: whether the cleaned text is lower-cased.
+
+    Raises ConfigError for values that cannot be meant.
+    """
+
+    model: Model = dataclasses.field(repr=False)
+    vocab_size: int
+    length: int
+    pad_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    truncation: str = "right"
+    padding: str = "right"
+    cleaning: str = "none"
+    lower_case: bool = False
+
+    def __post_init__(self):
+        choices = {"truncation": TRUNCATIONS, "padding": PADDINGS, "cleaning": CLEANINGS}
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"tokenizer.{name}={value!r}: no such {name}; {suggest(value, allowed)}")
+        for name in ("pad_id", "bos_id", "eos_id"):
+            value = getattr(self, name)
+            if value is None and name != "pad_id":
+                continue
+            if not _is_int(value) or not 0 <= value < self.vocab_size:
+                raise ConfigError(f"tokenizer.{name}={value!r}: ids are 0 to {self.vocab_size - 1}")
+        for name in ("bos", "eos"):
+            if getattr(self, f"add_{name}") and getattr(self, f"{name}_id") is None:
+                raise ConfigError(f"tokenizer.add_{name}: there is no {name.upper()}; give {name}_id=")
+        least = self.add_bos + self.add_eos + 1
+        if not _is_int(self.length) or self.length < least:
+            raise ConfigError(
+                f"tokenizer.length={self.length!r}: must be {least} or more, for one token beside BOS and EOS"
+            )
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Ids int32 [B, L] and mask int32 [B, L] of B texts; an empty text is BOS, EOS and padding.
+
+        Raises:
+          TypeError: for one string where a sequence of them belongs.
+          DataError: for what is not text, or one longer than L if `truncation` is "error".
+        """
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"encode takes a sequence of texts: write encode([{texts[:20]!r}])")
+        B, L = len(texts), self.length
+        ids, mask = np.full((B, L), self.pad_id, np.int32), np.zeros((B, L), np.int32)
+        contents = self.model.encode([self.clean(text, i) for i, text in enumerate(texts)])
+        for i, content in enumerate(contents):
+            tokens = [self.bos_id] * self.add_bos + self._cut(content, i, texts[i]) + [self.eos_id] * self.add_eos
+            filled = slice(0, len(tokens)) if self.padding == "right" else slice(L - len(tokens), L)
+            ids[i, filled], mask[i, filled] = tokens, 1
+        return Tokens(ids, mask)
+
+    def decode(
+        self, ids: Int[np.ndarray, "B L"] | Iterable[Sequence[int]], mask: Int[np.ndarray, "B L"] | None = None
+    ) -> list[str]:
+        """Texts of rows of ids, without BOS, EOS, padding, and whatever follows EOS.
+
+        Args:
+          ids: [B, L], or B rows of different lengths.
+          mask: of `encode`; without it a row's padding is told by `pad_id`, on the side of `padding`.
+
+        Raises ValueError for what are no rows of ids, or ids outside the vocabulary.
+        """
+        rows = [
+            self._content(np.asarray(row), None if mask is None else np.asarray(mask[i])) for i, row in enumerate(ids)
+        ]
+        return self.model.decode(rows)
+
+    def clean(self, text: str, position: int = 0) -> str:
+        """The text as the vocabulary gets it. Raises DataError, which names its position, for what is not text."""
+        if not isinstance(text, str):
+            raise DataError(f"text {position} is {type(text).__name__}, not a string: {text!r:.60}")
+        text = CLEANINGS[self.cleaning](text)
+        text = text.lower() if self.lower_case else text
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"text {position} is not Unicode (half a surrogate pair): {text!r:.60}") from error
+        return text
+
+    def _cut(self, content: list[int], position: int, text: str) -> list[int]:
+        room = self.length - self.add_bos - self.add_eos
+        if len(content) <= room:
+            return content
+        if self.truncation == "error":
+            count = len(content) + self.length - room
+            raise DataError(
+                f"text {position} has {count} tokens, more than length={self.length}: {text!r:.60}; "
+                "raise the length, or cut with truncation='right'"
+            )
+        return content[:room] if self.truncation == "right" else content[-room:]
+
+    def _content(self, row: np.ndarray, mask: np.ndarray | None) -> list[int]:
+        if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
+            raise ValueError(f"decode takes rows of integer ids, [B, L]; a row is {row.dtype}{list(row.shape)}")
+        if row.size and not 0 <= row.min() <= row.max() < self.vocab_size:
+            raise ValueError(f"ids {row.min()} to {row.max()}: the vocabulary's are 0 to {self.vocab_size - 1}")
+        content = (row if mask is None else row[mask.astype(bool)]).tolist()
+        if mask is None and self.padding == "left":
+            while content and content[0] == self.pad_id:
+                content.pop(0)
+        if content and content[0] == self.bos_id:
+            content.pop(0)
+        if self.eos_id in content:
+            return content[: content.index(self.eos_id)]
+        if mask is None and self.padding == "right":
+            while content and content[-1] == self.pad_id:
+                content.pop()
+        return content
+
+
+RULES = tuple(f.name for f in dataclasses.fields(Tokenizer) if f.name not in ("model", "vocab_size", "length"))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,0 +1,137 @@
+"""Hugging Face's fast tokenizers, as their own library `tokenizers` reads them; BPE, WordPiece and Unigram alike."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import DataError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+LONGEST = 1_000_000
+"""A longer `model_max_length` is transformers' way to say that there is none."""
+
+OTHER_FILES = {"merges.txt": "clip", "spiece.model": "sentencepiece", "tokenizer.model": "sentencepiece"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FastTokenizer:
+    """A tokenizer.json without the special tokens, truncation and padding that it would add."""
+
+    fast: "tokenizers.Tokenizer"
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        return self.fast.decode_batch(ids, skip_special_tokens=True)
+
+
+def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
+    """The model and the fields of its `Tokenizer` that the files give.
+
+    BOS and EOS are what its template adds ([CLS] and [SEP] for BERT), or else the tokens of these names.
+
+    Raises:
+      ConfigError: for a spec without a path, or a template that adds more than one token at either end.
+      DataError: for files that are not there or cannot be read.
+    """
+    if not path:
+        raise ConfigError('tokenizer "hf": write hf:PATH, of a folder or its tokenizer.json')
+    file = _tokenizer_file(Path(path))
+    config = _read_config(file.parent) if file.name == "tokenizer.json" else {}
+    fast = _read_fast(file)
+    given_padding, given_truncation = fast.padding or {}, fast.truncation or {}
+    fast.no_padding()
+    fast.no_truncation()
+
+    before, after = _added(fast, file)
+    ids = {name: fast.token_to_id(config[f"{name}_token"]) for name in _NAMES if f"{name}_token" in config}
+    bos_id = before[0] if before else ids.get("bos", ids.get("cls"))
+    eos_id = after[0] if after else ids.get("eos", ids.get("sep"))
+    add_bos, add_eos = bool(before), bool(after)
+    if "add_bos_token" in config or "add_eos_token" in config:  # these replace the template
+        add_bos, add_eos = (bool(config.get(name)) for name in ("add_bos_token", "add_eos_token"))
+        bos_id, eos_id = ids.get("bos", bos_id), ids.get("eos", eos_id)
+    found = {
+        "vocab_size": max(fast.get_vocab().values()) + 1,
+        "length": _length(config, given_truncation, given_padding),
+        "pad_id": ids.get("pad", given_padding.get("pad_id")),
+        "bos_id": bos_id,
+        "eos_id": eos_id,
+        "add_bos": add_bos,
+        "add_eos": add_eos,
+        "truncation": config.get("truncation_side", given_truncation.get("direction")),
+        "padding": config.get("padding_side", given_padding.get("direction")),
+    }
+    return FastTokenizer(fast), {name: value for name, value in found.items() if value is not None}
+
+
+_NAMES = ("bos", "eos", "pad", "cls", "sep")
+
+
+def _tokenizer_file(path: Path) -> Path:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file():
+        return file
+    for name, kind in OTHER_FILES.items():
+        if (path / name).is_file():
+            place = path if kind == "clip" else path / name
+            raise DataError(f"{path}: no tokenizer.json; its {name} may be meant: {kind}:{place}")
+    raise DataError(f"{file}: there is no such file; give a folder with a tokenizer.json, or the file")
+
+
+def _read_fast(file: Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{file}: cannot be read as a Hugging Face tokenizer: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """special_tokens_map.json and tokenizer_config.json, the latter first; tokens as plain strings, nulls left out."""
+    fields = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            try:
+                fields |= json.loads((folder / name).read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{folder / name}: is not a JSON object: {error}") from error
+    plain = {key: value["content"] if _is_token(value) else value for key, value in fields.items()}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, dict) and "content" in value
+
+
+def _added(fast: "tokenizers.Tokenizer", file: Path) -> tuple[list[int], list[int]]:
+    """What the template adds before and after a text: at most one token each."""
+    if fast.num_special_tokens_to_add(is_pair=False) == 0:
+        return [], []
+    specials = {token.content for token in fast.get_added_tokens_decoder().values()}
+    for word in fast.get_vocab().keys() - specials:
+        encoding = fast.encode(word)
+        if 0 in encoding.special_tokens_mask:
+            first = encoding.special_tokens_mask.index(0)
+            last = len(encoding) - encoding.special_tokens_mask[::-1].index(0)
+            before, after = encoding.ids[:first], encoding.ids[last:]
+            break
+    else:
+        raise DataError(f"{file}: none of its tokens can be encoded")
+    if len(before) > 1 or len(after) > 1:
+        tokens = [fast.id_to_token(i) for i in before + after]
+        raise ConfigError(f"{file}: adds {', '.join(tokens)} to a text; only one token at either end is supported")
+    return before, after
+
+
+def _length(config: dict[str, Any], truncation: dict[str, Any], padding: dict[str, Any]) -> int | None:
+    for length in (config.get("model_max_length"), truncation.get("max_length"), padding.get("length")):
+        if length is not None and length < LONGEST:
+            return int(length)
+    return None

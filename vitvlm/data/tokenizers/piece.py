@@ -1,0 +1,46 @@
+"""SentencePiece models (Kudo and Richardson 2018), as T5, SigLIP and Gemma have them."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import DataError
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    processor: "sentencepiece.SentencePieceProcessor"
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.encode(texts)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        return [self.processor.decode(row) for row in ids]
+
+
+def read(path: str) -> tuple[SentencePiece, dict[str, Any]]:
+    """The model and the fields of its `Tokenizer`; the file says nothing of what is added: EOS, if there is one.
+
+    Raises ConfigError for a spec without a path or where the package is not installed, DataError for the file.
+    """
+    if not path:
+        raise ConfigError('tokenizer "sentencepiece": write sentencepiece:PATH, of a .model file')
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise ConfigError(
+            "tokenizer \"sentencepiece\": sentencepiece is not installed; pip install 'vitvlm[sentencepiece]'"
+        ) from error
+    if not Path(path).is_file():
+        raise DataError(f"{path}: there is no such file; give a SentencePiece .model")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=path)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a SentencePiece model: {error}") from error
+    ids = {"pad_id": processor.pad_id(), "bos_id": processor.bos_id(), "eos_id": processor.eos_id()}
+    found = {name: i for name, i in ids.items() if i >= 0}
+    return SentencePiece(processor), {"vocab_size": processor.vocab_size(), "add_eos": "eos_id" in found, **found}

@@ -1,0 +1,52 @@
+"""A tokenizer of one's own, from a file of captions or from the texts of a data source."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data import sources, tokenizers
+from vitvlm.data.errors import DataError
+
+
+def train_tokenizer(
+    source: str, target: str, vocab_size: int, field: str | None = None, split: str = "train", **fields: Any
+) -> int:
+    """Trains on the captions of `source` and writes `target` (see `tokenizers.train`, which takes the other fields).
+
+    Args:
+      source: a text file with one caption per line, or what `sources.open` takes.
+      field: which text of a data source's examples.
+      split: of a data source.
+
+    Returns the size of the vocabulary.
+    """
+    return tokenizers.train(captions(source, field, split), vocab_size, target, **fields)
+
+
+def captions(source: str, field: str | None = None, split: str = "train") -> Iterator[str]:
+    """The lines of a text file, or one field of every example of a data source.
+
+    Raises ConfigError for a field that is not a text of the source, or one of a text file.
+    """
+    if Path(source).is_file():
+        if field is not None:
+            raise ConfigError(f"--field={field}: {source} is a text file, one caption per line; leave the field out")
+        yield from _lines(Path(source))
+        return
+    opened = sources.open(source, split)
+    for i in range(len(opened)):
+        example = opened[i]
+        texts = [name for name, value in example.items() if isinstance(value, str) and name != "id"]
+        if field not in texts:
+            raise ConfigError(f"--field={field}: no such text in {opened.name}; {suggest(field or '', texts)}")
+        yield example[field]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
