@@ -1,6 +1,6 @@
 """A tokenizer trained on one's own captions: a byte-level BPE, written as a tokenizer.json.
 
-    python scripts/train_tokenizer.py --source=emoji --field=name --vocab_size=2000 --target=emoji.json
+    python scripts/train_tokenizer.py --source=emoji --fields=name --vocab_size=2000 --target=emoji.json
     python scripts/train_tokenizer.py --source=captions.txt --vocab_size=16000 --length=64 --target=mine/tokenizer.json
 
 Open it as "hf:TARGET".
@@ -12,7 +12,7 @@ from vitvlm.jobs import launch
 from vitvlm.jobs.train_tokenizer import train_tokenizer
 
 SOURCE = flags.DEFINE_string("source", None, "A text file, one caption per line, or a data source.", required=True)
-FIELD = flags.DEFINE_string("field", None, "Which text of a data source's examples: name, caption.")
+FIELDS = flags.DEFINE_list("fields", [], "Which texts of a data source's examples: name, keywords, caption.")
 SPLIT = flags.DEFINE_string("split", "train", "Split of a data source.")
 TARGET = flags.DEFINE_string("target", None, "File to write.", required=True)
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Tokens, of which 3 are special and 256 are bytes.")
@@ -25,7 +25,7 @@ def main() -> None:
         SOURCE.value,
         TARGET.value,
         VOCAB_SIZE.value,
-        field=FIELD.value,
+        fields=FIELDS.value,
         split=SPLIT.value,
         length=LENGTH.value,
         lower_case=LOWER_CASE.value,

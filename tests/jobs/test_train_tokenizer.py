@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_command_writes_a_tokenizer_of_a_source(tmp_path):
     target = tmp_path / "emoji.json"
-    command = [sys.executable, "scripts/train_tokenizer.py", "--source=emoji", "--field=name", "--vocab_size=500"]
+    command = [sys.executable, "scripts/train_tokenizer.py", "--source=emoji", "--fields=name", "--vocab_size=500"]
     command += [f"--target={target}", "--length=12", "--lower_case"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -34,11 +34,11 @@ def test_captions_of_a_file_are_its_lines(tmp_path):
 
 def test_mistakes_say_what_to_do(tmp_path):
     (tmp_path / "captions.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(ConfigError, match='--field=nam: no such text in emoji train; did you mean "name"'):
-        next(captions("emoji", "nam"))
-    with pytest.raises(ConfigError, match=r"--field=None: no such text in emoji train; there is: .*name"):
+    with pytest.raises(ConfigError, match='--fields=nam: no such text in emoji train; did you mean "name"'):
+        next(captions("emoji", ["nam"]))
+    with pytest.raises(ConfigError, match=r"--fields=: no such text in emoji train; there is: .*name"):
         next(captions("emoji"))
-    with pytest.raises(ConfigError, match="leave the field out"):
-        next(captions(str(tmp_path / "captions.txt"), "name"))
+    with pytest.raises(ConfigError, match="leave it out"):
+        next(captions(str(tmp_path / "captions.txt"), ["name"]))
     with pytest.raises(DataError, match="is not UTF-8 text"):
         list(captions(str(tmp_path / "captions.txt")))

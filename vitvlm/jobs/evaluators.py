@@ -13,7 +13,7 @@ from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations
 from vitvlm.data.batches import eval_batches
-from vitvlm.data.operations import colour
+from vitvlm.data.operations import colour, text
 from vitvlm.jobs import fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, open_split
@@ -92,6 +92,8 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
     """What pictures of this model's inputs need; only what the model and the operations do have."""
     facts: dict[str, Any] = {}
+    if tokenizer := text.tokenizer_of(pipeline):
+        facts["tokenize"] = tokenizer.encode
     for operation in pipeline.operations:
         if operation.function.name == "normalize":
             facts["mean"], facts["std"] = map(tuple, colour.statistics(*operation.positional, **operation.named))

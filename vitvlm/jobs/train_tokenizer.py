@@ -1,6 +1,6 @@
 """A tokenizer of one's own, from a file of captions or from the texts of a data source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +10,38 @@ from vitvlm.data.errors import DataError
 
 
 def train_tokenizer(
-    source: str, target: str, vocab_size: int, field: str | None = None, split: str = "train", **fields: Any
+    source: str, target: str, vocab_size: int, fields: Sequence[str] = (), split: str = "train", **options: Any
 ) -> int:
-    """Trains on the captions of `source` and writes `target` (see `tokenizers.train`, which takes the other fields).
+    """Trains on the captions of `source` and writes `target` (see `tokenizers.train`, which takes the other options).
 
     Args:
       source: a text file with one caption per line, or what `sources.open` takes.
-      field: which text of a data source's examples.
+      fields: which texts of a data source's examples.
       split: of a data source.
 
     Returns the size of the vocabulary.
     """
-    return tokenizers.train(captions(source, field, split), vocab_size, target, **fields)
+    return tokenizers.train(captions(source, fields, split), vocab_size, target, **options)
 
 
-def captions(source: str, field: str | None = None, split: str = "train") -> Iterator[str]:
-    """The lines of a text file, or one field of every example of a data source.
+def captions(source: str, fields: Sequence[str] = (), split: str = "train") -> Iterator[str]:
+    """The lines of a text file, or some fields of every example of a data source.
 
     Raises ConfigError for a field that is not a text of the source, or one of a text file.
     """
     if Path(source).is_file():
-        if field is not None:
-            raise ConfigError(f"--field={field}: {source} is a text file, one caption per line; leave the field out")
+        if fields:
+            raise ConfigError(f"--fields={','.join(fields)}: {source} is a text file, a caption a line; leave it out")
         yield from _lines(Path(source))
         return
     opened = sources.open(source, split)
     for i in range(len(opened)):
         example = opened[i]
         texts = [name for name, value in example.items() if isinstance(value, str) and name != "id"]
-        if field not in texts:
-            raise ConfigError(f"--field={field}: no such text in {opened.name}; {suggest(field or '', texts)}")
-        yield example[field]
+        for field in fields or ("",):
+            if field not in texts:
+                raise ConfigError(f"--fields={field}: no such text in {opened.name}; {suggest(field, texts)}")
+            yield example[field]
 
 
 def _lines(path: Path) -> Iterator[str]:

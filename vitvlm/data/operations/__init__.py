@@ -1,6 +1,6 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
-from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, randaugment
+from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, randaugment, text
 from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "geometry",
     "parse",
     "randaugment",
+    "text",
 ]

@@ -79,7 +79,7 @@ def image_operation(name: str, random: bool = False) -> Callable[[Callable[..., 
 def example_operation(
     name: str, random: bool = False, arrays: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `function(example, arguments…, [*, rng]) -> example`; `arrays` are entries that it makes for batches."""
+    """Registers `function(example, arguments…, [*, rng]) -> example`; `arrays` are what it makes for batches."""
     return _register(name, random, on_image=False, arrays=arrays)
 
 

@@ -5,6 +5,7 @@ tokens = tokenizer.encode(["a cat", "two dogs"])  # ids [B, L], mask [B, L]
 tokenizer.decode(tokens.ids)
 """
 
+from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, check_names, suggest
@@ -14,7 +15,16 @@ from vitvlm.data.tokenizers.training import train
 
 __all__ = ["Tokenizer", "Tokens", "open", "train"]
 
-_READERS = {"clip": clip.read, "hf": huggingface.read, "sentencepiece": piece.read}
+# Of all texts of the embedded set: python scripts/train_tokenizer.py --source=emoji
+# --fields=name,keywords,name_ja,keywords_ja --vocab_size=2000 --length=32 --lower_case --target=THIS
+_EMOJI = Path(__file__).parents[1] / "emoji" / "tokenizer.json"
+
+_READERS = {
+    "clip": clip.read,
+    "emoji": lambda _: huggingface.read(str(_EMOJI)),
+    "hf": huggingface.read,
+    "sentencepiece": piece.read,
+}
 
 
 def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
@@ -25,6 +35,7 @@ def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
         "clip"                CLIP's BPE, 77 tokens padded with 0, from the vocabulary in an installed `open_clip`;
         "clip:PATH"           the same from bpe_simple_vocab_16e6.txt.gz, or from the merges.txt or tokenizer.json of
                               a Hugging Face CLIP (the file or its folder);
+        "emoji"               a small one of the emoji set's names and keywords, English and Japanese: 32 tokens;
         "hf:PATH"             a Hugging Face fast tokenizer, as a folder or its tokenizer.json; what `train` writes;
         "sentencepiece:PATH"  a SentencePiece .model; adds EOS and no BOS, unless told otherwise.
       length: L, tokens of each text with BOS and EOS; default: what the files say.

@@ -1,0 +1,62 @@
+"""Texts to tokens."""
+
+import functools
+import inspect
+from typing import Any
+
+import numpy as np
+
+from vitvlm.core.config import suggest
+from vitvlm.data import tokenizers
+from vitvlm.data.operations.parsing import Pipeline, example_operation
+
+
+@example_operation("pick_text", random=True)
+def pick_text(example: dict[str, Any], *names: str, separator: str = "|", rng: np.random.Generator) -> dict[str, Any]:
+    """One text at random, as field "caption": from these fields, of which each may hold several between separators."""
+    texts = [text for name in names for text in _texts(example, name, separator)]
+    if not texts:
+        raise ValueError(f"no text in {', '.join(names)}")
+    return {**example, "caption": texts[rng.integers(len(texts))]}
+
+
+@example_operation("tokenize", arrays=("text", "text_mask"))
+def tokenize(
+    example: dict[str, Any], tokenizer: str, length: int, name: str = "caption", most: int = 1, separator: str = "|"
+) -> dict[str, Any]:
+    """Adds text and text_mask int32 [L], tokens of the field `name` and 1 where they are real; see `data.tokenizers`.
+
+    With `most` above 1 the field holds so many texts or fewer between separators, and both are [most, L]: rows of
+    zeros are no text.
+    """
+    texts = _texts(example, name, separator if most > 1 else None)
+    if len(texts) > most:
+        raise ValueError(f"{len(texts)} texts in {name}: raise most={most}")
+    tokens = opened(tokenizer, length).encode(texts or [""])
+    text, mask = np.zeros((2, most, length), np.int32)
+    text[: len(texts)], mask[: len(texts)] = tokens.ids, tokens.mask
+    if most == 1:
+        text, mask = text[0], mask[0]
+    return {**example, "text": text, "text_mask": mask}
+
+
+@functools.lru_cache(maxsize=8)
+def opened(tokenizer: str, length: int) -> tokenizers.Tokenizer:
+    """A tokenizer by its spec, kept."""
+    return tokenizers.open(tokenizer, length)
+
+
+def tokenizer_of(pipeline: Pipeline) -> tokenizers.Tokenizer | None:
+    """What the pipeline's `tokenize` tokenizes with; None if it has none."""
+    for operation in pipeline.operations:
+        if operation.function is tokenize:
+            given = inspect.signature(tokenize).bind({}, *operation.positional, **operation.named).arguments
+            return opened(given["tokenizer"], given["length"])
+    return None
+
+
+def _texts(example: dict[str, Any], name: str, separator: str | None) -> list[str]:
+    if name not in example:
+        known = {field for field, value in example.items() if isinstance(value, str) and field != "id"}
+        raise ValueError(f"no field {name!r}; {suggest(name, known)}")
+    return [example[name]] if separator is None else [text for text in example[name].split(separator) if text]
