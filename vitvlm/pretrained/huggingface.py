@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from vitvlm.core.config import suggest
-from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, swin, vit
+from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, siglip, swin, vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, Family] = {
     **resnet.FAMILIES,
     **efficientnet.FAMILIES,
     **clip.FAMILIES,
+    **siglip.FAMILIES,
 }
 
 
