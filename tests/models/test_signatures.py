@@ -26,6 +26,7 @@ RUNS = [
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2)),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),
+    ("vit", dict(pre_norm=True, norm_pooled=True, patch_bias=False, crop=True)),
     ("swin", dict(num_classes=3, drop_path=0.1, dropout=0.1, remat="dots")),
     ("swin", dict(positions="learned", image_size=(4, 6), always_partition=True)),
 ]
@@ -47,6 +48,18 @@ RUNS = [
 for name, fields in RUNS:
     model = models.build(name, **fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, train=True, capture=("hidden",))))
+
+texts, mask = jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), jnp.int32)
+TEXT = dict(width=8, depth=2, heads=2, mlp_width=12, vocab_size=9, length=6)
+model = models.build("text", **TEXT, projection=3, dropout=0.1, drop_path=0.1, remat="dots")
+jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **everything)))
+towers = dict(image=dict(VIT, name="vit"), text=dict(TEXT, name="text", causal=False, pool="last"), embed_dim=4)
+RUNS = [dict(image_projection="mlp"), dict(bias_init=0.0, scan=False), dict(embed_dim=8, text_projection="none")]
+for fields in RUNS:
+    model = models.build("two_towers", **towers | fields)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts[:1], mask[:1], **everything)))
+    jax.eval_shape(lambda: model.init_with_output(rngs, texts, mask == 1, method="encode_text"))
+    jax.eval_shape(lambda: model.init_with_output(rngs, images, method="encode_image"))
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

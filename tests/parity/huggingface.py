@@ -64,9 +64,13 @@ def check_written_back(model: PreTrainedModel, loaded: pretrained.Pretrained, fo
     assert back.state_dict().keys() == theirs.keys()
     for name, tensor in back.state_dict().items():
         np.testing.assert_allclose(tensor.numpy(), theirs[name].numpy(), atol=1e-6, err_msg=name)
+    assert described(back.config.to_dict()) == described(model.config.to_dict())
+
+
+def described(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says about the model, its towers' own configs too."""
     told = ("_name_or_path", "transformers_version", "dtype", "architectures", "_attn_implementation")
-    ours, wanted = ({k: v for k, v in m.config.to_dict().items() if k not in told} for m in (back, model))
-    assert ours == wanted
+    return {k: described(v) if isinstance(v, dict) else v for k, v in config.items() if k not in told}
 
 
 def looped(loaded: pretrained.Pretrained) -> Any:

@@ -11,6 +11,8 @@ from vitvlm.models import mae as mae
 from vitvlm.models import multiscale as multiscale
 from vitvlm.models import resnet as resnet
 from vitvlm.models import swin as swin
+from vitvlm.models import text as text
+from vitvlm.models import two_towers as two_towers
 from vitvlm.models import vit as vit
 from vitvlm.models.registry import MODELS
 

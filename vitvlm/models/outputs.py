@@ -41,6 +41,43 @@ class EncoderOutput:
 
 
 @flax.struct.dataclass
+class TextOutput:
+    """A text encoder's answer.
+
+    Fields:
+      tokens [B, L, D]: after the final norm.
+      pooled [B, E]: one vector per text; E is D, unless the encoder has a projection.
+      hidden [depth + 1, B, L, D]: tokens before the first block and after each; None unless captured.
+      attention [depth, B, K, L, L]: weights of each block; None unless captured.
+    """
+
+    tokens: Float[Array, "B L D"]
+    pooled: Float[Array, "B E"]
+    hidden: Float[Array, "layers B L D"] | None = None
+    attention: Float[Array, "depth B K L L"] | None = None
+
+
+@flax.struct.dataclass
+class TwoTowersOutput:
+    """What two towers say about B images and T texts: which belongs to which. All but the towers' own is float32.
+
+    Fields:
+      image_embedding [B, E], text_embedding [T, E]: of length 1.
+      logits_per_image [B, T]: scale * image_embedding · text_embedding + bias; its transpose is that of each text.
+      scale: as multiplied, not its logarithm; bias: as added, None for a model without.
+      image, text: the answers of the towers.
+    """
+
+    image_embedding: Float[Array, "B E"]
+    text_embedding: Float[Array, "T E"]
+    logits_per_image: Float[Array, "B T"]
+    scale: Float[Array, ""]
+    bias: Float[Array, ""] | None
+    image: EncoderOutput
+    text: TextOutput
+
+
+@flax.struct.dataclass
 class MAEOutput:
     """A masked autoencoder's answer.
 

@@ -26,9 +26,13 @@ def named_variant(variants: Mapping[str, Mapping[str, Any]], variant: str | None
     return dict(variants[variant])
 
 
-def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
-    """The encoder inside another model, by its `name` and fields. Raises ConfigError for what there is not."""
+def build_backbone(backbone: Mapping[str, Any], where: str = "model.backbone") -> nn.Module:
+    """The encoder inside another model, by its `name` and fields. Raises ConfigError for what there is not.
+
+    Args:
+      where: its name in the config, for error messages.
+    """
     if "name" not in backbone:
-        raise ConfigError(f"model.backbone.name: missing; there is: {', '.join(MODELS.names())}")
+        raise ConfigError(f"{where}.name: missing; there is: {', '.join(MODELS.names())}")
     fields = {name: value for name, value in backbone.items() if name != "name"}
-    return MODELS.build(backbone["name"], fields, "model.backbone")
+    return MODELS.build(backbone["name"], fields, where)

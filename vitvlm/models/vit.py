@@ -14,7 +14,7 @@ from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, patch_grid
+from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, patch_grid, whole_patches
 from vitvlm.nn.pooling import MapHead
 from vitvlm.nn.positions import PositionTable
 from vitvlm.nn.stack import apply_blocks
@@ -40,6 +40,9 @@ class ViT(nn.Module):
       width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs (of SwiGLU: each half's).
       patch_size, image_size: a number or (height, width). image_size fixes the table of positions; images of any
         size that the patch divides are accepted, and the table is resampled for them.
+      crop: whether pixels at the bottom and at the right that fill no patch are left out (SigLIP's So400m/14 at 384);
+        otherwise an image that has such is an error.
+      patch_bias: whether the patch embedding has a bias (CLIP's has none).
       num_classes: S; 0 for no head.
       pool: "cls"; "gap", the mean over patch tokens; "cls_and_gap", one after the other, `pooled [B, 2D]` (the linear
         probe of DINOv2); or "map", attention pooling.
@@ -50,7 +53,8 @@ class ViT(nn.Module):
       position_grid: (h, w) of the table of positions; by default that of image_size in patches.
       special_positions: whether CLS and the distillation token have positions too.
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
-      norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (MAE's fine-tuning).
+      pre_norm: whether there is a norm before the first block too (CLIP; Radford et al. 2021, section 2.4).
+      norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (MAE's fine-tuning, CLIP).
       representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
       mlp, layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
         block.
@@ -64,6 +68,8 @@ class ViT(nn.Module):
     mlp_width: int
     patch_size: int | Pair
     image_size: int | Pair = 224
+    crop: bool = False
+    patch_bias: bool = True
     num_classes: int = 0
     pool: str = "cls"
     cls_token: bool | None = None
@@ -74,6 +80,7 @@ class ViT(nn.Module):
     position_grid: Pair | None = None
     special_positions: bool = True
     registers: int = 0
+    pre_norm: bool = False
     norm_pooled: bool = False
     representation: int | None = None
     qkv_bias: bool = True
@@ -111,12 +118,19 @@ class ViT(nn.Module):
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patch = as_pair(patch_size or self.patch_size)
-        tokens = PatchEmbed(self.width, as_pair(self.patch_size), name="patches", **dtypes)(images, keep, patch)
+        if self.crop:
+            height, width = whole_patches(images.shape[1:3], patch)
+            images = images[:, :height, :width]
+        embed = PatchEmbed(self.width, as_pair(self.patch_size), self.patch_bias, name="patches", **dtypes)
+        tokens = embed(images, keep, patch)
         h, w = grid = patch_grid(images.shape[1:3], patch)
         tokens, prefix = self._place(tokens, grid, keep)
         R = prefix.shape[1]
 
-        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate([prefix, tokens], axis=1))
+        x = jnp.concatenate([prefix, tokens], axis=1)
+        if self.pre_norm:
+            x = nn.LayerNorm(self.norm_eps, name="pre_norm", **dtypes)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = functools.partial(
             Block,
             self.heads,
@@ -176,7 +190,8 @@ class ViT(nn.Module):
     @property
     def table_grid(self) -> Pair:
         """(h, w) of the table of positions."""
-        return self.position_grid or patch_grid(as_pair(self.image_size), as_pair(self.patch_size))
+        size, patch = as_pair(self.image_size), as_pair(self.patch_size)
+        return self.position_grid or patch_grid(whole_patches(size, patch) if self.crop else size, patch)
 
     def _check(self) -> None:
         if self.pool not in POOLS:

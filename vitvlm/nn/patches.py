@@ -32,6 +32,12 @@ def patch_grid(image: Pair, patch: Pair) -> Pair:
     return H // p, W // q
 
 
+def whole_patches(image: Pair, patch: Pair) -> Pair:
+    """The part of an image of (height, width) pixels, from the top left, that patches fill."""
+    (H, W), (p, q) = image, patch
+    return H - H % p, W - W % q
+
+
 def patchify(images: Float[Array, "B H W C"], patch: Pair) -> Float[Array, "B N PPC"]:
     """Cuts images into non-overlapping patches, row by row; in a patch the order is row, column, channel.
 

@@ -12,12 +12,26 @@ from flax import linen as nn
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
-from vitvlm.nn.patches import Pair
+from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.nn.stack import is_scanned, layer_paths, stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import Row, Table
 
 Json = Mapping[str, Any]
+Inputs = tuple[jax.ShapeDtypeStruct, ...]  # of one example, as the model is called
+
+
+def image_inputs(image_size: int | Pair, channels: int) -> Inputs:
+    return (jax.ShapeDtypeStruct((1, *as_pair(image_size), channels), jnp.float32),)
+
+
+def text_inputs(length: int) -> Inputs:
+    return (jax.ShapeDtypeStruct((1, length), jnp.int32),)
+
+
+def described_images(source: Json) -> Inputs:
+    """As most config.json say: of this size and of colour, if they do not say otherwise."""
+    return image_inputs(source.get("image_size", 224), source.get("num_channels", 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +43,7 @@ class Family:
       fields: their config and tensors to the model's fields.
       rows: the model and the names of the tensors (none when writing) to the rows of the table.
       config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
+      inputs: the config.json of `transformers` to shapes that the model may be called with.
     """
 
     model: str
@@ -36,15 +51,17 @@ class Family:
     fields: Callable[[Json, Tensors], dict[str, Any]]
     rows: Callable[[Any, Collection[str]], Iterator[Row]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    inputs: Callable[[Json], Inputs] = described_images
 
 
 def assemble(
-    family: Family, source: Json, tensors: Tensors, image_size: Pair, channels: int, fields: Mapping[str, Any]
+    family: Family, source: Json, tensors: Tensors, inputs: Inputs, fields: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model and its variables.
 
     Args:
       source: the config that came with the tensors.
+      inputs: shapes that the model may be called with; its parameters' shapes follow.
       fields: wishes about the model that leave its parameters as they are: scan, remat, dtype.
 
     Nothing is allocated before all names and shapes are known to fit. Raises KeyError for a field that the config
@@ -55,7 +72,7 @@ def assemble(
     table = Table.reading(family.rows(model, tensors), tensors)
     # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
     traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
-    table.check_shapes(tensors.shapes(), _shapes(traced, image_size, channels))
+    table.check_shapes(tensors.shapes(), _shapes(traced, inputs))
     variables = table.read(tensors, _on_device)
     return model, stack_blocks(variables) if chosen.get("scan") else variables
 
@@ -86,12 +103,11 @@ def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) 
         raise ConfigError(f"{family} has no {', '.join(bad)}")
 
 
-def _shapes(model: nn.Module, image_size: Pair, channels: int) -> dict[str, tuple[int, ...]]:
+def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's variables by path, those of scanned blocks as a loop has them; nothing is allocated."""
-    images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
     rngs = {name: jax.random.key(0) for name in ("params", "mask")}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, leaf in paths.flatten(jax.eval_shape(model.init, rngs, images)).items():
+    for path, leaf in paths.flatten(jax.eval_shape(model.init, rngs, *inputs)).items():
         if is_scanned(path):
             shapes |= dict.fromkeys(layer_paths(path, leaf.shape[0]), leaf.shape[1:])
         else:

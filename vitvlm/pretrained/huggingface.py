@@ -8,14 +8,13 @@ from typing import Any
 import jax
 
 from vitvlm.core.config import suggest
-from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import deit, dinov2, efficientnet, mae, preprocessing, resnet, swin, vit
+from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, siglip, swin, vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 
 # By the architecture that config.json names.
 FAMILIES: Mapping[str, Family] = {
@@ -26,6 +25,8 @@ FAMILIES: Mapping[str, Family] = {
     **swin.FAMILIES,
     **resnet.FAMILIES,
     **efficientnet.FAMILIES,
+    **clip.FAMILIES,
+    **siglip.FAMILIES,
 }
 
 
@@ -42,12 +43,11 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     name = str((source.get("architectures") or ["none"])[0])
     if name not in FAMILIES:
         raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
-    channels = source.get("num_channels", 3)
     with blamed(folder, folder / CONFIG):
-        model, variables = assemble(
-            FAMILIES[name], source, open_folder(folder), as_pair(source.get("image_size", 224)), channels, fields
-        )
-    described = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+        inputs = FAMILIES[name].inputs(source)
+        model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
+    described = _image_processor(folder)
+    channels = inputs[0].shape[-1]  # whoever has a preprocessor sees images
     return Pretrained(
         model=model,
         variables=variables,
@@ -64,7 +64,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     """
     config, tensors = take_apart(FAMILIES, loaded.model, loaded.variables, "hf")
     dtype = jax.tree.leaves(loaded.variables["params"])[0].dtype
-    config = config | _kept(loaded.source, config) | {"dtype": str(dtype)}
+    config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -72,9 +72,25 @@ def save(loaded: Pretrained, folder: Path) -> None:
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _kept(source: Json, config: Json) -> dict[str, Any]:
-    """What the weights' own config.json of the same architecture says besides, and the names of its classes."""
+def _image_processor(folder: Path) -> dict[str, Any] | None:
+    """Its config, if there is one: a file of its own, or part of the processor's, as `transformers` 5 write it."""
+    if (folder / PREPROCESSOR).is_file():
+        return read_json(folder / PREPROCESSOR)
+    return read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+
+
+def _with_kept(config: Json, source: Json) -> dict[str, Any]:
+    """The config, with what the weights' own of the same architecture says besides, and the names of its classes."""
     own = source.get("config", {})
-    if own.get("architectures") != config["architectures"]:
-        return {}
-    return {name: value for name, value in own.items() if name not in config or name in ("id2label", "label2id")}
+    return _merged(own, config) if own.get("architectures") == config["architectures"] else dict(config)
+
+
+def _merged(own: Json, config: Json) -> dict[str, Any]:
+    """Both, also inside (text_config, vision_config); of what both say, ours, but for the names of the classes."""
+    merged = {**own, **config}
+    for name in own.keys() & config.keys():
+        if name in ("id2label", "label2id"):
+            merged[name] = own[name]
+        elif isinstance(own[name], Mapping) and isinstance(config[name], Mapping):
+            merged[name] = _merged(own[name], config[name])
+    return merged

@@ -14,7 +14,7 @@ from vitvlm.models.mae import MAE
 from vitvlm.models.vit import SIZES, ViT
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.pretrained.entries import Tensors, WeightsError, blamed
-from vitvlm.pretrained.families import Family, Json, assemble
+from vitvlm.pretrained.families import Family, Json, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.timm_vit import block_rows, encoder_fields, encoder_rows
@@ -43,7 +43,7 @@ def load(path: Path, image_size: int | Pair | None = None, **fields: Any) -> Pre
         source = {**fields, "image_size": as_pair(image_size) if image_size else _square(tensors)}
         family = FAMILIES["decoder_embed.weight" in tensors]
         channels = tensors.shapes()["patch_embed.proj.weight"][1]
-        model, variables = assemble(family, source, tensors, source["image_size"], channels, fields)
+        model, variables = assemble(family, source, tensors, image_inputs(source["image_size"], channels), fields)
     return Pretrained(model, variables, None, None, {"path": str(path), "format": "mae", "config": {}})
 
 

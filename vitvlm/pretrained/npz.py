@@ -18,7 +18,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.pretrained.entries import Entry, Tensors, WeightsError, blamed
-from vitvlm.pretrained.families import Family, assemble
+from vitvlm.pretrained.families import Family, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import Row, Transform, row
 from vitvlm.pretrained.transforms import position_rows, same, token
@@ -45,7 +45,7 @@ def load(path: Path, subtree: str = "", image_size: int | Pair | None = None, **
             found = ", ".join(sorted({name.split("/")[0] for name in tensors})[:10])
             raise WeightsError(f"{path}: no ViT of big_vision: no embedding/kernel; its top names are: {found}")
         size, channels = _image_size(source, tensors), tensors.shapes()["embedding/kernel"][2]
-        model, variables = assemble(FAMILY, source, tensors, size, channels, fields)
+        model, variables = assemble(FAMILY, source, tensors, image_inputs(size, channels), fields)
     return Pretrained(
         model=model,
         variables=variables,

@@ -15,7 +15,7 @@ import numpy as np
 from vitvlm.models.vit import ViT
 from vitvlm.pretrained.dinov2 import dinov2_config, dinov2_rows
 from vitvlm.pretrained.entries import WeightsError, blamed, in_memory
-from vitvlm.pretrained.families import Family, assemble
+from vitvlm.pretrained.families import Family, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
 
 CLS = "embeddings.cls_token"
@@ -45,7 +45,7 @@ def load(path: Path, **fields: Any) -> Pretrained:
     family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows, dinov2_config)
     with blamed(path):
         tensors = in_memory(graph.tensors())
-        model, variables = assemble(family, {}, tensors, seen["image_size"], graph.channels, fields)
+        model, variables = assemble(family, {}, tensors, image_inputs(seen["image_size"], graph.channels), fields)
     return Pretrained(model, variables, None, None, {"path": str(path), "format": "onnx"})
 
 

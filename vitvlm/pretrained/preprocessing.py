@@ -41,6 +41,10 @@ def _resize(source: Mapping[str, Any]) -> str:
     if number not in METHODS:
         raise WeightsError(f"preprocessor_config.json: resample {number!r}; there is: {METHODS}")
     size = source["size"]
+    if isinstance(size, int) and "CLIP" in str(
+        source.get("image_processor_type", source.get("feature_extractor_type"))
+    ):
+        size = {"shortest_edge": size}  # older files of CLIP; a single number is a square's side elsewhere
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         return f"resize_small({size['shortest_edge']}, {METHODS[number]!r})"
     return f"resize({_sides(size, 'size')}, {METHODS[number]!r})"

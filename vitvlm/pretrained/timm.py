@@ -14,7 +14,7 @@ from vitvlm import models
 from vitvlm.core.config import suggest
 from vitvlm.pretrained import timm_resnet, timm_swin, timm_vit
 from vitvlm.pretrained.entries import WeightsError, blamed, in_memory
-from vitvlm.pretrained.families import Family, Json, assemble, take_apart
+from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
@@ -38,7 +38,8 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         raise WeightsError(f"{folder / CONFIG}: architecture {source['architecture']!r}; {suggest(name, FAMILIES)}")
     with blamed(folder, folder / CONFIG):
         channels, *size = source["pretrained_cfg"]["input_size"]
-        model, variables = assemble(FAMILIES[name], source, open_folder(folder), tuple(size), channels, fields)
+        inputs = image_inputs(tuple(size), channels)
+        model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
         preprocessing = operations(source["pretrained_cfg"])
     return Pretrained(
         model=model,

@@ -12,6 +12,7 @@ same = Transform(read=lambda x: (x,), write=lambda x: (x,))
 linear = Transform(read=lambda x: (x.T,), write=lambda x: (x.T,))  # [out, in], [in, out]
 token = Transform(read=lambda x: (x[0, 0],), write=lambda x: (x[None, None],))  # [1, 1, D], [D]
 tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R, D], [R, D]
+scalar = Transform(read=lambda x: (x.reshape(()),), write=lambda x: (x[None],))  # [1], []
 pointwise = Transform(read=lambda x: (x[:, :, 0, 0].T,), write=lambda x: (x.T[:, :, None, None],))  # [out, in, 1, 1]
 conv = Transform(  # [out, in, h, w], [h, w, in, out]; of a depthwise one, in is 1 for both
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
@@ -58,6 +59,12 @@ def positions(grid: Pair, before: Sequence[str] = ()) -> Transform:
         return (np.concatenate([np.reshape(vectors, (R, patches.shape[1])).astype(patches.dtype), patches])[None],)
 
     return Transform(read, write)
+
+
+def position_embedding(grid: Pair, before: Sequence[str] = ()) -> Transform:
+    """`positions` as the weight of an embedding: the same table without its first axis, [R + N, D]."""
+    table = positions(grid, before)
+    return Transform(read=lambda x: table.read(x[None]), write=lambda *parts: (table.write(*parts)[0][0],))
 
 
 def buffer(value: np.ndarray) -> Transform:

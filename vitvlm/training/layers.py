@@ -48,10 +48,10 @@ def depth_factors(
 ) -> dict[str, float | Float[np.ndarray, "depth"]]:
     """Layer-wise learning-rate decay (BEiT, MAE's fine-tuning): decay^(depth + 1 - l) for layer l.
 
-    The embeddings (patches, cls, distillation, registers, positions, stem) are layer 0, block i is layer i + 1, and all
-    the rest (final norm, pooling, head) is layer depth + 1, with factor 1. Blocks in stages are counted through all
-    stages, and what a stage does before its blocks (Swin's merging) belongs to the first of them. Scanned blocks get a
-    vector over their depth.
+    The embeddings (patches, cls, positions, registers, stem, a norm before the blocks …) are layer 0, block i is layer
+    i + 1, and all the rest (final norm, pooling, head) is layer depth + 1, with factor 1. Blocks in stages are counted
+    through all stages, and what a stage does before its blocks (Swin's merging) belongs to the first of them. Scanned
+    blocks get a vector over their depth.
 
     Args:
       shapes: the shape of every parameter, by path.
@@ -61,7 +61,8 @@ def depth_factors(
     """
     root, depths = _only_stack(shapes, where)
     total = sum(depths.values())
-    embeddings = re.compile(re.escape(root) + r"(patches|patches_norm|cls|distillation|registers|positions|stem)(/.*)?")
+    names = "patches|patches_norm|embed|cls|distillation|registers|positions|pre_norm|stem"
+    embeddings = re.compile(rf"{re.escape(root)}({names})(/.*)?")
 
     def factor(path: str) -> float | Float[np.ndarray, "depth"]:
         before = 0  # blocks of the stages before the parameter's own

@@ -1,0 +1,299 @@
+"""CLIP weights of Hugging Face `transformers`: CLIPModel, and its towers alone, CLIPVisionModel and CLIPTextModel."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.models.text import TextTransformer
+from vitvlm.models.two_towers import TwoTowers
+from vitvlm.models.vit import ViT
+from vitvlm.nn.patches import as_pair
+from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, image_inputs, text_inputs
+from vitvlm.pretrained.tables import Row, row, under
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same, unused
+from vitvlm.pretrained.vit import activation, their_activation
+
+# What a config.json that does not say means: the defaults of CLIPConfig, CLIPVisionConfig and CLIPTextConfig
+# (ViT-B/32), which old `transformers` left out of the towers' own configs when they saved.
+DEFAULTS = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
+TOWER_DEFAULTS = {
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+}
+VISION_DEFAULTS = TOWER_DEFAULTS | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
+TEXT_DEFAULTS = TOWER_DEFAULTS | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+# In configs from before `transformers` 4.31 the end of a text is said to be this id, and looked for as the largest.
+LEGACY_EOS = 2
+
+
+def tower(source: Json, kind: str, defaults: Json) -> Json:
+    """The config of a tower, "text" or "vision", with its defaults. `text_config_dict` of old files goes before."""
+    own = source.get(f"{kind}_config_dict")
+    return defaults | ((source.get(f"{kind}_config") or {}) if own is None else own)
+
+
+def two_towers_inputs(vision: Json, text: Json) -> Inputs:
+    return image_inputs(vision["image_size"], vision["num_channels"]) + text_inputs(text["max_position_embeddings"])
+
+
+def clip_inputs(source: Json) -> Inputs:
+    return two_towers_inputs(tower(source, "vision", VISION_DEFAULTS), tower(source, "text", TEXT_DEFAULTS))
+
+
+def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """Fields of `models.build("two_towers", ...)` from the config.json of a CLIPModel."""
+    source = DEFAULTS | source
+    return {
+        "image": {"name": "vit", **vision_fields(tower(source, "vision", VISION_DEFAULTS))},
+        "text": {"name": "text", **text_fields(tower(source, "text", TEXT_DEFAULTS))},
+        "embed_dim": source["projection_dim"],
+        "scale_init": math.exp(source["logit_scale_init_value"]),
+        "scan": False,
+    }
+
+
+def vision_fields(source: Json) -> dict[str, Any]:
+    """Of CLIP's image tower: a ViT with a norm before its blocks, whose last norm is that of the pooled CLS alone."""
+    return image_fields(source) | {"pool": "cls", "pre_norm": True, "norm_pooled": True, "patch_bias": False}
+
+
+def text_fields(source: Json) -> dict[str, Any]:
+    """Of CLIP's text tower."""
+    eos = source["eos_token_id"]
+    return sequence_fields(source) | {"causal": True, "pool": "eot", "eot_id": None if eos == LEGACY_EOS else eos}
+
+
+def image_fields(source: Json) -> dict[str, Any]:
+    """What CLIP's and SigLIP's image towers say by the same names. Both leave out pixels that fill no patch."""
+    patch, size = source["patch_size"], source["image_size"]
+    if not isinstance(patch, int) or not isinstance(size, int):
+        raise ConfigError(f"config.json: patch_size {patch}, image_size {size}: `transformers` runs squares alone")
+    return block_fields(source) | {"patch_size": patch, "image_size": size, "crop": bool(size % patch)}
+
+
+def sequence_fields(source: Json) -> dict[str, Any]:
+    """What their text towers say by the same names."""
+    return block_fields(source) | {"vocab_size": source["vocab_size"], "length": source["max_position_embeddings"]}
+
+
+def block_fields(source: Json) -> dict[str, Any]:
+    """What all four towers say by the same names."""
+    return {
+        "width": source["hidden_size"],
+        "depth": source["num_hidden_layers"],
+        "heads": source["num_attention_heads"],
+        "mlp_width": source["intermediate_size"],
+        "activation": activation(source),
+        "norm_eps": source["layer_norm_eps"],
+        "attention_dropout": source["attention_dropout"],
+    }
+
+
+def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a CLIPModel. Raises ConfigError for what it cannot express."""
+    check_expressible(
+        {
+            "image": isinstance(model.image, ViT),
+            "text": isinstance(model.text, TextTransformer),
+            "image_projection": model.image_projection == "linear",
+            "text_projection": model.text_projection == "linear",
+            "bias_init": model.bias_init is None,
+        },
+        model,
+        "CLIP",
+    )
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "vision_config": {"model_type": "clip_vision_model"} | vision_config(model.image, params["image"]),
+        "text_config": {"model_type": "clip_text_model"} | text_config(model.text, params["text"]),
+        "projection_dim": model.embed_dim,
+        "logit_scale_init_value": round(math.log(model.scale_init), 10),  # the inverse of exp but for the last digit
+        "vision_config_dict": None,  # of an old file these would go before what is said here
+        "text_config_dict": None,
+    }
+
+
+def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `vision_fields`."""
+    check_expressible(
+        {
+            "pool": model.pool == "cls",
+            "pre_norm": model.pre_norm,
+            "norm_pooled": model.norm_pooled,
+            "patch_bias": not model.patch_bias,
+        },
+        model,
+        "CLIP",
+    )
+    return image_config(model, params, "CLIP")
+
+
+def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `text_fields`."""
+    check_expressible(
+        {
+            "causal": model.causal,
+            "pool": model.pool == "eot",
+            "eot_id": model.eot_id != LEGACY_EOS,
+            "projection": model.projection is None,
+        },
+        model,
+        "CLIP",
+    )
+    eos = LEGACY_EOS if model.eot_id is None else model.eot_id
+    return sequence_config(model, "CLIP") | {"eos_token_id": eos}
+
+
+def image_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The inverse of `image_fields`."""
+    (height, width), (p, q) = as_pair(model.image_size), as_pair(model.patch_size)
+    check_expressible(
+        {
+            "num_classes": not model.num_classes,
+            "cls_token": model.has_cls == (model.pool == "cls"),
+            "distillation": not model.distillation,
+            "positions": model.positions == "learned",
+            "position_antialias": not model.position_antialias,
+            "position_grid": model.position_grid is None,
+            "special_positions": model.special_positions or not model.has_cls,
+            "registers": not model.registers,
+            "representation": model.representation is None,
+            "qkv_bias": model.qkv_bias,
+            "mlp": model.mlp == "plain",
+            "layer_scale": model.layer_scale is None,
+            "image_size": height == width,
+            "patch_size": p == q,
+        },
+        model,
+        family,
+    )
+    channels = params["patches"]["kernel"].shape[2]
+    return block_config(model, family) | {"patch_size": p, "image_size": height, "num_channels": channels}
+
+
+def sequence_config(model: TextTransformer, family: str) -> dict[str, Any]:
+    """The inverse of `sequence_fields`."""
+    return block_config(model, family) | {"vocab_size": model.vocab_size, "max_position_embeddings": model.length}
+
+
+def block_config(model: ViT | TextTransformer, family: str) -> dict[str, Any]:
+    """The inverse of `block_fields`."""
+    check_expressible({"dropout": not model.dropout, "drop_path": not model.drop_path}, model, family)
+    return {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": model.mlp_width,
+        "hidden_act": their_activation(model.activation),
+        "layer_norm_eps": model.norm_eps,
+        "attention_dropout": model.attention_dropout,
+    }
+
+
+def clip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
+    """CLIPModel."""
+    yield row("logit_scale", "log_scale", same)
+    yield row("visual_projection.weight", "project_image/out/kernel", linear)
+    yield row("text_projection.weight", "project_text/out/kernel", linear)
+    yield from under("", "image/", vision_rows(model.image, names, "vision_model."))
+    yield from under("", "text/", text_rows(model.text, names, "text_model."))
+
+
+def vision_rows(model: ViT, names: Collection[str], prefix: str) -> Iterator[Row]:
+    """CLIP's image tower; their names begin with the prefix."""
+    yield row(f"{prefix}embeddings.class_embedding", "cls", same)
+    yield row(f"{prefix}embeddings.patch_embedding.weight", "patches/kernel", conv)
+    yield from under(prefix, "", image_position_rows(model))
+    yield from position_ids(f"{prefix}embeddings", names, math.prod(model.table_grid) + 1)
+    yield from layer_norm(f"{prefix}pre_layrnorm", "pre_norm")  # as it is spelt there
+    yield from under(prefix, "", layer_rows(model.depth))
+    yield from layer_norm(f"{prefix}post_layernorm", "norm")
+
+
+def text_rows(model: TextTransformer, names: Collection[str], prefix: str) -> Iterator[Row]:
+    """CLIP's text tower, and SigLIP's but for its head."""
+    yield row(f"{prefix}embeddings.token_embedding.weight", "embed/embedding", same)
+    yield row(f"{prefix}embeddings.position_embedding.weight", "positions", same)
+    yield from position_ids(f"{prefix}embeddings", names, model.length)
+    yield from under(prefix, "", layer_rows(model.depth))
+    yield from layer_norm(f"{prefix}final_layer_norm", "norm")
+
+
+def image_position_rows(model: ViT) -> Iterator[Row]:
+    ours = tuple(f"positions/{name}" for name in (*model.placed, "grid"))
+    transform = position_embedding(model.table_grid, model.placed)
+    yield row("embeddings.position_embedding.weight", ours, transform)
+
+
+def position_ids(theirs: str, names: Collection[str], count: int) -> Iterator[Row]:
+    """The numbers from 0 that old `transformers` saved beside a table of positions."""
+    if f"{theirs}.position_ids" in names:
+        yield row(f"{theirs}.position_ids", (), unused((1, count)))
+
+
+def layer_rows(depth: int) -> Iterator[Row]:
+    """The blocks of any of the four towers."""
+    for i in range(depth):
+        yield from under(f"encoder.layers.{i}.", f"blocks_{i}/", _block_rows())
+
+
+def _block_rows() -> Iterator[Row]:
+    yield from layer_norm("layer_norm1", "attention_norm")
+    for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out")):
+        yield from dense(f"self_attn.{theirs}", f"attention/{ours}")
+    yield from layer_norm("layer_norm2", "mlp_norm")
+    yield from mlp_rows("mlp", "mlp")
+
+
+def mlp_rows(theirs: str, ours: str) -> Iterator[Row]:
+    yield from dense(f"{theirs}.fc1", f"{ours}/up")
+    yield from dense(f"{theirs}.fc2", f"{ours}/down")
+
+
+def prefix_of(names: Collection[str], prefix: str) -> str:
+    """The prefix of a tower's names in a file of its own: recent `transformers` write none, the hub has one."""
+    return prefix if any(name.startswith(prefix) for name in names) else ""
+
+
+CLIP_VISION = Family(
+    "vit",
+    ViT,
+    fields=lambda source, names: vision_fields(VISION_DEFAULTS | source) | {"scan": False},
+    rows=lambda model, names: vision_rows(model, names, prefix_of(names, "vision_model.")),
+    config=lambda model, params: (
+        {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"} | vision_config(model, params)
+    ),
+)
+CLIP_TEXT = Family(
+    "text",
+    TextTransformer,
+    fields=lambda source, names: text_fields(TEXT_DEFAULTS | source) | {"scan": False},
+    rows=lambda model, names: text_rows(model, names, prefix_of(names, "text_model.")),
+    config=lambda model, params: (
+        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"} | text_config(model, params)
+    ),
+    inputs=lambda source: text_inputs((TEXT_DEFAULTS | source)["max_position_embeddings"]),
+)
+FAMILIES = {
+    "CLIPModel": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config, clip_inputs),
+    "CLIPVisionModel": CLIP_VISION,
+    "CLIPTextModel": CLIP_TEXT,
+}
