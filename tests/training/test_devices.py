@@ -16,14 +16,14 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
-FOLDER = pathlib.Path(__file__).parent / "eight_devices"
+MODULES = sorted(pathlib.Path(__file__).parents[1].glob("*/eight_devices/*.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", sorted(path.name for path in FOLDER.glob("*.py")))
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
 def test_on_eight_devices(module):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:xdist", "--tb=short", str(FOLDER / module)],
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", "--tb=short", str(module)],
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,

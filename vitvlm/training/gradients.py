@@ -69,7 +69,7 @@ def make_gradients(
     choices = [gradients_of(loss) for loss in (losses if isinstance(losses, Sequence) else [losses])]
 
     def accumulated(params, collections, batch, rng):
-        micro_batches = _split(batch, accumulate)
+        micro_batches = split(batch, accumulate)
         counts = micro_batches["mask"].sum(axis=1)  # [A]
         shares = counts / jnp.maximum(counts.sum(), 1)
 
@@ -90,11 +90,12 @@ def make_gradients(
     return whole if accumulate == 1 else accumulated
 
 
-def _split(batch: Batch, parts: int) -> dict[str, Array]:
-    """[B, …] as [A, B / A, …]; part k holds rows k, k+A, k+2A …, which leaves each row on its device."""
-    size = batch["mask"].shape[0]
+def split(examples: Tree, parts: int) -> Tree:
+    """A tree of arrays [B, …] as [A, B / A, …]; part k holds rows k, k+A, k+2A …, which leaves each on its device.
+
+    Raises ConfigError for a batch that does not divide.
+    """
+    size = len(jax.tree.leaves(examples)[0])
     if size % parts:
         raise ConfigError(f"config.accumulate: a batch of {size} does not divide into {parts} micro-batches")
-    return {
-        name: jnp.moveaxis(value.reshape(size // parts, parts, *value.shape[1:]), 1, 0) for name, value in batch.items()
-    }
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(size // parts, parts, *leaf.shape[1:]), 1, 0), examples)
