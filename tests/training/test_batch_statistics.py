@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_training import make_step
 
 from vitvlm import models
 from vitvlm.core.paths import flatten
 from vitvlm.tasks import Classify
 from vitvlm.training.state import TrainState
-from vitvlm.training.step import make_train_step
 
 BATCH = 6
 SCHEDULE = optax.constant_schedule(0.1)
@@ -59,7 +59,7 @@ def close(found, wanted):
 
 def run(task, variables, batch, **options):
     state = TrainState.create(variables, TX, jax.random.key(1), ema=True)
-    return jax.jit(make_train_step(task.loss, TX, schedule=SCHEDULE, ema_decay=0.75, **options))(state, batch)
+    return jax.jit(make_step(task.loss, TX, schedule=SCHEDULE, ema_decay=0.75, **options))(state, batch)
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ def close(found, wanted, tolerance=1e-6):
 def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     batch = toy.batch_of(3, 12)
     batch["mask"][::parts] = 0  # the first micro-batch holds no example at all
-    whole, whole_metrics = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
-    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, side_by_side=side_by_side)
+    whole, whole_metrics = jax.jit(toy.make_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
+    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, side_by_side=side_by_side)
     found, metrics = jax.jit(split)(fresh(), batch)
     close(found.params, whole.params)
     close(metrics, whole_metrics)
@@ -55,14 +55,14 @@ def test_each_step_draws_one_of_several_losses():
 
     batch, factors = toy.batch_of(3, 12), (1.0, 2.0, 3.0)
     plain = float(quiet_loss(fresh().variables(), batch, None, True)[0])
-    run = jax.jit(step.make_train_step([scaled(factor) for factor in factors], TX, schedule=SCHEDULE))
+    run = jax.jit(toy.make_step([scaled(factor) for factor in factors], TX, schedule=SCHEDULE))
     found = [run(fresh().replace(step=jnp.int32(number)), batch) for number in range(20)]
     drawn = [float(metrics["loss"]) / plain for _, metrics in found]
     assert {round(value) for value in drawn} == set(factors)
     np.testing.assert_allclose(drawn, np.round(drawn), rtol=1e-5)
     for factor in factors:  # and the gradient is that of the loss that was drawn
         state, _ = found[[round(value) for value in drawn].index(factor)]
-        alone, _ = jax.jit(step.make_train_step(scaled(factor), TX, schedule=SCHEDULE))(fresh(), batch)
+        alone, _ = jax.jit(toy.make_step(scaled(factor), TX, schedule=SCHEDULE))(fresh(), batch)
         close(state.params, alone.params)
 
 
@@ -73,8 +73,8 @@ def test_constants_are_read_and_stay_out_of_the_state(accumulate):
         return value * variables["teacher"]["factor"], metrics, {}
 
     batch, constants = toy.batch_of(3, 12), {"teacher": {"factor": jnp.float32(2.0)}}
-    taught = jax.jit(step.make_train_step(loss, TX, schedule=SCHEDULE, accumulate=accumulate))
-    plain = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=accumulate))
+    taught = jax.jit(toy.make_step(loss, TX, schedule=SCHEDULE, accumulate=accumulate))
+    plain = jax.jit(toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=accumulate))
     state, metrics = taught(fresh(), batch, constants)
     expected, plain_metrics = plain(fresh(), batch)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
@@ -83,7 +83,7 @@ def test_constants_are_read_and_stay_out_of_the_state(accumulate):
 
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_micro_batches_side_by_side_are_no_loop(side_by_side):
-    split = step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)
+    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)
     text = jax.jit(split).lower(fresh(), toy.batch_of(3, 12)).compile().as_text()
     assert (" while(" in text) is not side_by_side
 
@@ -96,7 +96,7 @@ def test_micro_batch_holds_every_nth_example():
         return quiet_loss(variables, batch, rng, train)
 
     batch = toy.batch_of(0, 6) | {"index": np.arange(6)}
-    jax.jit(step.make_train_step(spy, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
+    jax.jit(toy.make_step(spy, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
     jax.effects_barrier()
     assert seen == [[0, 3], [1, 4], [2, 5]]
 
@@ -107,7 +107,7 @@ def test_micro_batches_draw_different_random_numbers():
         return value, metrics | {"square": jax.random.normal(rng) ** 2, "noise": jax.random.normal(rng)}, updated
 
     batch = toy.batch_of(0, 6) | {"mask": np.ones(6, np.float32)}
-    _, metrics = jax.jit(step.make_train_step(noise, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
+    _, metrics = jax.jit(toy.make_step(noise, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
     of_step = jax.random.fold_in(jax.random.key(1), 0)
     drawn = [jax.random.normal(jax.random.fold_in(of_step, part)) for part in range(3)]
     np.testing.assert_allclose(metrics["noise"], np.mean(drawn), rtol=1e-5)
@@ -118,7 +118,7 @@ def test_steps_draw_different_random_numbers_and_the_key_stays():
         value, _, updated = quiet_loss(variables, batch, rng, train)
         return value, {"noise": jax.random.normal(rng)}, updated
 
-    train_step = jax.jit(step.make_train_step(noise, TX, schedule=SCHEDULE))
+    train_step = jax.jit(toy.make_step(noise, TX, schedule=SCHEDULE))
     state, first = train_step(fresh(), toy.batch_of(0))
     state, second = train_step(state, toy.batch_of(0))
     assert first["noise"] != second["noise"]
@@ -138,13 +138,13 @@ def test_statistics_see_the_micro_batches_in_turn():
         updated = toy.loss(variables, batch, rng, train=False)[2]
         return *quiet_loss(variables, batch, rng, train)[:2], updated
 
-    state, _ = jax.jit(step.make_train_step(loss, TX, schedule=SCHEDULE, accumulate=2))(fresh(), batch)
+    state, _ = jax.jit(toy.make_step(loss, TX, schedule=SCHEDULE, accumulate=2))(fresh(), batch)
     expected = 0.9 * (0.1 * tanh_mean(slice(0, None, 2))) + 0.1 * tanh_mean(slice(1, None, 2))
     np.testing.assert_allclose(state.collections["statistics"]["mean"], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_average_equals_numpy():
-    train_step = jax.jit(step.make_train_step(toy.loss, TX, schedule=SCHEDULE, ema_decay=0.75))
+    train_step = jax.jit(toy.make_step(toy.loss, TX, schedule=SCHEDULE, ema_decay=0.75))
     state = fresh()
     expected = np.asarray(state.params["head"]["kernel"])
     for number in range(4):
@@ -158,7 +158,7 @@ def test_average_equals_numpy():
 def test_average_of_bfloat16_parameters_is_float32():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toy.variables())
     state = TrainState.create(half, TX, jax.random.key(0), ema=True)
-    train_step = jax.jit(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, ema_decay=0.99, accumulate=2))
+    train_step = jax.jit(toy.make_step(quiet_loss, TX, schedule=SCHEDULE, ema_decay=0.99, accumulate=2))
     state, _ = train_step(state, toy.batch_of(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {jnp.dtype(jnp.float32)}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -168,7 +168,7 @@ def test_average_of_bfloat16_parameters_is_float32():
 def test_metrics_are_those_of_the_update():
     schedule = optax.linear_schedule(0.0, 1.0, 10)
     tx = optax.sgd(schedule)
-    train_step = jax.jit(step.make_train_step(quiet_loss, tx, schedule=schedule))
+    train_step = jax.jit(toy.make_step(quiet_loss, tx, schedule=schedule))
     state, _ = train_step(fresh(tx), toy.batch_of(0))
     batch = toy.batch_of(1)
     after, metrics = train_step(state, batch)
@@ -193,7 +193,7 @@ def test_metrics_are_those_of_the_update():
 
 def test_untrainable_parameters_get_no_gradient():
     trainable = {"hidden": {"kernel": False, "bias": False}, "head": {"kernel": True}}
-    train_step = step.make_train_step(quiet_loss, optax.sgd(0.1), schedule=SCHEDULE, trainable=trainable)
+    train_step = toy.make_step(quiet_loss, optax.sgd(0.1), schedule=SCHEDULE, trainable=trainable)
     state, metrics = jax.jit(train_step)(fresh(optax.sgd(0.1)), toy.batch_of(0))
     before = toy.variables()["params"]
     np.testing.assert_array_equal(state.params["hidden"]["kernel"], before["hidden"]["kernel"])
@@ -206,7 +206,7 @@ def test_compiled_step_donates_its_state():
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
     _, places = toy.target_on(mesh)
     train_step = step.jit_train_step(
-        step.make_train_step(toy.loss, toy.TX, schedule=SCHEDULE, ema_decay=0.9), places, sharding.batch_sharding(mesh)
+        toy.make_step(toy.loss, toy.TX, schedule=SCHEDULE, ema_decay=0.9), places, sharding.batch_sharding(mesh)
     )
     state = jax.jit(toy.init, out_shardings=places)()
     after, _ = train_step(state, toy.batch_of(0))
@@ -225,7 +225,7 @@ def test_compiled_step_donates_its_state():
 )
 def test_bad_arguments_say_what_to_do(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(step.make_train_step(quiet_loss, TX, schedule=SCHEDULE, **arguments), fresh(), toy.batch_of(0))
+        jax.eval_shape(toy.make_step(quiet_loss, TX, schedule=SCHEDULE, **arguments), fresh(), toy.batch_of(0))
 
 
 def test_averages_that_are_not_there_are_an_error():

@@ -17,6 +17,7 @@ import optax
 
 from vitvlm.training import loop, resume, sharding, step, workdir, writers
 from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.gradients import make_gradients
 from vitvlm.training.interrupts import Interrupted, Interrupts
 from vitvlm.training.progress import Progress
 from vitvlm.training.speed import Speed
@@ -95,12 +96,15 @@ def target_on(mesh) -> tuple[TrainState, TrainState]:
     return target, places
 
 
+def make_step(losses, tx, *, schedule, ema_decay=None, **how) -> step.TrainStep:
+    """A step with the gradients that `make_gradients` makes."""
+    return step.make_train_step(make_gradients(losses, **how), tx, schedule=schedule, ema_decay=ema_decay)
+
+
 def train(folder: pathlib.Path, total_steps: int, batches: Batches) -> TrainState:
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
     target, places = target_on(mesh)
-    train_step = step.make_train_step(
-        loss, TX, schedule=optax.cosine_decay_schedule(0.1, 30), accumulate=2, ema_decay=0.9
-    )
+    train_step = make_step(loss, TX, schedule=optax.cosine_decay_schedule(0.1, 30), accumulate=2, ema_decay=0.9)
     config = {"model": {"width": 5}}
     folder = workdir.claim(folder, config)
     with (

@@ -1,5 +1,6 @@
 """How long loading weights takes, and how much memory, against reading the same file into NumPy."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def _quartiles(values: np.ndarray) -> str:
 
 def _watched(function: Callable[[], Any]) -> tuple[float, float]:
     """Seconds that a call takes, and how far the process's resident memory rises meanwhile."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was kept for later goes back: each call starts with as much
     done, highest, before = threading.Event(), [0], _resident()
 
     def watch() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,7 +120,7 @@ def setup(config: ConfigDict | Mapping[str, Any], training: bool = True, task: T
         plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
         job = dataclasses.replace(job, model=plain["model"])
     if task is None:
-        task = build_task(job, training)
+        task = build_task(job, training, mesh)
         check_classes(task, source)
     clock = Clock(job.batch_size, len(source))
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
@@ -161,14 +162,20 @@ def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> T
         return checkpoints.restore(restore_target(job), step).state
 
 
-def build_task(job: fields.Job, training: bool = True) -> Task:
-    """The model by name with the task's objective around it, and for training its teacher if it has one."""
+def build_task(job: fields.Job, training: bool = True, mesh: Mesh | None = None) -> Task:
+    """The model by name with the task's objective around it, and for training its teacher if it has one.
+
+    A task that takes `mesh` is given it, and `axes`: those over which batches are split.
+    """
     model_name, model_fields = take_name(job.model, "config.model")
     task_name, task_fields = take_name(job.task, "config.task")
     model = models.build(model_name, **model_fields)
     if task_fields.get("distillation") is not None:
         task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data) if training else None
-    return TASKS.build(task_name, task_fields, "config.task", model=model)
+    given: dict[str, Any] = {"model": model}
+    if mesh is not None and "mesh" in inspect.signature(TASKS.get(task_name)).parameters:
+        given |= {"mesh": mesh, "axes": tuple(axis for axis in sharding.BATCH_AXES if axis in mesh.shape)}
+    return TASKS.build(task_name, task_fields, "config.task", **given)
 
 
 def take_name(section: fields.Section, where: str) -> tuple[str, dict[str, Any]]:

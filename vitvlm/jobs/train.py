@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core.config import ConfigError
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
@@ -16,6 +17,8 @@ from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
 from vitvlm.training import loop, optimizer, peak_flops, resume, sharding, workdir, writers
 from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.grad_cache import cached_gradients
+from vitvlm.training.gradients import Gradients, make_gradients
 from vitvlm.training.interrupts import Interrupts
 from vitvlm.training.progress import Progress
 from vitvlm.training.speed import Speed
@@ -82,16 +85,25 @@ def first_state(job: Setup) -> TrainState:
 def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
     tx, schedule = job.optimizer(job.state_shapes.params)
-    step = make_train_step(
+    step = make_train_step(_gradients(job), tx, schedule=schedule, ema_decay=job.job.ema_decay)
+    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
+
+
+def _gradients(job: Setup) -> Gradients:
+    """By GradCache, if there are micro-batches and the task compares all examples of a batch with each other."""
+    trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
+    pairwise = getattr(job.task, "pairwise", None)
+    if pairwise and job.job.accumulate > 1:
+        if job.job.side_by_side:
+            raise ConfigError("config.side_by_side: a loss over all pairs of a batch takes its micro-batches in turn")
+        encode = sharding.keep_examples_split(pairwise.encode, job.mesh)
+        return cached_gradients(encode, pairwise.compare, accumulate=job.job.accumulate, trainable=trainable)
+    return make_gradients(
         [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
-        tx,
-        schedule=schedule,
         accumulate=job.job.accumulate,
         side_by_side=job.job.side_by_side,
-        ema_decay=job.job.ema_decay,
-        trainable=optimizer.trainable(job.job.optimizer, job.state_shapes.params),
+        trainable=trainable,
     )
-    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
 
 
 def step_flops(job: Setup) -> float:

@@ -73,8 +73,9 @@ def assemble(
     # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
     traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
     table.check_shapes(tensors.shapes(), _shapes(traced, inputs))
-    variables = table.read(tensors, _on_device)
-    return model, stack_blocks(variables) if chosen.get("scan") else variables
+    if chosen.get("scan"):
+        return model, stack_blocks(table.read(tensors, _on_device))
+    return model, table.read(tensors, _on_device)
 
 
 def take_apart(

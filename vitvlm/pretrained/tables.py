@@ -5,6 +5,7 @@ that reads like a list of them. Our side is the looped form of the parameters ("
 `nn.stack.stack_blocks` makes the scanned form of.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import math
@@ -21,6 +22,8 @@ Shape = tuple[int, ...]
 # A config that asks for more than twice what there is, and this much besides, is complained of by a number, not a list.
 FEW_TENSORS = 100
 FEW_NUMBERS = 10_000
+
+THREADS = 4  # that read tensors: putting them in order takes longer than reading
 
 
 class TableError(ValueError):
@@ -114,12 +117,14 @@ class Table:
     def read(
         self, tensors: Mapping[str, np.ndarray], place: Callable[[np.ndarray], Any] = lambda x: x
     ) -> dict[str, Any]:
-        """The model's variables, {"params": …}, each passed through `place` as soon as it is read."""
-        variables: dict[str, Any] = {}
-        for each in self.rows:
+        """The model's variables, {"params": …}, each passed through `place` as soon as it is read, some side by side."""
+
+        def read(each: Row) -> dict[str, Any]:
             arrays = each.transform.read(*(np.asarray(tensors[name]) for name in each.theirs))
-            variables.update(zip(each.paths, map(place, arrays), strict=True))
-        return paths.unflatten(variables)
+            return dict(zip(each.paths, map(place, arrays), strict=True))
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+            return paths.unflatten(dict(itertools.chain(*(part.items() for part in threads.map(read, self.rows)))))
 
     def write(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A checkpoint's tensors: the inverse of `read`.

@@ -1,7 +1,7 @@
 """What a task is: functions that train loop, evaluators and planner call. It owns nothing that training changes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jaxtyping import Array, PRNGKeyArray
@@ -12,6 +12,16 @@ PredictFn = Callable[[Variables, Batch], dict[str, Array]]
 LossFn = Callable[[Variables, Batch, PRNGKeyArray, bool], tuple[Array, dict[str, Array], dict[str, Any]]]
 
 
+class Pairwise(NamedTuple):
+    """A loss over all pairs of a batch, in two: what `training.grad_cache.cached_gradients` needs.
+
+    encode: (params, batch, rng) to embeddings, in training. compare: (embeddings, params, batch) to (loss, metrics).
+    """
+
+    encode: Callable[[Any, Batch, PRNGKeyArray], Any]
+    compare: Callable[[Any, Any, Batch], tuple[Array, dict[str, Array]]]
+
+
 class Task(Protocol):
     """A model, an objective, and what can be predicted.
 
@@ -20,6 +30,8 @@ class Task(Protocol):
       predict_fns: what evaluators call, by name.
       constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
         teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.
+
+    A task whose loss compares all examples of a batch has `pairwise` too, for micro-batches.
     """
 
     losses: Sequence[LossFn]

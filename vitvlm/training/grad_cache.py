@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training.gradients import Batch, Metrics, split
+from vitvlm.training.gradients import Batch, Gradients, Metrics, split
 
 Tree = Any
 Encode = Callable[[Tree, Batch, Key[Array, ""]], Tree]
@@ -68,6 +68,38 @@ def make_cached_gradients(
         return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), gradients, params), metrics
 
     return whole if accumulate == 1 else cached
+
+
+def cached_gradients(encode: Encode, loss: PairLoss, *, accumulate: int, trainable: Tree | None = None) -> Gradients:
+    """`make_cached_gradients` as `make_gradients` gives them, for a model without collections besides parameters.
+
+    Args:
+      trainable: see `make_gradients`.
+
+    Raises ConfigError, when traced, for a model with batch statistics.
+    """
+
+    def frozen(params):
+        if trainable is None:
+            return params
+        return jax.tree.map(lambda leaf, on: leaf if on else jax.lax.stop_gradient(leaf), params, trainable)
+
+    cached = make_cached_gradients(
+        lambda params, batch, rng: encode(frozen(params), batch, rng),
+        lambda embeddings, params, batch: loss(embeddings, frozen(params), batch),
+        accumulate=accumulate,
+    )
+
+    def gradients(params, collections, batch, rng):
+        if collections:
+            raise ConfigError(
+                f"config.accumulate: {accumulate}; micro-batches of a model with {', '.join(collections)} are not the "
+                "whole batch to a loss over all pairs: set it to 1"
+            )
+        grads, metrics = cached(params, batch, rng)
+        return grads, metrics, collections
+
+    return gradients
 
 
 def _join(parts: Float[Array, "A b ..."]) -> Float[Array, "B ..."]:

@@ -1,7 +1,7 @@
 """One training step: a pure function of state and batch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,21 +11,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training.gradients import Batch, Loss, Metrics, Tree, make_gradients
+from vitvlm.training.gradients import Batch, Gradients, Metrics, Tree
 from vitvlm.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    losses: Loss | Sequence[Loss],
+    gradients: Gradients,
     tx: optax.GradientTransformation,
     *,
     schedule: Callable[[Array], Array],
-    accumulate: int = 1,
-    side_by_side: bool = False,
     ema_decay: float | None = None,
-    trainable: Tree | None = None,
 ) -> TrainStep:
     """A pure `(state, batch, constants={}) -> (state, metrics)`; `jit_train_step` compiles it.
 
@@ -36,7 +33,7 @@ def make_train_step(
     besides those of the state.
 
     Args:
-      losses, accumulate, side_by_side, trainable: see `make_gradients`.
+      gradients: of a batch; see `make_gradients` and `make_cached_gradients`.
       tx: the optimizer.
       schedule: learning rate of an update from the number of updates before it.
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
@@ -45,8 +42,6 @@ def make_train_step(
     """
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ConfigError(f"config.ema_decay: {ema_decay}; it must lie in [0, 1), or be None for no average")
-
-    gradients = make_gradients(losses, accumulate=accumulate, side_by_side=side_by_side, trainable=trainable)
 
     def train_step(
         state: TrainState, batch: Batch, constants: Mapping[str, Tree] | None = None

@@ -9,6 +9,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.training import optimizer, sharding
+from vitvlm.training.gradients import make_gradients
 from vitvlm.training.state import TrainState
 from vitvlm.training.step import jit_train_step, make_train_step
 
@@ -64,7 +65,9 @@ def trained(name, mesh, preset, steps=3):
     places = sharding.state_shardings(jax.eval_shape(lambda: create(tx)), preset, mesh)
     state = jax.jit(lambda: create(tx), out_shardings=places)()
     step = jit_train_step(
-        make_train_step(loss, tx, schedule=schedule, ema_decay=0.5), places, sharding.batch_sharding(mesh)
+        make_train_step(make_gradients(loss), tx, schedule=schedule, ema_decay=0.5),
+        places,
+        sharding.batch_sharding(mesh),
     )
     batch = sharding.put_batch(make_batch(), mesh)
     for _ in range(steps):
