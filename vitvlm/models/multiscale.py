@@ -14,7 +14,7 @@ from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair
-from vitvlm.nn.pyramids import ScaleTokens, split_scales
+from vitvlm.nn.pyramids import Pyramid, ScaleTokens, split_scales
 from vitvlm.nn.stack import apply_blocks
 
 
@@ -110,7 +110,7 @@ class MultiScale(nn.Module):
     def param_dtype(self) -> DTypeLike:
         return self.backbone.param_dtype
 
-    def _chosen(self, pyramid: tuple[Float[Array, "B h w C"], ...]) -> tuple[Float[Array, "B h w C"], ...]:
+    def _chosen(self, pyramid: Pyramid) -> Pyramid:
         if self.levels is None:
             return pyramid
         if missing := [level for level in self.levels if not 0 <= level < len(pyramid)]:
