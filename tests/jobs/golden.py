@@ -15,7 +15,10 @@ from vitvlm.core import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
-VARIANTS = ("configs/vit_fashion.py:flexible",)  # arguments that make another job of a file
+VARIANTS = (
+    "configs/clip_emoji.py:loss=sigmoid",
+    "configs/vit_fashion.py:flexible",
+)  # arguments that make another job of a file
 CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])
 ABLATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/ablations/*.py"))
 EVALUATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/evaluations/*.py"))

@@ -39,7 +39,7 @@ def test_fits_together_at_full_size(path):
     data = config_lib.call(fields.Data, job.data, "config.data")
     channels = pixels(data.split(data.train, "config.data.train").ops)
     assert pixels(data.split(data.eval, "config.data.eval").ops) == channels
-    batch = a_batch(job.batch_size, job.image_size, channels)
+    batch = a_batch(job.batch_size, job.image_size, channels) | texts(job.batch_size, data.train["ops"])
 
     task: Task = build_task(job)
     variables = jax.eval_shape(task.init, jax.random.key(0), batch)
@@ -88,6 +88,13 @@ def pixels(ops: str) -> int:
     pipeline = operations.parse(ops)
     decode = next(operation for operation in pipeline.operations if operation.function.name == "decode")
     return decode.positional[0]
+
+
+def texts(size: int, ops: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Tokens, if the operations make some."""
+    tokenizer = operations.text.tokenizer_of(operations.parse(ops))
+    shape = (size, tokenizer.length) if tokenizer else ()
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("text", "text_mask") if tokenizer}
 
 
 def a_batch(size: int, image: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:

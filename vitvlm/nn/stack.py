@@ -164,16 +164,11 @@ def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
 def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
     """Parameters of looped blocks as scanned ones: the inverse of `unstack_blocks`.
 
-    Parameters that nobody else holds are let go one stack after the other, so that there are never two of all.
-
     Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
     """
     leaves: dict[str, Any] = {}
     stacks: dict[str, dict[str, dict[int, Any]]] = {}
-    looped = paths.flatten(params)
-    del params
-    while looped:
-        path, leaf = looped.popitem()
+    for path, leaf in paths.flatten(params).items():
         if numbered := re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path):
             before, layer, after = numbered.groups(default="")
             stacks.setdefault(before + prefix, {}).setdefault(after, {})[int(layer)] = leaf
@@ -181,12 +176,11 @@ def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
             leaves[path] = leaf
     for stack, parameters in stacks.items():
         depth = 1 + max(layer for arrays in parameters.values() for layer in arrays)
-        for path in sorted(parameters):
-            arrays = parameters.pop(path)
+        for path, arrays in parameters.items():
             missing = [i for i in range(depth) if i not in arrays]
             if missing:
                 raise ValueError(f"{stack}/{path}: no array for layer {missing[0]}")
-            leaves[f"{stack}/{path}"] = _stack([arrays.pop(i) for i in range(depth)])
+            leaves[f"{stack}/{path}"] = _stack([arrays[i] for i in range(depth)])
     return paths.unflatten(leaves)
 
 

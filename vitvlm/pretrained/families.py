@@ -1,6 +1,7 @@
 """What every architecture in a foreign format is described by, and how a model is put together from it."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -73,9 +74,18 @@ def assemble(
     # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
     traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
     table.check_shapes(tensors.shapes(), _shapes(traced, inputs))
-    if chosen.get("scan"):
-        return model, stack_blocks(table.read(tensors, _on_device))
-    return model, table.read(tensors, _on_device)
+    return model, _read_scanned(table, tensors) if chosen.get("scan") else table.read(tensors, _on_device)
+
+
+def _read_scanned(table: Table, tensors: Tensors) -> dict[str, Any]:
+    """The variables, those of blocks stacked: a parameter of all blocks at a time, so never all are there twice."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for each in table.rows:
+        groups.setdefault(tuple(re.sub(r"blocks_\d+/", "blocks/", path) for path in each.paths), []).append(each)
+    leaves: dict[str, Any] = {}
+    for rows in groups.values():
+        leaves |= paths.flatten(stack_blocks(Table(rows).read(tensors, _on_device)))
+    return paths.unflatten(leaves)
 
 
 def take_apart(

@@ -117,7 +117,7 @@ class Table:
     def read(
         self, tensors: Mapping[str, np.ndarray], place: Callable[[np.ndarray], Any] = lambda x: x
     ) -> dict[str, Any]:
-        """The model's variables, {"params": …}, each passed through `place` as soon as it is read, some side by side."""
+        """The model's variables, {"params": …}, each passed through `place` as soon as it is read, by threads."""
 
         def read(each: Row) -> dict[str, Any]:
             arrays = each.transform.read(*(np.asarray(tensors[name]) for name in each.theirs))
