@@ -101,3 +101,29 @@ def test_neighbours_of_a_layer_beside_raw_pixels(weights, tmp_path):
     assert [row.name for row in rows] == ["knn", "knn_pixels"]
     assert rows[0].result.protocol.startswith("kNN on block_1_cls of trained weights")
     assert rows[1].result.protocol.startswith("kNN on raw pixels") and "leave-one-out, 19" in rows[1].result.protocol
+
+
+def test_two_towers_are_judged_by_retrieval_and_zero_shot(tmp_path):
+    sizes = dict(width=16, depth=1, heads=2, mlp_width=24, scan=False, norm_eps=1e-5)
+    image = dict(name="vit", patch_size=8, image_size=16, pre_norm=True, patch_bias=False, norm_pooled=True, **sizes)
+    text = dict(name="text", vocab_size=2000, length=32, eot_id=3, **sizes)
+    model = models.build("two_towers", image=image, text=text, embed_dim=10)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)), np.zeros((1, 32), np.int32))
+    pretrained.save(pretrained.Pretrained(model, variables, OPS, None, {}), tmp_path / "clip")
+    config = a_config()
+    for split in (config.data.train, config.data.eval):
+        split.ops += "|tokenize('emoji', 32, 'name')"
+    rows = evaluate_weights(tmp_path / "clip", tmp_path / "out", ["retrieval", "zero_shot", "features"], config)
+    scores = {row.name: row.result for row in rows}
+    assert scores["retrieval"].metrics["n"] == scores["retrieval"].metrics["texts"] == 20
+    assert "9 classes, 1 templates ('a photo of a {}.')" in scores["zero_shot"].protocol
+    assert scores["features"].metrics["width"] == 16
+
+    source, prepare = sources.open("emoji", "test[:20]"), operations.parse(config.data.eval.ops)
+    examples = [prepare(source[i]) for i in range(20)]
+    images, texts, masks = (
+        np.stack([example[name] for example in examples]) for name in ("image", "text", "text_mask")
+    )
+    logits = model.apply(variables, images, texts, masks).logits_per_image
+    found = np.mean(np.argmax(logits, axis=0) == np.arange(20))
+    assert scores["retrieval"].metrics["text_to_image_r1"] == pytest.approx(found)

@@ -13,7 +13,8 @@ from vitvlm.core import config as config_lib
 from vitvlm.jobs import evaluate, fields
 from vitvlm.jobs.setup import open_split, setup
 from vitvlm.models.mae import MAE
-from vitvlm.tasks import Classify, Encode, Reconstruct, Task
+from vitvlm.models.two_towers import TwoTowers
+from vitvlm.tasks import Classify, Contrast, Encode, Reconstruct, Task
 from vitvlm.training.workdir import WorkdirError
 
 NO_TRAINING = {
@@ -76,6 +77,8 @@ def _with_preprocessing(data: Mapping[str, Any], preprocessing: str | None) -> d
 def _task(model: nn.Module, classes: int) -> Task:
     if isinstance(model, MAE):
         return Reconstruct(model)
+    if isinstance(model, TwoTowers):
+        return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
     return Classify(model) if getattr(model, "num_classes", 0) == classes else Encode(model)
 
 

@@ -1,0 +1,64 @@
+"""A contrastive job: micro-batches are GradCache's, and it learns which name belongs to which emoji."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from tests.jobs import golden
+from vitvlm.core.config import ConfigError
+from vitvlm.jobs import train
+from vitvlm.jobs.setup import setup
+from vitvlm.training import sharding
+
+EXACT = ("loss", "grad_norm", "scale", "param_norm")  # accuracies count pairs that are as good as equal
+
+
+def a_config(**fields):
+    """At toy size, without anything random in the step."""
+    config = golden.load("configs/clip_emoji.py", "debug")
+    config.model.image.drop_path = config.model.text.dropout = 0.0
+    for name, value in fields.items():
+        config[name] = value
+    return config
+
+
+def stepped(config):
+    job = setup(config)
+    state = train.first_state(job)
+    with train.open_batches(job) as batches:
+        return train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+
+
+def test_micro_batches_take_the_step_of_the_whole_batch():
+    sgd = ConfigDict({"name": "sgd"})  # Adam's first step is the gradient's sign, also where it is rounding alone
+    whole, metrics = stepped(a_config(optimizer=sgd))
+    parts, found = stepped(a_config(optimizer=sgd, accumulate=4))
+    assert metrics.keys() == found.keys()
+    for name in EXACT:
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.params, whole.params)
+
+
+def test_a_block_of_logits_changes_nothing():
+    config = a_config()
+    _, metrics = stepped(config)
+    config.task.block = 3
+    _, found = stepped(config)
+    for name in EXACT:
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
+
+
+def test_side_by_side_is_not_for_pairs():
+    with pytest.raises(ConfigError, match=r"config\.side_by_side: a loss over all pairs"):
+        stepped(a_config(accumulate=2, side_by_side=True))
+
+
+def test_learns_the_pairs_and_is_judged_in_both_languages(tmp_path):
+    config = a_config(total="60 steps", batch_size=16)
+    config.data.train.split = config.data.eval.split = "train[:16]"
+    config.data.train.ops = config.data.eval.ops
+    config.schedule.peak = 3e-3
+    scores = train.train(config, tmp_path / "workdir")
+    assert scores["english/image_to_text_r1"] > 0.8 and scores["english/text_to_image_r1"] > 0.8
+    assert scores["english/n"] == scores["japanese/n"] == 16 and 0 <= scores["zero_shot/top1"] <= 1
