@@ -2,6 +2,7 @@
 
     python scripts/convert.py --source=workdirs/mine --target=exported               # for transformers
     python scripts/convert.py --source=path/to/deit_small --target=out --format=timm
+    python scripts/convert.py --source=path/to/vit_base --target=workdirs/base --format=vitvlm    # a workdir of ours
     python scripts/convert.py --source=weights.npz:img --target=out --fields=image_size=224
 
 The source is anything that `pretrained.load` reads. Prints what was found; fails, with the reason, for a model that the

@@ -1,5 +1,6 @@
 """Weights from one format to another by the command, and what it refuses."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,11 @@ def source(tmp_path_factory):
 
 
 def test_the_command_goes_there_and_back(source, tmp_path):
-    for start, target, format in [(source, tmp_path / "timm", "timm"), (tmp_path / "timm", tmp_path / "hf", "hf")]:
+    for start, target, format in [
+        (source, tmp_path / "timm", "timm"),
+        (tmp_path / "timm", tmp_path / "ours", "vitvlm"),
+        (tmp_path / "ours", tmp_path / "hf", "hf"),
+    ]:
         command = [
             sys.executable,
             "scripts/convert.py",
@@ -42,6 +47,17 @@ def test_the_command_goes_there_and_back(source, tmp_path):
     np.testing.assert_allclose(
         last.model.apply(last.variables, images).tokens, first.model.apply(first.variables, images).tokens, atol=1e-6
     )
+
+
+def test_a_workdir_keeps_what_it_was_made_from_and_is_not_written_over(source, tmp_path):
+    loaded = convert.convert(str(source), str(tmp_path / "ours"), "vitvlm")
+    again = pretrained.load(tmp_path / "ours")
+    assert again.model == loaded.model and again.preprocessing == loaded.preprocessing
+    with pytest.raises(ConfigError, match="holds checkpoints already: choose another folder"):
+        convert.convert(str(source), str(tmp_path / "ours"), "vitvlm")
+    changed = dataclasses.replace(loaded, model=loaded.model.clone(heads=4))
+    with pytest.raises(ConfigError, match="its fields are not known"):
+        pretrained.save(changed, tmp_path / "changed", "vitvlm")
 
 
 def test_what_cannot_be_converted(source, tmp_path):

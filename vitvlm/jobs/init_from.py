@@ -15,11 +15,9 @@ from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core.paths import flatten, map_with_path, unflatten
 from vitvlm.jobs import fields
-from vitvlm.jobs.setup import Setup, load_state, setup
+from vitvlm.jobs.setup import Setup
 from vitvlm.training import partial
-from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.state import TrainState
-from vitvlm.training.workdir import WorkdirError, read_config
 
 
 def apply(job: Setup, state: TrainState) -> TrainState:
@@ -49,18 +47,12 @@ def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source(wanted: fields.InitFrom) -> Mapping[str, Any]:
     """Variables, on the host: of a workdir's checkpoint, or of weights from elsewhere."""
-    path = epath.Path(wanted.path)
-    if not (path / "checkpoints").is_dir() and (not path.is_dir() or (path / "config.json").exists()):
+    own: dict[str, Any] = {"step": wanted.step, "ema": wanted.ema}
+    if not (epath.Path(wanted.path) / pretrained.CHECKPOINTS).is_dir():
         if wanted.step is not None or wanted.ema:
             raise config_lib.ConfigError(f"config.init_from: {wanted.path} is no workdir: it has no step and no ema")
-        try:
-            return jax.device_get(dict(pretrained.load(wanted.path, **wanted.fields).variables))
-        except pretrained.WeightsError as error:
-            raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
+        own = {}
     try:
-        source = load_state(setup(read_config(wanted.path), training=False), wanted.path, wanted.step)
-    except (CheckpointError, WorkdirError) as error:
+        return jax.device_get(dict(pretrained.load(wanted.path, **own, **wanted.fields).variables))
+    except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"config.init_from.path: {error}") from error
-    if wanted.ema and source.ema is None:
-        raise config_lib.ConfigError(f"config.init_from.ema: {wanted.path} holds no averaged parameters")
-    return jax.device_get(source.variables(ema=wanted.ema))

@@ -14,11 +14,12 @@ from vitvlm.pretrained import huggingface, mae_original, npz, onnx, timm, workdi
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import read_json
+from vitvlm.pretrained.workdir import CHECKPOINTS
 
-__all__ = ["Pretrained", "WeightsError", "load", "save"]
+__all__ = ["CHECKPOINTS", "Pretrained", "WeightsError", "load", "save"]
 
 FILES = {".npz": npz.load, ".onnx": onnx.load, ".pth": mae_original.load}
-WRITERS = {"hf": huggingface.save, "timm": timm.save}
+WRITERS = {"hf": huggingface.save, "timm": timm.save, "vitvlm": workdir.save}
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
@@ -43,14 +44,16 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
         return FILES[path.suffix](path, **fields)
     if path.is_file():
         raise WeightsError(f"{path}: give the folder that it lies in, or a {', '.join(FILES)}")
-    if (path / workdir.CHECKPOINTS).is_dir():
+    if (path / CHECKPOINTS).is_dir():
         return workdir.load(path, **fields)
+    if path.is_dir() and not (path / huggingface.CONFIG).exists():
+        raise WeightsError(f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no config.json")
     read = timm.load if "architecture" in read_json(path / huggingface.CONFIG) else huggingface.load
     return read(path, **fields)
 
 
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:
-    """Writes a folder in another code base's format: "hf" for `transformers`, "timm" for timm.
+    """Writes a folder in another code base's format: "hf" for `transformers`, "timm" for timm; "vitvlm" is our own.
 
     Raises ConfigError for an unknown format, or a model that the format cannot express.
     """

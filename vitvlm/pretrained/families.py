@@ -57,8 +57,8 @@ class Family:
 
 def assemble(
     family: Family, source: Json, tensors: Tensors, inputs: Inputs, fields: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model and its variables.
+) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
+    """The model as a config names it, the model, and its variables.
 
     Args:
       source: the config that came with the tensors.
@@ -74,7 +74,8 @@ def assemble(
     # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
     traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
     table.check_shapes(tensors.shapes(), _shapes(traced, inputs))
-    return model, _read_scanned(table, tensors) if chosen.get("scan") else table.read(tensors, _on_device)
+    variables = _read_scanned(table, tensors) if chosen.get("scan") else table.read(tensors, _on_device)
+    return {"name": family.model, **chosen}, model, variables
 
 
 def _read_scanned(table: Table, tensors: Tensors) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
     with blamed(folder, folder / CONFIG):
         inputs = FAMILIES[name].inputs(source)
-        model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
+        section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
     described = _image_processor(folder)
     channels = inputs[0].shape[-1]  # whoever has a preprocessor sees images
     return Pretrained(
@@ -53,7 +53,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         variables=variables,
         preprocessing=described and preprocessing.operations(described, channels),
         tokenizer=None,
-        source={"path": str(folder), "format": "hf", "config": source, "preprocessor": described},
+        source={"path": str(folder), "format": "hf", "model": section, "config": source, "preprocessor": described},
     )
 
 

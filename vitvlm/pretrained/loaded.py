@@ -16,7 +16,8 @@ class Pretrained:
       variables: {"params": …} and, with batch norm, {"batch_stats": …}, in the dtypes of the source.
       preprocessing: an operation string, for `data.operations.parse`; None if the source does not say.
       tokenizer: None for image models.
-      source: where it came from: "path", "format", and the source's own configs.
+      source: where it came from: "path", "format", "model" (its name and fields, as a config's), and the source's own
+        configs.
     """
 
     model: nn.Module

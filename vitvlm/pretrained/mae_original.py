@@ -43,8 +43,12 @@ def load(path: Path, image_size: int | Pair | None = None, **fields: Any) -> Pre
         source = {**fields, "image_size": as_pair(image_size) if image_size else _square(tensors)}
         family = FAMILIES["decoder_embed.weight" in tensors]
         channels = tensors.shapes()["patch_embed.proj.weight"][1]
-        model, variables = assemble(family, source, tensors, image_inputs(source["image_size"], channels), fields)
-    return Pretrained(model, variables, None, None, {"path": str(path), "format": "mae", "config": {}})
+        section, model, variables = assemble(
+            family, source, tensors, image_inputs(source["image_size"], channels), fields
+        )
+    return Pretrained(
+        model, variables, None, None, {"path": str(path), "format": "mae", "model": section, "config": {}}
+    )
 
 
 def _square(tensors: Tensors) -> Pair:

@@ -45,13 +45,13 @@ def load(path: Path, subtree: str = "", image_size: int | Pair | None = None, **
             found = ", ".join(sorted({name.split("/")[0] for name in tensors})[:10])
             raise WeightsError(f"{path}: no ViT of big_vision: no embedding/kernel; its top names are: {found}")
         size, channels = _image_size(source, tensors), tensors.shapes()["embedding/kernel"][2]
-        model, variables = assemble(FAMILY, source, tensors, image_inputs(size, channels), fields)
+        section, model, variables = assemble(FAMILY, source, tensors, image_inputs(size, channels), fields)
     return Pretrained(
         model=model,
         variables=variables,
         preprocessing=f"decode({channels})|resize({size})|normalize('half')",
         tokenizer=None,
-        source={"path": str(path), "format": "npz", "config": source},
+        source={"path": str(path), "format": "npz", "model": section, "config": source},
     )
 
 

@@ -45,8 +45,10 @@ def load(path: Path, **fields: Any) -> Pretrained:
     family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows, dinov2_config)
     with blamed(path):
         tensors = in_memory(graph.tensors())
-        model, variables = assemble(family, {}, tensors, image_inputs(seen["image_size"], graph.channels), fields)
-    return Pretrained(model, variables, None, None, {"path": str(path), "format": "onnx"})
+        section, model, variables = assemble(
+            family, {}, tensors, image_inputs(seen["image_size"], graph.channels), fields
+        )
+    return Pretrained(model, variables, None, None, {"path": str(path), "format": "onnx", "model": section})
 
 
 class Graph:

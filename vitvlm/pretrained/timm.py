@@ -39,14 +39,14 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     with blamed(folder, folder / CONFIG):
         channels, *size = source["pretrained_cfg"]["input_size"]
         inputs = image_inputs(tuple(size), channels)
-        model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
+        section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
         preprocessing = operations(source["pretrained_cfg"])
     return Pretrained(
         model=model,
         variables=variables,
         preprocessing=preprocessing,
         tokenizer=None,
-        source={"path": str(folder), "format": "timm", "config": source},
+        source={"path": str(folder), "format": "timm", "model": section, "config": source},
     )
 
 

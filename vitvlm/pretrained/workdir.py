@@ -1,17 +1,19 @@
 """Our own trainings as weights: the model of a workdir's config with the parameters of one of its checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from vitvlm import models
-from vitvlm.core import config as config_lib
+from vitvlm.core.config import ConfigError
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
-from vitvlm.training.workdir import WorkdirError, read_config
+from vitvlm.training.workdir import WorkdirError, claim, read_config
 
 CHECKPOINTS = "checkpoints"
 
@@ -39,8 +41,8 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         params = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state["ema"], params)
     try:
         section = {**config["model"], **fields}
-        model = models.build(section.pop("name"), **section)
-    except config_lib.ConfigError as error:
+        model = _build(section)
+    except ConfigError as error:
         raise WeightsError(f"{folder}: {error}") from error
     if "scan" in fields:
         params = stack_blocks(params) if fields["scan"] else unstack_blocks(params)
@@ -49,5 +51,39 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         variables={"params": params, **state.get("collections", {})},
         preprocessing=config["data"]["eval"]["ops"],
         tokenizer=None,
-        source={"path": str(folder), "format": "vitvlm", "config": config},
+        source={"path": str(folder), "format": "vitvlm", "model": section, "config": config},
     )
+
+
+def save(loaded: Pretrained, folder: Path) -> None:
+    """Writes a workdir of one checkpoint, at step 0, which `load`, `init_from` and `evaluate.py --weights` read.
+
+    Raises ConfigError for a model whose fields are not known because it was not loaded, or was changed since, and for a
+    folder that holds a training.
+    """
+    section = loaded.source.get("model")
+    if section is None or _build(section) != loaded.model:
+        raise ConfigError("format vitvlm: the model is not as it was loaded, so its fields are not known")
+    if (folder / CHECKPOINTS).exists():
+        raise ConfigError(f"{folder}: holds checkpoints already: choose another folder")
+    config = {"model": section, "data": {"eval": {"ops": loaded.preprocessing}}}
+    params = loaded.variables["params"]
+    collections = {name: tree for name, tree in loaded.variables.items() if name != "params"}
+    try:
+        claim(folder, config)
+        with Checkpoints(folder / CHECKPOINTS, config=config) as checkpoints:
+            checkpoints.save(0, {"params": params, "collections": collections})
+    except TypeError as error:
+        raise ConfigError(f"format vitvlm: {error}: leave out the fields that a config cannot name") from error
+
+
+def _build(section: Mapping[str, Any]) -> nn.Module:
+    fields = {name: _tuples(value) for name, value in section.items() if name != "name"}
+    return models.build(section["name"], **fields)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which are what JSON makes of tuples, as tuples again."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
