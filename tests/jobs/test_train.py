@@ -115,7 +115,8 @@ def test_a_workdir_is_loaded_like_weights_from_elsewhere(resnet):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], state.variables(ema=True)["params"])
     plain = pretrained.load(folder, ema=False)
     jax.tree.map(np.testing.assert_array_equal, plain.variables["params"], state.params)
-    assert loaded.model == job.task.model.clone(widths=(8,), depths=(1,)) and loaded.preprocessing == job.job.data["eval"]["ops"]
+    assert loaded.model == job.task.model.clone(widths=(8,), depths=(1,))
+    assert loaded.preprocessing == job.job.data["eval"]["ops"]
     with pytest.raises(pretrained.WeightsError, match="no checkpoint of step 12345"):
         pretrained.load(folder, step=12345)
 
