@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -121,3 +122,20 @@ def test_positions_of_another_grid():
         positions((2, 2), ("cls",)).read(random(1, 7, 8))
     with pytest.raises(TableError, match="do not fit a cls token, a distillation token, a grid of 2x2"):
         positions((2, 2), ("cls", "distillation")).read(random(1, 5, 8))
+
+
+def test_tensors_are_read_one_at_a_time():
+    """An archive has one file handle; only what follows reading is done by threads."""
+    reading = []
+
+    class Archive(dict):
+        def __getitem__(self, name):
+            reading.append(name)
+            assert len(reading) == 1, "two threads read at once"
+            time.sleep(0.002)
+            reading.remove(name)
+            return np.full(3, float(name))
+
+    table = Table(row(str(i), f"a_{i}", same) for i in range(40))
+    found = table.read(Archive.fromkeys(map(str, range(40))))["params"]
+    assert all((found[f"a_{i}"] == i).all() for i in range(40))

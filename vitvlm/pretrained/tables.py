@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import math
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ Shape = tuple[int, ...]
 FEW_TENSORS = 100
 FEW_NUMBERS = 10_000
 
-THREADS = 4  # that read tensors: putting them in order takes longer than reading
+THREADS = 4  # that put tensors in order, which takes longer than reading them
 
 
 class TableError(ValueError):
@@ -119,8 +120,12 @@ class Table:
     ) -> dict[str, Any]:
         """The model's variables, {"params": …}, each passed through `place` as soon as it is read, by threads."""
 
+        one_at_a_time = threading.Lock()  # an archive has one place where it is read
+
         def read(each: Row) -> dict[str, Any]:
-            arrays = each.transform.read(*(np.asarray(tensors[name]) for name in each.theirs))
+            with one_at_a_time:
+                theirs = [np.asarray(tensors[name]) for name in each.theirs]
+            arrays = each.transform.read(*theirs)
             return dict(zip(each.paths, map(place, arrays), strict=True))
 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
