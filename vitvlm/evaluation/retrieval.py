@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vitvlm.evaluation import base, bootstrap, classification
-from vitvlm.evaluation.zero_shot import normalise
+from vitvlm.evaluation.knn import normalise
 
 BLOCK = 2048  # queries, and candidates, of one product: 32 MB of float64
 TIE = 1e-7  # similarities that differ by less, in float32's last digit, are equal
@@ -79,7 +79,8 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
     owner, place = np.nonzero(whole["is_text"])
     if not len(owner):
         raise ValueError("retrieval needs texts, and every one is empty")
-    return Embeddings(normalise(whole["image"]), normalise(whole["text"][owner, place]), owner, whole["index"])
+    image, text = whole["image"].astype(np.float64), whole["text"][owner, place].astype(np.float64)
+    return Embeddings(normalise(image), normalise(text), owner, whole["index"])
 
 
 def ranks(

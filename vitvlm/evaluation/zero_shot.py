@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation.knn import normalise
 
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 ROWS = 64  # texts of one prediction
@@ -55,7 +56,7 @@ class ZeroShot:
         templates = _templates(self.templates)
         classes = class_embeddings(predict, variables, self.tokenize, names, templates)
         whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))
-        logits, labels = normalise(whole["embedding"]) @ classes.T, whole["label"]
+        logits, labels = normalise(whole["embedding"].astype(np.float64)) @ classes.T, whole["label"]
         classification.check_labels(labels, len(names))
         metrics, prediction = classification.scores(logits, labels), logits.argmax(axis=1)
         correct = prediction == labels
@@ -83,14 +84,8 @@ def class_embeddings(
         some = texts[start : start + ROWS]
         ids, mask = tokenize(some + some[:1] * (ROWS - len(some)))  # always as many: compiled once
         rows.append(predict("text_embedding", variables, {"text": ids, "text_mask": mask})["embedding"][: len(some)])
-    each = normalise(np.concatenate(rows)).reshape(len(names), len(templates), -1)
+    each = normalise(np.concatenate(rows).astype(np.float64)).reshape(len(names), len(templates), -1)
     return normalise(each.mean(axis=1))
-
-
-def normalise(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64."""
-    x = np.asarray(x, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _templates(given: str | Sequence[str]) -> tuple[str, ...]:

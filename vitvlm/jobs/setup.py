@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -99,12 +99,16 @@ class Setup:
         return sharding.state_shardings(self.state_shapes, self.job.sharding, self.mesh)
 
 
-def setup(config: ConfigDict | Mapping[str, Any], training: bool = True, task: Task | None = None) -> Setup:
+def setup(
+    config: ConfigDict | Mapping[str, Any],
+    training: bool = True,
+    make_task: Callable[[sources.Source], Task] | None = None,
+) -> Setup:
     """Checks every field of a config and builds what it names.
 
     Args:
       training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out.
-      task: taken for what config.model and config.task would name.
+      make_task: from the opened training split, instead of what config.model and config.task would name.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """
@@ -119,9 +123,11 @@ def setup(config: ConfigDict | Mapping[str, Any], training: bool = True, task: T
     if job.model.get("num_classes") == "data":
         plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
         job = dataclasses.replace(job, model=plain["model"])
-    if task is None:
+    if make_task is None:
         task = build_task(job, training, mesh)
         check_classes(task, source)
+    else:
+        task = make_task(source)
     clock = Clock(job.batch_size, len(source))
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:

@@ -1,5 +1,6 @@
 """Evaluates published weights: a setup around a model that is already there, without a training."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ from flax import linen as nn
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
-from vitvlm.jobs import evaluate, fields
-from vitvlm.jobs.setup import open_split, setup
+from vitvlm.data.sources import Source
+from vitvlm.jobs import evaluate
+from vitvlm.jobs.setup import setup
 from vitvlm.models.mae import MAE
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.tasks import Classify, Contrast, Encode, Reconstruct, Task
@@ -55,9 +57,8 @@ def evaluate_weights(
     if "data" not in wanted:
         raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
     data = _with_preprocessing(wanted["data"], loaded.preprocessing)
-    split = config_lib.call(fields.Data, data, "config.data").split(data["train"], "config.data.train")
-    task = _task(loaded.model, open_split(split).num_classes)
-    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=task)
+    make_task = functools.partial(_task, loaded.model)
+    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, make_task=make_task)
     return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)))
 
 
@@ -74,12 +75,12 @@ def _with_preprocessing(data: Mapping[str, Any], preprocessing: str | None) -> d
     return filled
 
 
-def _task(model: nn.Module, classes: int) -> Task:
+def _task(model: nn.Module, source: Source) -> Task:
     if isinstance(model, MAE):
         return Reconstruct(model)
     if isinstance(model, TwoTowers):
         return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
-    return Classify(model) if getattr(model, "num_classes", 0) == classes else Encode(model)
+    return Classify(model) if getattr(model, "num_classes", 0) == source.num_classes else Encode(model)
 
 
 def _claim(folder: epath.Path, weights: str) -> epath.Path:
