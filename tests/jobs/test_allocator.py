@@ -12,20 +12,21 @@ import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.outer(x, x)) @ x)
 x = jnp.ones(4096)
 faults = []
-for _ in range(8):
+for _ in range(100):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
+print(sum(count > 1000 for count in faults))
 """
 
 
-def fewest_faults(how):
+def steps_that_map(how):
+    """Of 100 steps that need 64 MB (16384 pages), those that mapped them anew."""
     done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
-def test_a_step_that_needs_64_mb_maps_them_once():
-    pages = 4096 * 4096 * 4 // 4096
-    assert fewest_faults("keep") < pages / 100
+def test_large_buffers_are_mapped_by_the_first_steps_only():
+    assert steps_that_map("keep") < 30
+    assert steps_that_map("map") > 90

@@ -12,8 +12,9 @@ def keep_large_buffers() -> bool:
 
     A compiled step asks for all its temporary memory at once. glibc maps so large a buffer afresh each time and unmaps
     it after the step, and the kernel zeroes every page again at its first use: 10 to 20 % of a step of ViT-S/16 on
-    CPU. Kept, it costs that memory between steps. Works only before threads have made heaps of their own, so call it
-    before JAX runs anything.
+    CPU. Kept, it costs that memory between steps: once, or a few times over (ten at the most we have seen), because
+    glibc's aligned allocation does not reuse a freed buffer whose neighbour a small one has taken, and maps another.
+    Works only before threads have made heaps of their own, so call it before JAX runs anything.
     """
     if sys.platform != "linux":
         return False
