@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
+from vitvlm.data.operations import text
 from vitvlm.data.sources import Source
 from vitvlm.jobs import evaluate
 from vitvlm.jobs.setup import setup
@@ -28,6 +29,7 @@ NO_TRAINING = {
     "schedule": {"name": "constant", "peak": 1.0},
 }
 RECORD = "weights.json"
+TEXTS = ("name", "most", "separator")  # arguments of `tokenize`
 
 
 def evaluate_weights(
@@ -44,7 +46,8 @@ def evaluate_weights(
       names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
         by default.
       config: `data` and perhaps `evals`, `batch_size` and `mesh`. Operations that `data.train` or `data.eval` leave
-        out are the weights' own preprocessing.
+        out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `name` of the field,
+        and how many it holds at `most`.
 
     A head is used if it has the data's classes; labels are then taken to be in its order.
     Raises ConfigError, DataError or WorkdirError with one line that says what to do.
@@ -56,15 +59,20 @@ def evaluate_weights(
     wanted = config_lib.plain(config or {})
     if "data" not in wanted:
         raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
-    data = _with_preprocessing(wanted["data"], loaded.preprocessing)
+    data = _with_preprocessing(wanted["data"], loaded)
     make_task = functools.partial(_task, loaded.model)
     job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, make_task=make_task)
     return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)))
 
 
-def _with_preprocessing(data: Mapping[str, Any], preprocessing: str | None) -> dict[str, Any]:
-    """The data section, both splits with operations."""
+def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:
+    """The data section, both splits with operations; `texts` go into them."""
     filled = dict(data)
+    told = filled.pop("texts", {})
+    config_lib.check_names(told, TEXTS, "config.data.texts")
+    preprocessing = loaded.preprocessing
+    if preprocessing and loaded.texts:
+        preprocessing += "|" + text.tokenizing(loaded.texts, **told)
     for name in ("train", "eval"):
         section = dict(data.get(name, {}))
         if "ops" not in section and preprocessing is None:

@@ -9,6 +9,7 @@ from vitvlm.models.text import TextTransformer
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import as_pair
+from vitvlm.pretrained import texts
 from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, image_inputs, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same, unused
@@ -291,9 +292,10 @@ CLIP_TEXT = Family(
         {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"} | text_config(model, params)
     ),
     inputs=lambda source: text_inputs((TEXT_DEFAULTS | source)["max_position_embeddings"]),
+    texts=texts.clip,
 )
 FAMILIES = {
-    "CLIPModel": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config, clip_inputs),
+    "CLIPModel": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config, clip_inputs, texts.clip),
     "CLIPVisionModel": CLIP_VISION,
     "CLIPTextModel": CLIP_TEXT,
 }

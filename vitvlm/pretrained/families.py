@@ -15,6 +15,7 @@ from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.nn.stack import is_scanned, layer_paths, stack_blocks, unstack_blocks
+from vitvlm.pretrained import texts as texts_lib
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import Row, Table
 
@@ -45,6 +46,7 @@ class Family:
       rows: the model and the names of the tensors (none when writing) to the rows of the table.
       config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
       inputs: the config.json of `transformers` to shapes that the model may be called with.
+      texts: how the tokenizer's files beside the weights are read; see `pretrained.texts`.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Family:
     rows: Callable[[Any, Collection[str]], Iterator[Row]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     inputs: Callable[[Json], Inputs] = described_images
+    texts: texts_lib.Reader = texts_lib.none
 
 
 def assemble(

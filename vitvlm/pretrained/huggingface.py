@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from vitvlm.core.config import suggest
-from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, siglip, swin, vit
+from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, siglip, swin, texts, vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -31,7 +32,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def load(folder: Path, **fields: Any) -> Pretrained:
-    """A model with its weights and preprocessing, everything as the folder's own files say.
+    """A model with its weights, preprocessing and tokenizer, everything as the folder's own files say.
 
     Args:
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout.
@@ -52,13 +53,14 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         model=model,
         variables=variables,
         preprocessing=described and preprocessing.operations(described, channels),
-        tokenizer=None,
+        texts=_texts(FAMILIES[name], model, folder),
         source={"path": str(folder), "format": "hf", "model": section, "config": source, "preprocessor": described},
     )
 
 
 def save(loaded: Pretrained, folder: Path) -> None:
-    """Writes what `from_pretrained` loads: config.json, model.safetensors and, if it came with one, the preprocessor's.
+    """Writes what `from_pretrained` loads: config.json, model.safetensors and, if it came with them, the preprocessor's
+    config and the tokenizer's files.
 
     Raises ConfigError for a model that no architecture of `transformers` can express, with the reason.
     """
@@ -70,6 +72,15 @@ def save(loaded: Pretrained, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if described := loaded.source.get("preprocessor"):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
+    if loaded.texts is not None:
+        texts.copy_files(loaded.texts, folder)
+
+
+def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None:
+    if family.texts is texts.none:
+        return None
+    tower = getattr(model, "text", model)
+    return family.texts(folder, tower.length, tower.vocab_size)
 
 
 def _image_processor(folder: Path) -> dict[str, Any] | None:

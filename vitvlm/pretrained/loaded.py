@@ -1,10 +1,13 @@
 """What loading gives, whatever the format."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
+
+from vitvlm.data import tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Pretrained:
       model: a Flax module; layers in a loop (`scan=False`) unless asked otherwise.
       variables: {"params": …} and, with batch norm, {"batch_stats": …}, in the dtypes of the source.
       preprocessing: an operation string, for `data.operations.parse`; None if the source does not say.
-      tokenizer: None for image models.
+      texts: the arguments of `tokenizers.open`, "tokenizer" (its spec), "length" and rules; None for image models, and
+        where the source does not say.
       source: where it came from: "path", "format", "model" (its name and fields, as a config's), and the source's own
         configs.
     """
@@ -23,5 +27,16 @@ class Pretrained:
     model: nn.Module
     variables: Mapping[str, Any]
     preprocessing: str | None
-    tokenizer: Any | None
+    texts: Mapping[str, Any] | None
     source: Mapping[str, Any]
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer | None:
+        """Texts to what the text tower reads: `loaded.tokenizer.encode(["a cat"])`; None without `texts`.
+
+        Raises ConfigError or DataError if its files cannot be used.
+        """
+        if self.texts is None:
+            return None
+        rules = dict(self.texts)
+        return tokenizers.open(rules.pop("tokenizer"), **rules)

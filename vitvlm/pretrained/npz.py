@@ -50,7 +50,7 @@ def load(path: Path, subtree: str = "", image_size: int | Pair | None = None, **
         model=model,
         variables=variables,
         preprocessing=f"decode({channels})|resize({size})|normalize('half')",
-        tokenizer=None,
+        texts=None,
         source={"path": str(path), "format": "npz", "model": section, "config": source},
     )
 

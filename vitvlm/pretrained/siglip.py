@@ -9,6 +9,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.text import TextTransformer
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
+from vitvlm.pretrained import texts
 from vitvlm.pretrained.clip import (
     image_config,
     image_fields,
@@ -179,9 +180,12 @@ SIGLIP_TEXT = Family(
         {"architectures": ["SiglipTextModel"], "model_type": "siglip_text_model"} | text_config(model, params)
     ),
     inputs=lambda source: text_inputs((TEXT_DEFAULTS | source)["max_position_embeddings"]),
+    texts=texts.siglip,
 )
 FAMILIES = {
-    "SiglipModel": Family("two_towers", TwoTowers, siglip_fields, siglip_rows, siglip_config, siglip_inputs),
+    "SiglipModel": Family(
+        "two_towers", TwoTowers, siglip_fields, siglip_rows, siglip_config, siglip_inputs, texts.siglip
+    ),
     "SiglipVisionModel": SIGLIP_VISION,
     "SiglipTextModel": SIGLIP_TEXT,
 }

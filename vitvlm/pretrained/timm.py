@@ -45,7 +45,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         model=model,
         variables=variables,
         preprocessing=preprocessing,
-        tokenizer=None,
+        texts=None,
         source={"path": str(folder), "format": "timm", "model": section, "config": source},
     )
 

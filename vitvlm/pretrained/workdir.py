@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
+from vitvlm.data import operations
+from vitvlm.data.operations import text
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
@@ -19,7 +21,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def load(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
-    """A model as it was trained; its preprocessing is the operations of the config's evaluation.
+    """A model as it was trained; its preprocessing and its tokenizer are those of the config's evaluation.
 
     Args:
       step: the checkpoint; the latest by default.
@@ -44,13 +46,14 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         model = _build(section)
     except ConfigError as error:
         raise WeightsError(f"{folder}: {error}") from error
+    ops = config["data"]["eval"]["ops"] and operations.parse(config["data"]["eval"]["ops"])
     if "scan" in fields:
         params = stack_blocks(params) if fields["scan"] else unstack_blocks(params)
     return Pretrained(
         model=model,
         variables={"params": params, **state.get("collections", {})},
-        preprocessing=config["data"]["eval"]["ops"],
-        tokenizer=None,
+        preprocessing=ops and text.without_texts(ops),
+        texts=ops and text.rules_of(ops),
         source={"path": str(folder), "format": "vitvlm", "model": section, "config": config},
     )
 
@@ -66,7 +69,9 @@ def save(loaded: Pretrained, folder: Path) -> None:
         raise ConfigError("format vitvlm: the model is not as it was loaded, so its fields are not known")
     if (folder / CHECKPOINTS).exists():
         raise ConfigError(f"{folder}: holds checkpoints already: choose another folder")
-    config = {"model": section, "data": {"eval": {"ops": loaded.preprocessing}}}
+    ops = [loaded.preprocessing] if loaded.preprocessing else []
+    ops += [text.tokenizing(loaded.texts)] if loaded.texts else []
+    config = {"model": section, "data": {"eval": {"ops": "|".join(ops) or None}}}
     params = loaded.variables["params"]
     collections = {name: tree for name, tree in loaded.variables.items() if name != "params"}
     try:

@@ -158,6 +158,8 @@ def _operation(node: ast.expr, text: str) -> Operation:
         parameter = parameters[argument]
         if parameter.kind is parameter.VAR_POSITIONAL:
             bound.arguments[argument] = tuple(_typed(parameter, item, node) for item in value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            bound.arguments[argument] = {name: _typed(parameter, item, node) for name, item in value.items()}
         else:
             bound.arguments[argument] = _typed(parameter, value, node)
     return Operation(ast.unparse(node), function, bound.args, bound.kwargs)

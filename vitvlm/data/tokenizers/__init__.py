@@ -13,7 +13,7 @@ from vitvlm.data.tokenizers import clip, huggingface, piece
 from vitvlm.data.tokenizers.base import RULES, Tokenizer, Tokens
 from vitvlm.data.tokenizers.training import train
 
-__all__ = ["Tokenizer", "Tokens", "open", "train"]
+__all__ = ["Tokenizer", "Tokens", "open", "place", "train"]
 
 # Of all texts of the embedded set: python scripts/train_tokenizer.py --source=emoji
 # --fields=name,keywords,name_ja,keywords_ja --vocab_size=2000 --length=32 --lower_case --target=THIS
@@ -40,7 +40,7 @@ def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
         "sentencepiece:PATH"  a SentencePiece .model; adds EOS and no BOS, unless told otherwise.
       length: L, tokens of each text with BOS and EOS; default: what the files say.
       **rules: any other field of `Tokenizer` but its vocabulary, instead of what the files say: pad_id, bos_id, eos_id,
-        add_bos, add_eos, truncation, padding, cleaning, lower_case.
+        add_bos, add_eos, truncation, padding, cleaning, lower_case, mask_padding.
 
     Raises:
       ConfigError: for a spec or rule that cannot be meant, or where the files give no length or padding id.
@@ -56,3 +56,11 @@ def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
         if name not in fields:
             raise ConfigError(f"tokenizer {spec!r}: its files give no {name}; give {name}=")
     return Tokenizer(model, **fields)
+
+
+def place(spec: str) -> Path | None:
+    """The file or folder that a spec reads; None for "clip", whose vocabulary is in another package."""
+    kind, _, path = spec.partition(":")
+    if kind == "emoji":
+        return _EMOJI
+    return Path(path) if path else None

@@ -16,7 +16,8 @@ PADDINGS = ("right", "left")
 
 
 class Tokens(NamedTuple):
-    """Texts as ids, int32, of one length; `mask`, int32, is 1 at tokens, BOS and EOS included, and 0 at padding."""
+    """Texts as ids, int32, of one length; `mask`, int32, is 1 at tokens, BOS and EOS included, and 0 at padding
+    that is to be masked."""
 
     ids: Int[np.ndarray, "B L"]
     mask: Int[np.ndarray, "B L"]
@@ -44,6 +45,8 @@ class Tokenizer:
       padding: the side on which a shorter text is padded ("right", "left").
       cleaning: of the text, before all else: "none", "clip", "canonicalize" (see `cleaning`).
       lower_case: whether the cleaned text is lower-cased.
+      mask_padding: whether the mask is 0 at padding; if not it is 1 throughout, for a model that looks at padding
+        (SigLIP).
 
     Raises ConfigError for values that cannot be meant.
     """
@@ -60,6 +63,7 @@ class Tokenizer:
     padding: str = "right"
     cleaning: str = "none"
     lower_case: bool = False
+    mask_padding: bool = True
 
     def __post_init__(self):
         choices = {"truncation": TRUNCATIONS, "padding": PADDINGS, "cleaning": CLEANINGS}
@@ -91,7 +95,7 @@ class Tokenizer:
         if isinstance(texts, str | bytes):
             raise TypeError(f"encode takes a sequence of texts: write encode([{texts[:20]!r}])")
         B, L = len(texts), self.length
-        ids, mask = np.full((B, L), self.pad_id, np.int32), np.zeros((B, L), np.int32)
+        ids, mask = np.full((B, L), self.pad_id, np.int32), np.full((B, L), not self.mask_padding, np.int32)
         contents = self.model.encode([self.clean(text, i) for i, text in enumerate(texts)])
         for i, content in enumerate(contents):
             tokens = [self.bos_id] * self.add_bos + self._cut(content, i, texts[i]) + [self.eos_id] * self.add_eos

@@ -1,0 +1,27 @@
+"""Two towers judged on images and their texts: retrieval both ways, and zero-shot by the names of the classes.
+
+    python scripts/evaluate.py --weights=PATH --config=configs/evaluations/pairs.py --workdir=workdirs/pairs
+    python scripts/evaluate.py --weights=PATH --config=configs/evaluations/pairs.py:source=folder:IMAGES \\
+        --evals=zero_shot --workdir=workdirs/pairs
+
+Images and texts are prepared as the weights say. `text` is the field of the data that holds the texts, `most` how many
+it holds of an image at the most, between "|".
+"""
+
+from ml_collections import ConfigDict
+
+from vitvlm.core import arguments
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    args = arguments.parse(arg, source="emoji", split="test", text="name", most=1)
+    config = ConfigDict()
+    config.batch_size = 32
+    split = dict(split=args.split)
+    config.data = dict(
+        source=args.source, train=dict(split), eval=dict(split), texts=dict(name=args.text, most=args.most)
+    )
+    config.evals = dict(
+        retrieval=dict(type="retrieval"), zero_shot=dict(type="zero_shot"), knn=dict(type="knn", leave_one_out=True)
+    )
+    return config

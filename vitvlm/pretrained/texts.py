@@ -1,0 +1,66 @@
+"""How the tokenizer's files in a Hugging Face folder are read: the arguments of `data.tokenizers.open`."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitvlm.data import tokenizers
+
+Rules = Mapping[str, Any]
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
+CLIP_VOCABULARY = 49408
+
+
+def none(folder: Path, length: int, vocab_size: int) -> None:
+    """Of a model that reads no texts."""
+    return None
+
+
+def fast(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """Of a tokenizer.json, as it says itself; texts are as long as the model has positions for."""
+    return {"tokenizer": f"hf:{folder}", "length": length} if (folder / "tokenizer.json").is_file() else None
+
+
+def clip(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """CLIP's BPE by its own rules, which `transformers` only come near to; another vocabulary as it says itself."""
+    known = (folder / "merges.txt").is_file() or (folder / "tokenizer.json").is_file()
+    if vocab_size == CLIP_VOCABULARY and known:
+        return {"tokenizer": f"clip:{folder}", "length": length}
+    return fast(folder, length, vocab_size)
+
+
+def siglip(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """SigLIP's SentencePiece, or SigLIP 2's, which is Gemma's.
+
+    Both models were trained on lower-case texts padded on the right, and look at the padding.
+    """
+    rules = {"length": length, "padding": "right", "add_bos": False, "add_eos": True, "mask_padding": False}
+    if (folder / "spiece.model").is_file():
+        own = {"tokenizer": f"sentencepiece:{folder / 'spiece.model'}", "cleaning": "canonicalize", "pad_id": 1}
+        return own | rules
+    if (found := fast(folder, length, vocab_size)) is None:
+        return None
+    return {**found, **rules, "lower_case": True}
+
+
+Reader = Callable[[Path, int, int], Rules | None]
+
+
+def copy_files(rules: Rules, folder: Path) -> None:
+    """The files of the tokenizer that these rules open, if they are a Hugging Face folder's, into another folder."""
+    if (place := tokenizers.place(rules["tokenizer"])) is None:
+        return
+    source = place if place.is_dir() else place.parent
+    for name in FILES:
+        if (source / name).is_file() and source.resolve() != folder.resolve():
+            shutil.copy(source / name, folder / name)
