@@ -16,10 +16,8 @@ def batches(size, **arrays):
     n = len(arrays["image"])
     arrays["index"], arrays["mask"] = np.arange(n), np.ones(n, bool)
     filled = {name: np.pad(x, ((0, -n % size), *((0, 0),) * (x.ndim - 1))) for name, x in arrays.items()}
-    return lambda: (
-        {name: x[start : start + size] for name, x in filled.items()}
-        for start in range(0, math.ceil(n / size) * size, size)
-    )
+    starts = range(0, n, size)
+    return lambda: ({name: x[start : start + size] for name, x in filled.items()} for start in starts)
 
 
 @pytest.mark.parametrize("size", [8, 61])
