@@ -2,7 +2,7 @@
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
-from vitvlm.data.sources import folder, idx, prepared, stamps
+from vitvlm.data.sources import folder, idx, prepared, scenes, stamps
 from vitvlm.data.sources.base import Example, Source, Subset
 
 __all__ = ["Example", "Source", "Subset", "open"]
@@ -12,6 +12,7 @@ _OPENERS = {
     "tfds": prepared.open_tfds,
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+    "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
 }
 
@@ -29,6 +30,8 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
                                      tuxpaint-stamps-default has installed them; all, or the photographs.
+        "scenes" or "scenes:OPTIONS"  coloured shapes made on the fly, with captions, hard negatives, questions, boxes
+                                     and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1".
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
       data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
       labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else.
