@@ -10,6 +10,7 @@ import jax
 from vitvlm.core.config import suggest
 from vitvlm.models.bert import Bert
 from vitvlm.pretrained import (
+    align,
     bert,
     clip,
     deit,
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     **clip.FAMILIES,
     **siglip.FAMILIES,
     **bert.FAMILIES,
+    **align.FAMILIES,
 }
 
 
