@@ -22,10 +22,12 @@ from huggingface import (
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignTextModel, AlignVisionConfig, AlignVisionModel
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
 from vitvlm import models, pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.data import operations
 from vitvlm.objectives import contrastive
 
 VISION = {
@@ -187,6 +189,30 @@ def test_what_the_hubs_configs_leave_out(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = pretrained.load(tmp_path)
     assert (loaded.model.text.width, loaded.model.text.norm_eps, loaded.model.image.activation) == (768, 1e-12, "silu")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False, "image_mean": (0.1, 0.2, 0.3)},
+        {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False, "do_normalize": False},
+        {"image_std": (0.5, 0.6, 0.7), "do_normalize": False},
+        {"include_top": False, "do_normalize": False},
+    ],
+)
+def test_preprocessing(fields, tmp_path):
+    """Offsets, and the second division by the deviation that EfficientNet's classifiers have (include_top)."""
+    reference().save_pretrained(tmp_path)
+    size = {"height": 21, "width": 26}
+    processor = EfficientNetImageProcessorPil(
+        size=size, crop_size={"height": 15, "width": 16}, do_center_crop=True, **fields
+    )
+    processor.save_pretrained(tmp_path)
+    prepare = operations.parse(pretrained.load(tmp_path).preprocessing.removeprefix("decode(3)|"))
+    photo = np.random.default_rng(0).integers(256, size=(21, 26, 3), dtype=np.uint8)
+    expected = np.asarray(processor(photo, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_allclose(prepare({"image": photo, "id": "0"})["image"], expected, atol=1e-5)
 
 
 def test_a_temperature_that_divides_nothing(tmp_path):
