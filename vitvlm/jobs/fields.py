@@ -115,6 +115,7 @@ class Job:
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       image_size: for the config's own references; models and operations have their own fields.
       mesh: devices per axis; -1 takes the rest.
+      init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
       evals: evaluators by name; see `jobs.evaluators`.
     """

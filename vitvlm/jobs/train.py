@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core import flops
 from vitvlm.core.config import ConfigError
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import curves, evaluators, init_from
@@ -111,7 +112,24 @@ def step_flops(job: Setup) -> float:
 
     A teacher's forward pass is counted as if it had a backward pass too.
     """
-    return float(job.forward_flops * (1 + BACKWARD_SHARE) * job.job.batch_size)
+    return float(job.forward_flops * (1 + backward_share(job)) * job.job.batch_size)
+
+
+def backward_share(job: Setup) -> float:
+    """FLOPs of the backward pass relative to the forward pass.
+
+    Counted on the gradient's own program, rematerialisation and all, where frozen parameters spare a part of it.
+    """
+    trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
+    if all(jax.tree.leaves(trainable)):
+        return BACKWARD_SHARE
+    gradients = make_gradients(job.task.losses, trainable=trainable)
+    shapes = {**job.state_shapes.collections, **job.task.constants}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    both = flops.count(
+        lambda *args: gradients(*args[:2], job.example_batch, args[2])[0], job.state_shapes.params, shapes, key
+    )
+    return both / job.forward_flops - 1
 
 
 def describe(job: Setup, start: resume.Start) -> str:

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3)."""
+"""The transformer block: pre-norm (Dosovitskiy et al. 2021, equations 2 and 3), or post-norm (Vaswani et al. 2017)."""
 
 from collections.abc import Callable, Mapping
 
@@ -51,6 +51,7 @@ class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)).
 
     Fields:
+      post_norm: LN(x + Attention(x)), then LN(x + MLP(x)) instead (BERT).
       mlp: "plain", or "swiglu", which has no use for `activation`.
       mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
@@ -71,6 +72,7 @@ class Block(nn.Module):
     mlp: str = "plain"
     activation: str = "gelu"
     norm_eps: float = 1e-6
+    post_norm: bool = False
     layer_scale: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -103,10 +105,14 @@ class Block(nn.Module):
                 update = drop_examples(update, drop_path, self.make_rng("dropout"))
             return tokens + update
 
-        normed = nn.LayerNorm(self.norm_eps, name="attention_norm", **dtypes)(tokens)
-        update, weights = attention(normed, mask=mask, train=train, capture=capture)
-        tokens = add(update, "attention_scale")
-        tokens = add(mlp(nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(tokens)), "mlp_scale")
+        def norm(name: str, tokens: Float[Array, "B N D"], here: bool) -> Float[Array, "B N D"]:
+            return nn.LayerNorm(self.norm_eps, name=name, **dtypes)(tokens) if here else tokens
+
+        before, after = not self.post_norm, self.post_norm
+        update, weights = attention(norm("attention_norm", tokens, before), mask=mask, train=train, capture=capture)
+        tokens = norm("attention_norm", add(update, "attention_scale"), after)
+        update = mlp(norm("mlp_norm", tokens, before))
+        tokens = norm("mlp_norm", add(update, "mlp_scale"), after)
         return tokens, weights
 
     def _mlp(self, dtypes: Mapping[str, DTypeLike]) -> nn.Module:

@@ -1,9 +1,9 @@
-"""One vector per image: attention pooling. (The CLS token and the mean over patches need no module.)"""
+"""One vector per image or text: attention pooling, and the mean over real tokens. (CLS needs no module.)"""
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Mlp
@@ -29,3 +29,10 @@ class MapHead(nn.Module):
         normed = nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(x)
         x = x + Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)(normed)
         return x[:, 0]
+
+
+def masked_mean(tokens: Float[Array, "B L D"], mask: Shaped[Array, "B L"]) -> Float[Array, "B D"]:
+    """Mean over the tokens whose mask is 1 or True, summed in float32; zeros for a text without any."""
+    real = mask.astype(jnp.float32)
+    total = jnp.einsum("BLD,BL->BD", tokens, real, preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(tokens.dtype)

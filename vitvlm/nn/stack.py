@@ -164,13 +164,15 @@ def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
 def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
     """Parameters of looped blocks as scanned ones: the inverse of `unstack_blocks`.
 
+    Blocks of a stage ("stages_0/blocks_0/..."), which need not be alike, stay apart: no model scans them.
+
     Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
     """
     leaves: dict[str, Any] = {}
     stacks: dict[str, dict[str, dict[int, Any]]] = {}
     for path, leaf in paths.flatten(params).items():
-        if numbered := re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path):
-            before, layer, after = numbered.groups(default="")
+        if numbered := _numbered(path, prefix):
+            before, layer, after = numbered
             stacks.setdefault(before + prefix, {}).setdefault(after, {})[int(layer)] = leaf
         else:
             leaves[path] = leaf
@@ -182,6 +184,20 @@ def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
                 raise ValueError(f"{stack}/{path}: no array for layer {missing[0]}")
             leaves[f"{stack}/{path}"] = _stack([arrays[i] for i in range(depth)])
     return paths.unflatten(leaves)
+
+
+def scanned_path(path: str) -> str:
+    """The path of a looped block's parameter under scan; any other as it is."""
+    numbered = _numbered(path, "blocks")
+    return f"{numbered[0]}blocks/{numbered[2]}" if numbered else path
+
+
+def _numbered(path: str, prefix: str) -> tuple[str, str, str] | None:
+    """What is before "blocks_3/", the 3, and what is after; None for what is no block of a stack of like ones."""
+    found = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
+    if found is None or re.fullmatch(r"(.*/)?stages_\d+/", found[1] or ""):
+        return None
+    return found.groups(default="")
 
 
 def _stack(arrays: list[Any]) -> Any:
