@@ -34,6 +34,7 @@ class Data:
       source, train, eval: see `Split`; train and eval may name a source of their own.
       workers: processes that read and decode; 0 does it in the training's own process.
       bad_share: share of unreadable images above which the job stops.
+      shuffle_buffer: examples that each reader of a streamed source (webdataset) holds, encoded, and draws from.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Data:
     eval: Section
     workers: int = 0
     bad_share: float = 0.01
+    shuffle_buffer: int = 1000
 
     def split(self, section: Section, where: str) -> Split:
         return config_lib.call(Split, {"source": self.source, **section}, where)

@@ -139,7 +139,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
-        f"({len(job.source):,} images): {job.clock.total_steps} steps of {job.job.batch_size}, "
+        f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
         f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
         f"device{'s' * (jax.device_count() > 1)} ({mesh}); {where}"
     )
@@ -174,6 +174,7 @@ def open_batches(job: Setup) -> TrainBatches:
         job.job.seed,
         workers=job.data.workers,
         bad_share=job.data.bad_share,
+        shuffle_buffer=job.data.shuffle_buffer,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
