@@ -219,17 +219,17 @@ class CoCa(TwoTowers):
         """Embeddings of length 1, float32."""
         return super().encode_text(text_tokens, self._real(text_tokens, mask), train=train)
 
-    def encode_image_tokens(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M E"]:
+    def encode_image_tokens(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M F"]:
         """What the decoder sees of each image."""
         return self._pool(self.image(images))[1]
 
-    def decode(self, image_tokens: Float[Array, "B M E"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        """Logits of the token after each, float32."""
+    def decode(self, image_tokens: Float[Array, "B M F"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Logits of the token after each, float32; all tokens are taken for real."""
         return self.decoder(self.text(text_tokens).tokens, image_tokens)[0].astype(jnp.float32)
 
     def _pool(
         self, image: EncoderOutput, capture: bool = False
-    ) -> tuple[Float[Array, "B P"], Float[Array, "B M E"], Float[Array, "B K _M N"] | None]:
+    ) -> tuple[Float[Array, "B P"], Float[Array, "B M F"], Float[Array, "B K _M N"] | None]:
         """The pooled vector, the image tokens, and the weights that these were made with."""
         if self.pooling == "none":
             return image.pooled, image.tokens, None

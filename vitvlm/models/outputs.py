@@ -84,7 +84,7 @@ class CoCaOutput(TwoTowersOutput):
 
     Fields, besides those of `TwoTowersOutput`:
       logits [B, L, V]: over the vocabulary, of the token after each, given the image and the text so far.
-      image_tokens [B, M, E]: what the decoder sees of the image.
+      image_tokens [B, M, F]: what the decoder sees of the image; F is E, or the encoder's D if that alone makes them.
       decoder_hidden [depth + 1, B, L, D]: of the decoder; None unless captured.
       decoder_attention [depth, B, K, L, L], cross_attention [depth, B, K, L, M]: weights of the decoder's
         self-attention and of its attention to the image tokens; None unless captured.
@@ -93,7 +93,7 @@ class CoCaOutput(TwoTowersOutput):
     """
 
     logits: Float[Array, "B L V"]
-    image_tokens: Float[Array, "B M E"]
+    image_tokens: Float[Array, "B M F"]
     decoder_hidden: Float[Array, "decoder_layers B L D"] | None = None
     decoder_attention: Float[Array, "decoder_depth B K L L"] | None = None
     cross_attention: Float[Array, "decoder_depth B K L M"] | None = None
