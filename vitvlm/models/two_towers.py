@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
-from vitvlm.models.outputs import TwoTowersOutput
+from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
@@ -151,7 +151,11 @@ class TwoTowers(nn.Module):
         """
         image = self.image(images, train=train, capture=capture)
         text = self.text(text_tokens, mask, train=train, capture=capture)
-        image_embedding, text_embedding = self._embed_image(image.pooled), self._embed_text(text.pooled)
+        return self._compare(image, text, image.pooled)
+
+    def _compare(self, image: EncoderOutput, text: TextOutput, image_pooled: Float[Array, "B D"]) -> TwoTowersOutput:
+        """Every image, as `image_pooled`, with every text."""
+        image_embedding, text_embedding = self._embed_image(image_pooled), self._embed_text(text.pooled)
         scale = jnp.exp(self.log_scale.astype(jnp.float32))
         bias = None if self.bias_init is None else self.bias.astype(jnp.float32)
         logits = scale * image_embedding @ text_embedding.T
@@ -212,9 +216,22 @@ def build_two_towers(
     `{"name": "text", "width": 512, …}`; a given variant's are changed by what they say. scan, remat, dtype and
     param_dtype are those of both towers that do not say otherwise; convolutions have no scan and no remat.
     """
-    published = named_variant(VARIANTS, variant)
-    config.check_names(fields, ["variant", *SHARED, *module_fields(TwoTowers)], "model")
-    shared = {name: fields.pop(name) for name in SHARED if name in fields}
+    return assemble(TwoTowers, VARIANTS, variant, image, text, fields)
+
+
+def assemble(
+    kind: type[TwoTowers],
+    variants: Mapping[str, Mapping[str, Any]],
+    variant: str | None,
+    image: Mapping[str, Any] | None,
+    text: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+) -> Any:
+    """The module of that kind with its towers, as `build_two_towers` says."""
+    published = named_variant(variants, variant)
+    config.check_names(fields, ["variant", *SHARED, *module_fields(kind)], "model")
+    shared = {name: value for name, value in fields.items() if name in SHARED}
+    own = {name: value for name, value in fields.items() if name not in SHARED}
 
     def build(tower: str, described: Mapping[str, Any] | None) -> nn.Module:
         if described is None and not published:
@@ -225,4 +242,4 @@ def build_two_towers(
         return module.clone(**{name: value for name, value in shared.items() if name in own})
 
     towers = {"image": build("image", image), "text": build("text", text)}
-    return config.call(TwoTowers, published | fields, "model", **towers)
+    return config.call(kind, published | own, "model", **towers)

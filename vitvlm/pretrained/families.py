@@ -15,7 +15,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.nn.stack import is_scanned, layer_paths, scanned_path, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
-from vitvlm.pretrained.entries import Tensors
+from vitvlm.pretrained.entries import Tensors, in_memory
 from vitvlm.pretrained.tables import Row, Table
 
 Json = Mapping[str, Any]
@@ -109,6 +109,18 @@ def take_apart(
         return config, Table(family.rows(model, ())).write(looped)
     why = "; ".join(dict.fromkeys(reasons)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
+
+
+def still_describes(
+    family: Family, source: Json, model: nn.Module, variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether a config is still that of the model, which may have changed since it was read."""
+    described = models.build(family.model, **family.fields(source, in_memory(tensors)))
+    params = unstack_blocks(variables)["params"]
+    try:
+        return family.config(described, params) == family.config(model, params)
+    except ConfigError:
+        return False
 
 
 def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) -> None:
