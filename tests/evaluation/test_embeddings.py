@@ -67,6 +67,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="no image has a negative of kind 'one'"):
         evaluator.run(predict, {}, tmp_path)
     mask[2, 0] = 0
+    evaluator = evaluation.build("compositionality", {"kinds": KINDS}, batches=passes(image, text, mask, 4))
     with pytest.raises(ValueError, match="no right caption"):
         evaluator.run(predict, {}, tmp_path)
 
