@@ -36,7 +36,8 @@ def test_top_equals_a_full_sort(q, c, k, block, ties):
 def test_a_page_shows_every_image_that_its_texts_need_and_no_more_than_it_may(n, m, shown, k):
     pairs = some_pairs(n, m, seed=n * 100 + m)
     found = nearest.search(pairs, range(m), shown, k)
-    assert len(found.images) <= shown
+    assert len(found.images) == min(n, shown)
+    assert set(np.flatnonzero(np.isin(pairs.text_group, list(found.images)))) <= set(found.strings)
     assert (len(found.images), len(found.texts)) == (n, m) if n <= shown else len(found.texts) > 0
     expected = np.argsort(-pairs.text @ pairs.image.T, axis=1, kind="stable")[:, :k]
     for text, near in found.texts.items():

@@ -1,6 +1,7 @@
 """Nearest neighbours between the images and the texts of a whole set, and the few of them that a page can show."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,15 +58,17 @@ class Search:
     Attributes:
       texts: the images nearest to each text that can be searched.
       images: the texts nearest to each image that is shown.
+      own: the right texts of the images that are shown.
     """
 
     texts: dict[int, list[tuple[int, float]]]
     images: dict[int, list[tuple[int, float]]]
+    own: tuple[int, ...]
 
     @property
     def strings(self) -> list[int]:
         """Places of the texts that are named anywhere, in order."""
-        return sorted(set(self.texts) | {text for near in self.images.values() for text, _ in near})
+        return sorted({*self.texts, *self.own, *(text for near in self.images.values() for text, _ in near)})
 
 
 def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterable[int] = ()) -> Search:
@@ -77,8 +80,8 @@ def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterab
       k: neighbours each.
       first: images that are shown in any case, up to `shown`.
 
-    A text needs its k nearest images and the first right one. Where the whole set is no larger than `shown`, all is
-    there.
+    A text needs its k nearest images and the first right one. Room that texts leave is filled with other images. Where
+    the whole set is no larger than `shown`, all is there.
     """
     n = len(pairs.image)
     images = dict.fromkeys(range(n)) if n <= shown else dict.fromkeys(list(first)[:shown])
@@ -97,9 +100,11 @@ def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterab
             texts[int(text)] = near
         if len(texts) < start + len(chunk):
             break
-    kept = sorted(images)
+    others = (place for place in np.random.default_rng(0).permutation(n).tolist() if place not in images)
+    kept = sorted([*images, *itertools.islice(others, shown - len(images))])
     near_texts = _lists(*top(pairs.image[kept], pairs.text, k))
-    return Search(dict(sorted(texts.items())), dict(zip(kept, near_texts)))
+    own = np.flatnonzero(np.isin(pairs.text_group, pairs.image_group[kept]))
+    return Search(dict(sorted(texts.items())), dict(zip(kept, near_texts)), tuple(own.tolist()))
 
 
 def page_data(pairs: Pairs, found: Search, ranks: Int[np.ndarray, " m"]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ PAGE = "page.html"
 NEIGHBOURS = 10
 THUMBNAIL = 96  # pixels of the longer side
 MAP_CLASSES = 100  # a larger confusion table cannot be read
-WORST, EXAMPLES, PAIRS = 8, 6, 20
+WORST, EXAMPLES, PAIRS = 9, 5, 20
 
 Picture = Callable[[int], UInt8[np.ndarray, "H W C"]]
 
@@ -119,7 +119,7 @@ def confusion_map(table: Int[np.ndarray, "S S"], names: Sequence[str]) -> dict[s
     classes = len(table)
     side = int(np.clip(900 / classes, 10, 46))
     labels = [name if len(name) <= 26 else name[:25] + "…" for name in names]
-    margin = 30 + int(0.62 * min(side + 1, 12) * max(map(len, labels)))
+    margin = 30 + int(0.57 * min(side + 1, 12) * max(map(len, labels)))
     total = table.sum(axis=1)
     cells = [
         {"row": int(a), "column": int(b), "count": int(table[a, b]), "share": float(table[a, b] / total[a])}

@@ -31,7 +31,7 @@ class Retrieval:
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
-    shown: int = 300
+    shown: int = 400
     picture: page.Picture | None = None
     detokenize: Detokenize | None = None
     example_id: Callable[[int], str] = str

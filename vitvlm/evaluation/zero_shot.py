@@ -51,7 +51,7 @@ class ZeroShot:
     label_names: tuple[str, ...]
     templates: str | tuple[str, ...] = "photo"
     class_names: tuple[str, ...] | None = None
-    shown: int = 300
+    shown: int = 400
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
@@ -116,11 +116,15 @@ def class_embeddings(
 
 
 def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
-    """How many images are more similar to each class than the first of its own; n for a class without images."""
+    """How many images come before the first of its own for each class, equal ones in order; n if it has no image."""
     n, classes = logits.shape
     ranks = np.full(classes, n)
     for label in np.unique(labels):
-        ranks[label] = (logits[:, label] > logits[labels == label, label].max() + nearest.TIE).sum()
+        column, own = logits[:, label], labels == label
+        best = column[own].max()
+        first = np.flatnonzero(own & (column >= best - nearest.TIE))[0]
+        earlier = (column >= best - nearest.TIE) & (np.arange(n) < first)
+        ranks[label] = ((column > best + nearest.TIE) | earlier).sum()
     return ranks
 
 

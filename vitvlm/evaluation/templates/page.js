@@ -44,7 +44,7 @@ function showText(place) {
   const text = data.texts[place], near = make("div", { class: "near" });
   near.append(...text.near.map(([image, value]) => figure(image, place, score(value))));
   const verdict = text.right === null ? "no image of the set is right for it"
-    : `its ${text.rank === 1 ? "nearest image is right" : `first right image is at rank ${text.rank}`} of ${data.total}`;
+    : text.rank === 1 ? `of ${data.total} images, the nearest is right` : `its first right image is at rank ${text.rank} of ${data.total}`;
   byId("result").replaceChildren(make("h3", {}, quoted(text.text)), make("p", { class: "verdict" }, verdict), near);
   if (text.right !== null && text.rank > text.near.length) {
     const later = make("div", { class: "near" }, figure(text.right, place, `rank ${text.rank}`));
@@ -74,10 +74,10 @@ let kind = "text", chosen = null;
 
 function choose(what, place, move = true) {
   if (what !== kind) { kind = what; list(); }
-  chosen = String(place);
+  chosen = `${what}-${place}`;
   (what === "text" ? showText : showImage)(place);
   for (const button of document.querySelectorAll(".list button")) {
-    button.setAttribute("aria-pressed", button.dataset.place === chosen);
+    button.setAttribute("aria-pressed", `${kind}-${button.dataset.place}` === chosen);
   }
   if (move) history.replaceState(null, "", `#${what}-${place}`);
 }
@@ -95,7 +95,7 @@ function list() {
     const rank = kind === "text" ? (place) => data.texts[place].rank : imageRank;
     found.sort((a, b) => rank(b) - rank(a));
   }
-  const pressed = (place) => place === chosen;
+  const pressed = (place) => `${kind}-${place}` === chosen;
   const rows = found.slice(0, MOST).map((place) => kind === "text"
     ? make("li", {}, make("button", { type: "button", "data-place": place, "aria-pressed": pressed(place), onclick: () => choose("text", place) },
         quoted(data.texts[place].text), make("span", { class: "rank", title: "rank of the first right image" }, String(data.texts[place].rank))))
