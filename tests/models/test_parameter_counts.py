@@ -89,3 +89,13 @@ def test_fpn():
     added = (256 + 512 + 1024 + 2048 + 4) * 256 + 4 * (9 * 256 + 1) * 256
     backbone = {"name": "resnet", "variant": "50", "num_classes": 1000}
     assert count(models.build("fpn", backbone=backbone, width=256, extra_levels=1)) == 25_557_032 + added
+
+
+@pytest.mark.parametrize(
+    "variant, parameters", [("base", 109_482_240), ("large", 335_141_888), ("MiniLM-L6", 22_713_216)]
+)
+def test_bert(variant, parameters):
+    """With the pooler."""
+    texts = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+    shapes = jax.eval_shape(models.build("bert", variant=variant).init, jax.random.key(0), texts)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters

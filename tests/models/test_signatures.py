@@ -53,6 +53,11 @@ texts, mask = jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), jnp.int32)
 TEXT = dict(width=8, depth=2, heads=2, mlp_width=12, vocab_size=9, length=6)
 model = models.build("text", **TEXT, projection=3, dropout=0.1, drop_path=0.1, remat="dots")
 jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **everything)))
+SENTENCES = dict(width=8, depth=2, heads=2, mlp_width=12, vocab_size=9, length=6)
+for fields in [dict(dropout=0.1), dict(pool="mean", remat="dots"), dict(pool="first", pooler=True, scan=False)]:
+    model = models.build("bert", **SENTENCES, **fields)
+    run = lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, segment_ids=mask, **everything))
+    jax.eval_shape(run)
 towers = dict(image=dict(VIT, name="vit"), text=dict(TEXT, name="text", causal=False, pool="last"), embed_dim=4)
 RUNS = [dict(image_projection="mlp"), dict(bias_init=0.0, scan=False), dict(embed_dim=8, text_projection="none")]
 for fields in RUNS:
@@ -60,6 +65,16 @@ for fields in RUNS:
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts[:1], mask[:1], **everything)))
     jax.eval_shape(lambda: model.init_with_output(rngs, texts, mask == 1, method="encode_text"))
     jax.eval_shape(lambda: model.init_with_output(rngs, images, method="encode_image"))
+COCA = dict(queries=3, pool_heads=2, decoder_depth=2, decoder_heads=2)
+towers |= dict(text=dict(TEXT, name="text", pool="cls", norm_pooled=True, late_mask=True, dropout=0.1))
+RUNS = [dict(pooling="joint", remat="dots"), dict(pooling="cascade", scan=False, pad_id=1), dict(pooling="none")]
+for fields in RUNS:
+    model = models.build("coca", **towers | COCA | fields)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts, mask, **everything)))
+    jax.eval_shape(lambda: model.init_with_output(rngs, texts[:1], mask[:1] == 1, method="encode_text"))
+    jax.eval_shape(lambda: model.init_with_output(rngs, images, method="encode_image"))
+    variables = jax.eval_shape(lambda: model.init(rngs, images, texts))
+    jax.eval_shape(lambda v: models.coca.caption(model, v, images, start=1, end=2, length=4), variables)
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

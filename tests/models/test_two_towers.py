@@ -117,6 +117,14 @@ def test_any_encoder_is_a_tower():
     variables = shapes_of(model, images, TEXTS)
     output = jax.eval_shape(model.apply, variables, images, TEXTS)
     assert output.logits_per_image.shape == (2, 2) and "batch_stats" in variables
+    scanned = models.build("two_towers", **TOWERS | {"image": resnet}, scan=True, dtype=jnp.bfloat16)
+    assert scanned.text.scan and scanned.image.dtype == scanned.text.dtype == jnp.bfloat16
+
+
+def test_a_tower_goes_before_what_both_are_told():
+    text = {**TOWERS["text"], "scan": False}
+    model = models.build("two_towers", **TOWERS | {"text": text}, scan=True, remat="full")
+    assert (model.image.scan, model.text.scan, model.image.remat, model.text.remat) == (True, False, "full", "full")
 
 
 @pytest.mark.parametrize(
@@ -159,15 +167,16 @@ def test_a_variant_with_something_changed():
         ("CLIP-B/16", 149_620_737),
         ("CLIP-L/14", 427_616_513),
         ("CLIP-L/14@336", 427_944_193),
+        ("ALIGN-base", 172_117_841),
         ("SigLIP-B/16", 203_155_970),
         ("SigLIP-So400m/14@384", 877_960_498),
     ],
 )
 def test_published_parameter_counts(variant, parameters):
     model = models.build("two_towers", variant=variant)
-    side = model.image.image_size
+    side = getattr(model.image, "image_size", 289)
     shapes = shapes_of(model, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32), TEXTS)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == parameters
 
 
 def test_pixels_that_fill_no_patch_are_left_out():

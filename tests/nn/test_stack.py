@@ -143,3 +143,14 @@ def test_stacking_with_a_layer_missing():
 def test_fields_that_no_stack_has(fields, capture, message, tokens):
     with pytest.raises(ConfigError, match=message):
         Stack(**fields).init(jax.random.key(0, impl="rbg"), tokens, capture=capture)
+
+
+def test_blocks_of_stages_stay_apart():
+    """A convolutional tower beside a transformer: only the latter's blocks are alike."""
+    params = {
+        "image": {"stages_0": {"blocks_0": {"a": np.zeros(2)}, "blocks_1": {"a": np.zeros(3)}}},
+        "text": {"blocks_0": {"a": np.zeros(4)}, "blocks_1": {"a": np.ones(4)}},
+    }
+    stacked = stack_blocks(params)
+    assert stacked["image"] == params["image"] and stacked["text"]["blocks"]["a"].shape == (2, 4)
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked), params)

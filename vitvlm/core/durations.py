@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sized
 
 from vitvlm.core.config import ConfigError
 
@@ -10,10 +11,13 @@ _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(steps?|epo
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """What durations are relative to. `total_steps` is None while the total itself is being resolved."""
+    """What durations are relative to. `total_steps` is None while the total itself is being resolved.
+
+    `train_examples` is their number, or what has it as its length: that is asked for only where epochs are counted.
+    """
 
     batch_size: int
-    train_examples: int
+    train_examples: int | Sized
     total_steps: int | None = None
 
     def steps(self, duration: str | int, where: str) -> int:
@@ -34,7 +38,8 @@ class Clock:
         if unit == "step":
             steps = amount
         elif unit == "epoch":
-            steps = amount * self.train_examples / self.batch_size
+            known = isinstance(self.train_examples, int)
+            steps = amount * (self.train_examples if known else len(self.train_examples)) / self.batch_size
         elif unit == "example":
             steps = amount / self.batch_size
         elif self.total_steps is None:

@@ -6,7 +6,8 @@ operations make (`tokenize`: text and text_mask int32 [B, L]), and the text fiel
 
 What example stands where, and which random numbers its operations draw, follows from the seed, the epoch and the
 index alone. So the number of workers never shows in a batch, the global batch is the same for any number of processes,
-and the state of the iterator is the number of batches taken.
+and the state of the iterator is the number of batches taken. Of a streamed source (`streams`), the order follows from
+the numbers of processes and workers too, index is the shard and the byte, and the state is the place in the shards.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from vitvlm.data.errors import DataError
 from vitvlm.data.operations.parsing import parse
 from vitvlm.data.plans import UNREADABLE, EvalPlan, TrainPlan, make_loader
 from vitvlm.data.sources.base import Source
+from vitvlm.data.streams import StreamPlan
 from vitvlm.data.unreadable import Unreadable
 
 Batch = dict[str, np.ndarray]
@@ -37,12 +39,13 @@ class TrainBatches(Iterator[Batch]):
       image_shape: (H, W, C).
     """
 
-    def __init__(self, plan: TrainPlan, workers: int, bad: Unreadable):
+    def __init__(self, plan: TrainPlan | StreamPlan, workers: int, bad: Unreadable):
         self.bad = bad
         self.image_shape = plan.loader.shape
         self._plan = plan
         self._workers = workers
         self._step = 0
+        self._place: dict[str, Any] | None = None  # in a stream, where it is not running
         self._running: list[grain.DatasetIterator] = []
         self._closed = False
         weakref.finalize(self, _close, self._running)  # for scripts that end without close()
@@ -52,7 +55,7 @@ class TrainBatches(Iterator[Batch]):
         if self._closed:
             raise ValueError("these batches are closed")
         if not self._running:
-            self._running.append(running.iterate(self._plan, self._workers, start=self._step))
+            self._running.append(self._start())
         batch = _take(self._running[0], self.bad)
         self._step += 1
         return batch
@@ -60,24 +63,33 @@ class TrainBatches(Iterator[Batch]):
     def get_state(self) -> bytes:
         """JSON from which `set_state` goes on with the batch after the last one taken."""
         state = {"step": self._step, "bad": dataclasses.asdict(self.bad), "made_for": self._plan.identity()}
+        if isinstance(self._plan, StreamPlan):
+            state["place"] = self._running[0].get_state() if self._running else self._place
         return json.dumps(state, sort_keys=True).encode()
 
     def set_state(self, state: bytes) -> None:
         """Goes on from a state, with any number of workers and processes.
 
-        Raises ConfigError if the state belongs to another seed, batch size or number of examples.
+        A stream asks for as many as before. Raises ConfigError if the state belongs to another seed, batch size, number
+        of examples or, of a stream, to other shards, processes or workers.
         """
         saved = json.loads(state)
         for name, value in self._plan.identity().items():
-            if saved["made_for"][name] != value:
+            before = saved["made_for"].get(name)
+            if before != value:
                 raise ConfigError(
-                    f"the data iterator was saved with {name}={saved['made_for'][name]!r}, and this job has {value!r}: "
+                    f"the data iterator was saved with {name}={before!r}, and this job has {value!r}: "
                     "restore the config that it was saved with, or start in a new workdir"
                 )
         _close(self._running)
-        self._step = saved["step"]
+        self._step, self._place = saved["step"], saved.get("place")
         counts = {name: saved["bad"][name] for name in ("seen", "count", "names")}
         self.bad = dataclasses.replace(self.bad, **counts)
+
+    def _start(self) -> grain.DatasetIterator:
+        if isinstance(self._plan, StreamPlan):
+            return running.stream(self._plan, self._workers, self._place)
+        return running.iterate(self._plan, self._workers, start=self._step)
 
     def close(self) -> None:
         """Ends worker processes and threads. Closing twice is fine."""
@@ -127,6 +139,7 @@ def train_batches(
     workers: int = 0,
     bad_share: float = 0.01,
     bad_after: int = 1000,
+    shuffle_buffer: int = 1000,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
@@ -144,12 +157,18 @@ def train_batches(
         (plans.KEPT_BYTES) is decoded once and kept in memory.
       bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
       bad_after: the share is taken of at least so many images (or of one epoch, where that is shorter).
+      shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).
 
     Raises ConfigError for arguments that cannot be meant, and DataError if the operations do not fit the images.
     """
     _check(source, batch_size, seed, workers, process_index, process_count)
     loader = make_loader(source, parse(operations), seed, bad_after)
+    if source.streams:
+        if shuffle_buffer < 1:
+            raise ConfigError(f"shuffle_buffer={shuffle_buffer} must be 1 (no shuffling within shards) or more")
+        stream = StreamPlan(loader, batch_size, shuffle_buffer, workers, process_index, process_count)
+        return TrainBatches(stream, workers, Unreadable(bad_share, bad_after))
     plan = TrainPlan(loader, batch_size, process_index, process_count)
     return TrainBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))))
 
@@ -203,5 +222,5 @@ def _check(source: Source, batch_size: int, seed: int, workers: int, process_ind
         raise ConfigError(f"seed={seed} must be 0 or more")
     if workers < 0:
         raise ConfigError(f"workers={workers} must be 0 or more")
-    if not len(source):
+    if not source.streams and not len(source):
         raise DataError(f"{source.name}: is empty")

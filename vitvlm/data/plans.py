@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,13 @@ class Loader:
 
     def example(self, epoch: int, index: int) -> Example:
         """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError."""
+        return self.finish(self.fixed(index), epoch, index)
+
+    def finish(self, example: Example, epoch: int, index: int) -> Example:
+        """What is done to the fixed part of an example anew in each epoch."""
         # Philox counts: each (epoch, index) starts a stream of its own, at a third of the cost of seeding a generator.
         bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, 0, index, epoch))
-        return self.parts[1](self.fixed(index), np.random.Generator(bits))
+        return self.parts[1](example, np.random.Generator(bits))
 
     def fixed(self, index: int) -> Example:
         """The part of an example that is the same in every epoch; decoded once where it is kept."""
@@ -60,17 +65,22 @@ class Loader:
 
     def batch(self, rows: list[tuple[int, int] | None]) -> dict[str, Any]:
         """The examples (epoch, index) of the rows; None is padding."""
+        makers = [None if place is None else functools.partial(self.example, *place) for place in rows]
+        return self.collate(makers, [-1 if place is None else place[1] for place in rows])
+
+    def collate(self, rows: Sequence[Callable[[], Example] | None], index: Sequence[int]) -> dict[str, Any]:
+        """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding."""
         images = np.zeros((len(rows), *self.shape), np.float32)
         labels = np.zeros(len(rows), np.int32)
         mask = np.zeros(len(rows), np.float32)
         arrays = {name: np.zeros((len(rows), *zeros.shape), zeros.dtype) for name, zeros in self.rows.items()}
         texts = {name: [""] * len(rows) for name in self.pipeline.fields}
         unreadable = []
-        for row, place in enumerate(rows):
-            if place is None:
+        for row, make in enumerate(rows):
+            if make is None:
                 continue
             try:
-                example = self.example(*place)
+                example = make()
             except UnreadableImage as error:
                 unreadable.append((error.name, error.reason))
                 continue
@@ -80,8 +90,8 @@ class Loader:
                 array[row] = example[name]
             for name in texts:
                 texts[name][row] = example[name]
-        index = np.array([-1 if place is None else place[1] for place in rows], np.int64)
-        batch = {"image": images, "label": labels, "mask": mask, "index": index, UNREADABLE: unreadable}
+        batch = {"image": images, "label": labels, "mask": mask, "index": np.array(index, np.int64)}
+        batch[UNREADABLE] = unreadable
         return batch | arrays | {name: np.array(text) for name, text in texts.items()}
 
 
@@ -106,7 +116,7 @@ class TrainPlan:
 
     def _place(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, len(self.loader.source))
-        return epoch, int(_shuffled(len(self.loader.source), self.loader.seed, epoch)[place])
+        return epoch, int(shuffled(len(self.loader.source), self.loader.seed, epoch)[place])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +137,7 @@ class EvalPlan:
 
 
 @functools.lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((_SHUFFLE, seed, epoch)).permutation(count)
 
 
@@ -142,9 +152,12 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
     """Runs the operations on the first readable example: its size is every batch's, and mistakes show now."""
     unreadable: dict[str, str] = {}
     trial = Loader(source, pipeline, seed)
-    for index in range(min(tries, len(source))):
+    for raw in itertools.islice(source.first(), tries):
         try:
-            example = trial.example(0, index)
+            if isinstance(raw, UnreadableImage):
+                raise raw
+            fixed = trial.parts[0](raw)
+            example = trial.finish(fixed, 0, 0)
         except UnreadableImage as error:
             unreadable[error.name] = error.reason
             continue
@@ -152,17 +165,17 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
         rows = {name: np.zeros_like(example[name]) for name in pipeline.arrays}
-        kept = {} if _worth_keeping(trial, index) else None
+        kept = {} if not source.streams and _worth_keeping(raw, fixed, len(source)) else None
         return dataclasses.replace(trial, shape=image.shape, rows=rows, kept=kept)
     counts = Unreadable(0.0, 0, len(unreadable), len(unreadable), unreadable)
     raise TooManyUnreadable(f"{source.name}: none of the first {len(unreadable)} images can be read: {counts}")
 
 
-def _worth_keeping(loader: Loader, index: int) -> bool:
+def _worth_keeping(raw: Example, fixed: Example, count: int) -> bool:
     """Whether decoding takes time, and all decoded images fit into KEPT_BYTES, judged by one of them."""
-    pixels = loader.fixed(index)["image"]
-    encoded = isinstance(loader.source[index]["image"], bytes) and isinstance(pixels, np.ndarray)
-    return encoded and pixels.nbytes * len(loader.source) <= KEPT_BYTES
+    pixels = fixed["image"]
+    encoded = isinstance(raw["image"], bytes) and isinstance(pixels, np.ndarray)
+    return encoded and pixels.nbytes * count <= KEPT_BYTES
 
 
 def _checked(example: Example, shape: tuple[int, ...]) -> np.ndarray:

@@ -34,6 +34,7 @@ class Data:
       source, train, eval: see `Split`; train and eval may name a source of their own.
       workers: processes that read and decode; 0 does it in the training's own process.
       bad_share: share of unreadable images above which the job stops.
+      shuffle_buffer: examples that each reader of a streamed source (webdataset) holds, encoded, and draws from.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Data:
     eval: Section
     workers: int = 0
     bad_share: float = 0.01
+    shuffle_buffer: int = 1000
 
     def split(self, section: Section, where: str) -> Split:
         return config_lib.call(Split, {"source": self.source, **section}, where)
@@ -115,6 +117,7 @@ class Job:
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       image_size: for the config's own references; models and operations have their own fields.
       mesh: devices per axis; -1 takes the rest.
+      init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
       evals: evaluators by name; see `jobs.evaluators`.
     """

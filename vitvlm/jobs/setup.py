@@ -128,11 +128,11 @@ def setup(
         check_classes(task, source)
     else:
         task = make_task(source)
-    clock = Clock(job.batch_size, len(source))
+    clock = Clock(job.batch_size, source)
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
         raise config_lib.ConfigError(
-            f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {len(source)} examples"
+            f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {source}"
         )
     checked = Setup(
         config=plain,

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core import flops
 from vitvlm.core.config import ConfigError
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import curves, evaluators, init_from
@@ -111,7 +112,24 @@ def step_flops(job: Setup) -> float:
 
     A teacher's forward pass is counted as if it had a backward pass too.
     """
-    return float(job.forward_flops * (1 + BACKWARD_SHARE) * job.job.batch_size)
+    return float(job.forward_flops * (1 + backward_share(job)) * job.job.batch_size)
+
+
+def backward_share(job: Setup) -> float:
+    """FLOPs of the backward pass relative to the forward pass.
+
+    Counted on the gradient's own program, rematerialisation and all, where frozen parameters spare a part of it.
+    """
+    trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
+    if all(jax.tree.leaves(trainable)):
+        return BACKWARD_SHARE
+    gradients = make_gradients(job.task.losses, trainable=trainable)
+    shapes = {**job.state_shapes.collections, **job.task.constants}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    both = flops.count(
+        lambda *args: gradients(*args[:2], job.example_batch, args[2])[0], job.state_shapes.params, shapes, key
+    )
+    return both / job.forward_flops - 1
 
 
 def describe(job: Setup, start: resume.Start) -> str:
@@ -121,7 +139,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
-        f"({len(job.source):,} images): {job.clock.total_steps} steps of {job.job.batch_size}, "
+        f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
         f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
         f"device{'s' * (jax.device_count() > 1)} ({mesh}); {where}"
     )
@@ -156,6 +174,7 @@ def open_batches(job: Setup) -> TrainBatches:
         job.job.seed,
         workers=job.data.workers,
         bad_share=job.data.bad_share,
+        shuffle_buffer=job.data.shuffle_buffer,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

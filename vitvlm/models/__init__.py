@@ -4,7 +4,9 @@ from typing import Any
 
 from flax import linen as nn
 
-from vitvlm.models import deit as deit  # each architecture registers itself
+from vitvlm.models import bert as bert  # each architecture registers itself
+from vitvlm.models import coca as coca
+from vitvlm.models import deit as deit
 from vitvlm.models import efficientnet as efficientnet
 from vitvlm.models import fpn as fpn
 from vitvlm.models import mae as mae

@@ -108,6 +108,7 @@ class EfficientNet(nn.Module):
       squeeze_ratio: width of squeeze-and-excitation relative to the block's input.
       symmetric_padding: numbers of the blocks, over all stages, whose strided convolution is padded alike before and
         after; the others have one row and column less before, which is how TensorFlow pads even sides.
+      top: whether there is the last 1x1 convolution (ALIGN has none).
       pool: "gap", the mean over all positions, or "max".
       dropout: before the head; drop_path: of the block after the last, as it grows from 0 by an equal step per block
         (the paper's drop connect, 0.2).
@@ -128,6 +129,7 @@ class EfficientNet(nn.Module):
     expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
     squeeze_ratio: float = 0.25
     symmetric_padding: tuple[int, ...] = ()
+    top: bool = True
     pool: str = "gap"
     activation: str = "silu"
     dropout: float = 0.0
@@ -166,8 +168,9 @@ class EfficientNet(nn.Module):
                 levels.append(hidden[-1])
             hidden += Stage(blocks, name=f"stages_{s}")(hidden[-1], train)
         levels.append(hidden[-1])
-        x = ConvNorm(self.scaled_width(TOP_WIDTH), kernel=1, name="top", **layers)(hidden[-1], train)
-
+        x = hidden[-1]
+        if self.top:
+            x = ConvNorm(self.scaled_width(TOP_WIDTH), kernel=1, name="top", **layers)(x, train)
         B, h, w, D = x.shape
         tokens = x.reshape(B, h * w, D)
         pooled = tokens.mean(axis=1) if self.pool == "gap" else tokens.max(axis=1)

@@ -45,16 +45,17 @@ class TextOutput:
     """A text encoder's answer.
 
     Fields:
-      tokens [B, L, D]: after the final norm.
+      tokens [B, L, D]: after the final norm, or before it, if that is the pooled vector's alone.
       pooled [B, E]: one vector per text; E is D, unless the encoder has a projection.
-      hidden [depth + 1, B, L, D]: tokens before the first block and after each; None unless captured.
-      attention [depth, B, K, L, L]: weights of each block; None unless captured.
+      hidden [depth + 1, B, T, D]: tokens before the first block and after each; None unless captured. T is L, or with a
+        CLS token behind the text L + 1.
+      attention [depth, B, K, T, T]: weights of each block; None unless captured.
     """
 
     tokens: Float[Array, "B L D"]
     pooled: Float[Array, "B E"]
-    hidden: Float[Array, "layers B L D"] | None = None
-    attention: Float[Array, "depth B K L L"] | None = None
+    hidden: Float[Array, "layers B T D"] | None = None
+    attention: Float[Array, "depth B K T T"] | None = None
 
 
 @flax.struct.dataclass
@@ -75,6 +76,28 @@ class TwoTowersOutput:
     bias: Float[Array, ""] | None
     image: EncoderOutput
     text: TextOutput
+
+
+@flax.struct.dataclass
+class CoCaOutput(TwoTowersOutput):
+    """What CoCa says about B images and their texts: the towers' answer, and every next token.
+
+    Fields, besides those of `TwoTowersOutput`:
+      logits [B, L, V]: over the vocabulary, of the token after each, given the image and the text so far.
+      image_tokens [B, M, F]: what the decoder sees of the image; F is E, or the encoder's D if that alone makes them.
+      decoder_hidden [depth + 1, B, L, D]: of the decoder; None unless captured.
+      decoder_attention [depth, B, K, L, L], cross_attention [depth, B, K, L, M]: weights of the decoder's
+        self-attention and of its attention to the image tokens; None unless captured.
+      pool_attention [B, K, M, N]: weights of the pooling that makes the image tokens, M with its CLS query where that
+        has one; None unless captured, or without such pooling.
+    """
+
+    logits: Float[Array, "B L V"]
+    image_tokens: Float[Array, "B M F"]
+    decoder_hidden: Float[Array, "decoder_layers B L D"] | None = None
+    decoder_attention: Float[Array, "decoder_depth B K L L"] | None = None
+    cross_attention: Float[Array, "decoder_depth B K L M"] | None = None
+    pool_attention: Float[Array, "B _K _M _N"] | None = None
 
 
 @flax.struct.dataclass

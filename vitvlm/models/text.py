@@ -1,4 +1,5 @@
-"""The text transformer of two-tower models (Radford et al. 2021, section 2.4; Zhai et al. 2023, section 4)."""
+"""The text transformer of two-tower models (Radford et al. 2021, section 2.4; Zhai et al. 2023, section 4; Yu et al.
+2022, section 3.2)."""
 
 import functools
 from collections.abc import Collection
@@ -15,7 +16,7 @@ from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.stack import apply_blocks
 
-POOLS = ("eot", "last")
+POOLS = ("eot", "last", "cls")
 
 
 @MODELS.register("text")
@@ -26,9 +27,13 @@ class TextTransformer(nn.Module):
       width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
       vocab_size: ids are in [0, vocab_size); length: the most tokens that a text has positions for.
       causal: whether a token looks only at itself and those before it (CLIP), or at all (SigLIP).
-      pool: "eot", the token at the end of the text; or "last", the last one, padding or not (SigLIP).
+      pool: "eot", the token at the end of the text; "last", the last one, padding or not (SigLIP); or "cls", a learned
+        token put behind the text, padding or not, which is in `hidden` and `attention` but not in `tokens` (CoCa).
       eot_id: the end of a text is the FIRST token of this id, as texts may be padded with it; without one in the text
         it is the first token. None: the end is the largest id, as in CLIP's own vocabulary.
+      late_mask: whether padding is masked one token late, which lets the CLS token look at the first token of padding,
+        and at itself only behind a text without any: so were the published weights of CoCa trained.
+      norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (CoCa).
       projection: width of a linear layer after pooling, whose output is `pooled` then (SigLIP's head).
       activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
         block.
@@ -45,6 +50,8 @@ class TextTransformer(nn.Module):
     causal: bool = True
     pool: str = "eot"
     eot_id: int | None = None
+    late_mask: bool = False
+    norm_pooled: bool = False
     projection: int | None = None
     activation: str = "gelu"
     norm_eps: float = 1e-6
@@ -73,11 +80,13 @@ class TextTransformer(nn.Module):
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
-        Raises ValueError for longer texts, ConfigError for an unknown pool or capture.
+        Raises ValueError for longer texts, ConfigError for an unknown pool or capture, or late_mask without CLS.
         """
         if self.pool not in POOLS:
             raise config.ConfigError(f"model.pool: no pooling {self.pool!r}; {config.suggest(self.pool, POOLS)}")
-        _, L = text_tokens.shape
+        if self.late_mask and self.pool != "cls":
+            raise config.ConfigError(f'model.late_mask: is about a CLS token; model.pool is {self.pool!r}, not "cls"')
+        B, L = text_tokens.shape
         if self.length < L:
             raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -85,8 +94,15 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed", **dtypes
         )
-        positions = self.param("positions", nn.initializers.normal(0.01), (self.length, self.width), self.param_dtype)
-        x = embed(text_tokens) + positions[:L].astype(self.dtype)
+        init = nn.initializers.normal(0.01)
+        x = embed(text_tokens)
+        if self.pool == "cls":
+            cls = self.param("cls", init, (self.width,), self.param_dtype).astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(cls, (B, 1, self.width))], axis=1)
+        T = x.shape[1]
+        places = self.length + (self.pool == "cls")
+        positions = self.param("positions", init, (places, self.width), self.param_dtype)
+        x = x + positions[:T].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = functools.partial(
             Block,
@@ -105,26 +121,33 @@ class TextTransformer(nn.Module):
             scan=self.scan,
             remat=self.remat,
             drop_path=self.drop_path,
-            mask=self._visible(L, mask),
+            mask=self._visible(T, mask),
             train=train,
             capture=capture,
         )
-        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        norm = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)
+        tokens = stacked.tokens if self.norm_pooled else norm(stacked.tokens)
         pooled = self._pool(tokens, text_tokens)
+        if self.norm_pooled:
+            pooled = norm(pooled)
         if self.projection:
             pooled = Dense(self.projection, name="projection", **dtypes)(pooled)
-        return TextOutput(tokens=tokens, pooled=pooled, hidden=stacked.hidden, attention=stacked.attention)
+        return TextOutput(tokens=tokens[:, :L], pooled=pooled, hidden=stacked.hidden, attention=stacked.attention)
 
-    def _visible(self, L: int, mask: Shaped[Array, "B L"] | None) -> Bool[Array, "#B 1 #L L"] | None:
-        """True where a token (third axis) may look; None where all look at all."""
-        visible = jnp.tri(L, dtype=bool)[None, None] if self.causal else None
+    def _visible(self, T: int, mask: Shaped[Array, "B L"] | None) -> Bool[Array, "#B 1 #T T"] | None:
+        """True where one of the T tokens (third axis), CLS among them, may look; None where all look at all."""
+        visible = jnp.tri(T, dtype=bool)[None, None] if self.causal else None
         if mask is None:
             return visible
-        real = mask.astype(bool)[:, None, None, :]
+        real = mask.astype(bool)
+        if self.pool == "cls":
+            cls = jnp.ones_like(real[:, :1])
+            real = jnp.concatenate([cls, real] if self.late_mask else [real, cls], axis=1)
+        real = real[:, None, None, :]
         return real if visible is None else visible & real
 
-    def _pool(self, tokens: Float[Array, "B L D"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
-        if self.pool == "last":
+    def _pool(self, tokens: Float[Array, "B T D"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
+        if self.pool in ("last", "cls"):
             return tokens[:, -1]
         ids = text_tokens if self.eot_id is None else text_tokens == self.eot_id
         end = jnp.argmax(ids, axis=1)  # of equal ones the first

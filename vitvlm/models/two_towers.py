@@ -1,4 +1,5 @@
-"""An image and a text encoder that meet in one space: CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023)."""
+"""An image and a text encoder that meet in one space: CLIP (Radford et al. 2021), ALIGN (Jia et al. 2021) and SigLIP
+(Zhai et al. 2023)."""
 
 import functools
 import math
@@ -12,13 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
-from vitvlm.models.outputs import TwoTowersOutput
+from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
 from vitvlm.nn.dense import Dense
 
-PROJECTIONS = ("linear", "mlp", "none")
+PROJECTIONS = ("linear", "affine", "mlp", "none")
 SHARED = ("scan", "remat", "dtype", "param_dtype")  # what both towers may be told at once
 
 
@@ -50,6 +51,18 @@ def _siglip(image_size: int, patch_size: int, vocab_size: int = 32_000, **sizes:
     }
 
 
+def _align(image: str, text: str) -> dict[str, Any]:
+    """Jia et al. 2021, section 4.2, as its open reproduction has it: the text's first token, not the pooler."""
+    return {
+        "image": {"name": "efficientnet", "variant": image, "top": False, "symmetric_padding": (), "dropout": 0.0},
+        "text": {"name": "bert", "variant": text, "pool": "first", "pooler": True},
+        "embed_dim": 640,
+        "image_projection": "none",
+        "text_projection": "affine",
+        "scale_init": 1.0,
+    }
+
+
 SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304}  # Alabdulmohsin et al. 2023
 
 VARIANTS = {
@@ -57,6 +70,7 @@ VARIANTS = {
     "CLIP-B/16": _clip("B/16", 224, width=512, heads=8),
     "CLIP-L/14": _clip("L/14", 224, width=768, heads=12),
     "CLIP-L/14@336": _clip("L/14", 336, width=768, heads=12),
+    "ALIGN-base": _align("B7", "base"),
     "SigLIP-B/16": _siglip(224, 16, **SIZES["B"]),
     "SigLIP-L/16@256": _siglip(256, 16, **SIZES["L"]),
     "SigLIP-So400m/14@384": _siglip(384, 14, **SO400M),
@@ -80,7 +94,7 @@ class Projection(nn.Module):
         dense = functools.partial(Dense, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype)
         if self.kind == "mlp":
             pooled = gelu(dense(2 * self.features, name="hidden")(pooled))
-        return dense(self.features, use_bias=False, name="out")(pooled)
+        return dense(self.features, use_bias=self.kind == "affine", name="out")(pooled)
 
 
 class TwoTowers(nn.Module):
@@ -89,8 +103,8 @@ class TwoTowers(nn.Module):
     Fields:
       image: an image encoder; its dtypes are those of the projections too. text: a text encoder.
       embed_dim: E.
-      image_projection, text_projection: "linear", without a bias; "mlp", Linear-GELU-Linear of hidden width 2 E; or
-        "none", for a tower whose pooled vector has E numbers already.
+      image_projection, text_projection: "linear", without a bias; "affine", with one; "mlp", Linear-GELU-Linear of
+        hidden width 2 E; or "none", for a tower whose pooled vector has E numbers already.
       scale_init: what the products are multiplied with at first, 1 / temperature. Its logarithm is the parameter, and
         nothing bounds it here: CLIP's training clamps it at ln 100.
       bias_init: what is added to the logits at first (SigLIP), a parameter; None for no such.
@@ -137,7 +151,11 @@ class TwoTowers(nn.Module):
         """
         image = self.image(images, train=train, capture=capture)
         text = self.text(text_tokens, mask, train=train, capture=capture)
-        image_embedding, text_embedding = self._embed_image(image.pooled), self._embed_text(text.pooled)
+        return self._compare(image, text, image.pooled)
+
+    def _compare(self, image: EncoderOutput, text: TextOutput, image_pooled: Float[Array, "B D"]) -> TwoTowersOutput:
+        """Every image, as `image_pooled`, with every text."""
+        image_embedding, text_embedding = self._embed_image(image_pooled), self._embed_text(text.pooled)
         scale = jnp.exp(self.log_scale.astype(jnp.float32))
         bias = None if self.bias_init is None else self.bias.astype(jnp.float32)
         logits = scale * image_embedding @ text_embedding.T
@@ -192,20 +210,36 @@ def build_two_towers(
     text: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TwoTowers:
-    """Two towers from a variant ("CLIP-B/16", "SigLIP-B/16"), from fields, or from a variant with some changed.
+    """Two towers from a variant ("CLIP-B/16", "ALIGN-base"), from fields, or from a variant with some changed.
 
     `image` and `text` describe the towers by name and fields: `{"name": "vit", "variant": "B/16", "pool": "map"}`,
     `{"name": "text", "width": 512, …}`; a given variant's are changed by what they say. scan, remat, dtype and
-    param_dtype are those of both towers that do not say otherwise.
+    param_dtype are those of both towers that do not say otherwise; convolutions have no scan and no remat.
     """
-    published = named_variant(VARIANTS, variant)
-    config.check_names(fields, ["variant", *SHARED, *module_fields(TwoTowers)], "model")
-    shared = {name: fields.pop(name) for name in SHARED if name in fields}
+    return assemble(TwoTowers, VARIANTS, variant, image, text, fields)
+
+
+def assemble(
+    kind: type[TwoTowers],
+    variants: Mapping[str, Mapping[str, Any]],
+    variant: str | None,
+    image: Mapping[str, Any] | None,
+    text: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+) -> Any:
+    """The module of that kind with its towers, as `build_two_towers` says."""
+    published = named_variant(variants, variant)
+    config.check_names(fields, ["variant", *SHARED, *module_fields(kind)], "model")
+    shared = {name: value for name, value in fields.items() if name in SHARED}
+    own = {name: value for name, value in fields.items() if name not in SHARED}
 
     def build(tower: str, described: Mapping[str, Any] | None) -> nn.Module:
         if described is None and not published:
             raise config.ConfigError(f"model.{tower}: missing; describe the tower by its name and fields")
-        return build_backbone({**shared, **published.pop(tower, {}), **(described or {})}, f"model.{tower}")
+        described = {**published.pop(tower, {}), **(described or {})}
+        module = build_backbone(described, f"model.{tower}")
+        own = set(module_fields(type(module))) - set(described)
+        return module.clone(**{name: value for name, value in shared.items() if name in own})
 
     towers = {"image": build("image", image), "text": build("text", text)}
-    return config.call(TwoTowers, published | fields, "model", **towers)
+    return config.call(kind, published | own, "model", **towers)

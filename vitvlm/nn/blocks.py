@@ -1,4 +1,4 @@
-"""The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3)."""
+"""The transformer block: pre-norm (Dosovitskiy et al. 2021, equations 2 and 3), or post-norm (Vaswani et al. 2017)."""
 
 from collections.abc import Callable, Mapping
 
@@ -48,9 +48,10 @@ MLPS = ("plain", "swiglu")
 
 
 class Block(nn.Module):
-    """x + Attention(LN(x)), then x + MLP(LN(x)).
+    """x + Attention(LN(x)), then x + MLP(LN(x)). With `context`, attention is to LN(context), which stays as it is.
 
     Fields:
+      post_norm: LN(x + Attention(x)), then LN(x + MLP(x)) instead (BERT).
       mlp: "plain", or "swiglu", which has no use for `activation`.
       mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
@@ -59,7 +60,8 @@ class Block(nn.Module):
 
     Call: `drop_path` is the probability, in training, that a branch is left out for a whole example (Huang et al.
     2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the weights of the attention
-    ([B, K, N, N], or for windows of T tokens [B * windows, K, T, T]) are returned too, else None in their place.
+    ([B, K, N, N], with a context [B, K, N, M], or for windows of T tokens [B * windows, K, T, T]) are returned too,
+    else None in their place.
 
     Raises ConfigError for an unknown mlp.
     """
@@ -71,6 +73,7 @@ class Block(nn.Module):
     mlp: str = "plain"
     activation: str = "gelu"
     norm_eps: float = 1e-6
+    post_norm: bool = False
     layer_scale: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -82,11 +85,12 @@ class Block(nn.Module):
     def __call__(
         self,
         tokens: Float[Array, "B N D"],
-        mask: Bool[Array, "#B #K #N #N"] | None = None,
+        mask: Bool[Array, "#B #K #N #M"] | None = None,
         drop_path: ArrayLike | None = None,
         train: bool = False,
         capture: bool = False,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "_ K T T"] | None]:
+        context: Float[Array, "B M E"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "_ K _T _M"] | None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = self.make_attention(
             self.heads, self.head_dim, self.qkv_bias, dropout=self.attention_dropout, name="attention", **dtypes
@@ -103,10 +107,16 @@ class Block(nn.Module):
                 update = drop_examples(update, drop_path, self.make_rng("dropout"))
             return tokens + update
 
-        normed = nn.LayerNorm(self.norm_eps, name="attention_norm", **dtypes)(tokens)
-        update, weights = attention(normed, mask=mask, train=train, capture=capture)
-        tokens = add(update, "attention_scale")
-        tokens = add(mlp(nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(tokens)), "mlp_scale")
+        def norm(name: str, tokens: Float[Array, "B N D"], here: bool) -> Float[Array, "B N D"]:
+            return nn.LayerNorm(self.norm_eps, name=name, **dtypes)(tokens) if here else tokens
+
+        before, after = not self.post_norm, self.post_norm
+        given = {} if context is None else {"context": norm("context_norm", context, before)}
+        normed = norm("attention_norm", tokens, before)
+        update, weights = attention(normed, mask=mask, train=train, capture=capture, **given)
+        tokens = norm("attention_norm", add(update, "attention_scale"), after)
+        update = mlp(norm("mlp_norm", tokens, before))
+        tokens = norm("mlp_norm", add(update, "mlp_scale"), after)
         return tokens, weights
 
     def _mlp(self, dtypes: Mapping[str, DTypeLike]) -> nn.Module:

@@ -25,8 +25,10 @@ REMAT = {
 }
 
 
+# A block's attention weights; a decoder's block has two, of its self-attention and of its cross-attention.
+Weights = Float[Array, "_ _K _N _M"] | tuple[Float[Array, "_ _K _N _N"], Float[Array, "_ _K _N _M"]]
 # What is captured of one block: the tokens after it, and its attention weights; None for what was not asked for.
-Captured = tuple[Float[Array, "B _N _D"] | None, Float[Array, "_ _K _T _T"] | None]
+Captured = tuple[Float[Array, "B _N _D"] | None, Weights | None]
 
 
 @flax.struct.dataclass
@@ -34,12 +36,15 @@ class Stacked:
     """Fields:
     tokens [B, N, D]: after the last block.
     hidden [depth + 1, B, N, D]: before the first block and after each, if captured.
-    attention [depth, B, K, N, N]: each block's attention weights, if captured.
+    attention [depth, B, K, N, N]: each block's attention weights, if captured; if a block has two attentions, a pair of
+      such arrays.
     """
 
     tokens: Float[Array, "B N D"]
     hidden: Float[Array, "layers B N D"] | None
-    attention: Float[Array, "depth B K N N"] | None
+    attention: (
+        Float[Array, "depth B K N N"] | tuple[Float[Array, "depth B K N N"], Float[Array, "depth B K N M"]] | None
+    )
 
 
 def apply_blocks(
@@ -53,6 +58,7 @@ def apply_blocks(
     mask: Bool[Array, "#B #K #N #N"] | None = None,
     train: bool = False,
     capture: Collection[str] = (),
+    context: Float[Array, "B M E"] | None = None,
 ) -> Stacked:
     """Applies `depth` blocks; to be called in a compact method, whose module owns the parameters.
 
@@ -64,6 +70,7 @@ def apply_blocks(
         linear layers' products; "all_dots": all but these and attention's.
       drop_path: of the last block; the first has 0, the others lie evenly between.
       capture: any of "hidden" and "attention".
+      context: passed to every block, for those that look at other tokens too.
 
     Raises ConfigError for an unknown remat policy or capture, or a depth below 1.
     """
@@ -71,13 +78,15 @@ def apply_blocks(
         raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else None
     if scan:
-        body = _make_body(remat, mask, train, capture, prevent_cse=False)
+        body = _make_body(remat, mask, train, capture, context, prevent_cse=False)
         body = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
         y, (outputs, attention) = body(make_block(name="blocks"), tokens, rates)
     else:
         blocks = [make_block(name=f"blocks_{i}") for i in range(depth)]
         each = [None if rates is None else rates[i] for i in range(depth)]
-        y, layers = apply_each(blocks, tokens, each, remat=remat, mask=mask, train=train, capture=capture)
+        y, layers = apply_each(
+            blocks, tokens, each, remat=remat, mask=mask, train=train, capture=capture, context=context
+        )
         outputs, attention = jax.tree.map(lambda *layers: jnp.stack(layers), *layers)
     hidden = jnp.concatenate([tokens[None], outputs]) if "hidden" in capture else None
     return Stacked(tokens=y, hidden=hidden, attention=attention)
@@ -92,6 +101,7 @@ def apply_each(
     mask: Bool[Array, "#B #K #N #N"] | None = None,
     train: bool = False,
     capture: Collection[str] = (),
+    context: Float[Array, "B M E"] | None = None,
 ) -> tuple[Float[Array, "B N D"], list[Captured]]:
     """Applies blocks that need not be alike, in a loop: the tokens after the last, and what is captured of each.
 
@@ -100,7 +110,7 @@ def apply_each(
 
     Raises ConfigError for an unknown remat policy or capture.
     """
-    body = _make_body(remat, mask, train, capture, prevent_cse=True)
+    body = _make_body(remat, mask, train, capture, context, prevent_cse=True)
     layers = []
     for block, rate in zip(blocks, drop_path, strict=True):
         tokens, captured = body(block, tokens, rate)
@@ -109,15 +119,22 @@ def apply_each(
 
 
 def _make_body(
-    remat: str, mask: Bool[Array, "#B #K #N #N"] | None, train: bool, capture: Collection[str], prevent_cse: bool
+    remat: str,
+    mask: Bool[Array, "#B #K #N #N"] | None,
+    train: bool,
+    capture: Collection[str],
+    context: Float[Array, "B M E"] | None,
+    prevent_cse: bool,
 ) -> Callable[..., tuple[Array, Captured]]:
     """One block's application, rematerialised as asked."""
     check_capture(capture)
     if remat not in REMAT:
         raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
 
+    given = {} if context is None else {"context": context}
+
     def body(block: nn.Module, tokens: Float[Array, "B N D"], rate: ArrayLike | None):
-        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture)
+        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture, **given)
         return y, (y if "hidden" in capture else None, weights)
 
     return body if remat == "none" else nn.remat(body, policy=REMAT[remat], prevent_cse=prevent_cse)
@@ -164,13 +181,15 @@ def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
 def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
     """Parameters of looped blocks as scanned ones: the inverse of `unstack_blocks`.
 
+    Blocks of a stage ("stages_0/blocks_0/..."), which need not be alike, stay apart: no model scans them.
+
     Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
     """
     leaves: dict[str, Any] = {}
     stacks: dict[str, dict[str, dict[int, Any]]] = {}
     for path, leaf in paths.flatten(params).items():
-        if numbered := re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path):
-            before, layer, after = numbered.groups(default="")
+        if numbered := _numbered(path, prefix):
+            before, layer, after = numbered
             stacks.setdefault(before + prefix, {}).setdefault(after, {})[int(layer)] = leaf
         else:
             leaves[path] = leaf
@@ -182,6 +201,20 @@ def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
                 raise ValueError(f"{stack}/{path}: no array for layer {missing[0]}")
             leaves[f"{stack}/{path}"] = _stack([arrays[i] for i in range(depth)])
     return paths.unflatten(leaves)
+
+
+def scanned_path(path: str) -> str:
+    """The path of a looped block's parameter under scan; any other as it is."""
+    numbered = _numbered(path, "blocks")
+    return f"{numbered[0]}blocks/{numbered[2]}" if numbered else path
+
+
+def _numbered(path: str, prefix: str) -> tuple[str, str, str] | None:
+    """What is before "blocks_3/", the 3, and what is after; None for what is no block of a stack of like ones."""
+    found = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
+    if found is None or re.fullmatch(r"(.*/)?stages_\d+/", found[1] or ""):
+        return None
+    return found.groups(default="")
 
 
 def _stack(arrays: list[Any]) -> Any:

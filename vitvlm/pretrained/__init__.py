@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface, mae_original, npz, onnx, timm, workdir
+from vitvlm.pretrained import huggingface, mae_original, npz, onnx, open_clip, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import read_json
@@ -19,13 +19,15 @@ from vitvlm.pretrained.workdir import CHECKPOINTS
 __all__ = ["CHECKPOINTS", "Pretrained", "WeightsError", "load", "save"]
 
 FILES = {".npz": npz.load, ".onnx": onnx.load, ".pth": mae_original.load}
-WRITERS = {"hf": huggingface.save, "timm": timm.save, "vitvlm": workdir.save}
+WRITERS = {"hf": huggingface.save, "timm": timm.save, "open_clip": open_clip.save, "vitvlm": workdir.save}
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     """Model, weights and preprocessing, as the source itself says:
 
     - a folder of Hugging Face `transformers` or of timm: config.json, and safetensors or PyTorch's files, or shards;
+    - a folder of open_clip: open_clip_config.json, and open_clip_model.safetensors or open_clip_pytorch_model.bin;
+      where there is a config.json too, that is the one that is read;
     - `file.npz`, or a subtree of one, `file.npz:img`, of big_vision or vision_transformer;
     - `file.pth` of the MAE authors' code; `file.onnx` with a DINOv2 in it;
     - a workdir of a training of ours: its latest checkpoint, or that of `step=`.
@@ -47,13 +49,18 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     if (path / CHECKPOINTS).is_dir():
         return workdir.load(path, **fields)
     if path.is_dir() and not (path / huggingface.CONFIG).exists():
-        raise WeightsError(f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no config.json")
+        if (path / open_clip.CONFIG).exists():
+            return open_clip.load(path, **fields)
+        raise WeightsError(
+            f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "
+            f"no {open_clip.CONFIG}"
+        )
     read = timm.load if "architecture" in read_json(path / huggingface.CONFIG) else huggingface.load
     return read(path, **fields)
 
 
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:
-    """Writes a folder in another code base's format: "hf" for `transformers`, "timm" for timm; "vitvlm" is our own.
+    """Writes a folder in another code base's format: "hf" for `transformers`, "timm", "open_clip"; "vitvlm" is our own.
 
     Raises ConfigError for an unknown format, or a model that the format cannot express.
     """

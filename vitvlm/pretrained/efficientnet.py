@@ -5,7 +5,7 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.efficientnet import STEM_WIDTH, TOP_WIDTH, EfficientNet
-from vitvlm.pretrained.families import Family, Json
+from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv_norm, dense, pointwise, same
 from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
@@ -49,9 +49,19 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 def efficientnet_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of an EfficientNetForImageClassification, or of an EfficientNetModel without classes."""
-    return {
+    check_expressible({"top": model.top}, model, "EfficientNet")
+    return encoder_config(model, params) | {
         "architectures": ["EfficientNetForImageClassification" if model.num_classes else "EfficientNetModel"],
         "model_type": "efficientnet",
+        "hidden_dim": model.scaled_width(TOP_WIDTH),
+        "dropout_rate": model.dropout,
+        **(labels(model.num_classes) if model.num_classes else {}),
+    }
+
+
+def encoder_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `encoder_fields`, but for the dropout before a head."""
+    return {
         "num_channels": params["stem"]["conv"]["kernel"].shape[2],
         "width_coefficient": model.width_factor,
         "depth_coefficient": model.depth_factor,
@@ -64,14 +74,11 @@ def efficientnet_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[
         "expand_ratios": list(model.expansions),
         "squeeze_expansion_ratio": model.squeeze_ratio,
         "depthwise_padding": list(model.symmetric_padding),
-        "hidden_dim": model.scaled_width(TOP_WIDTH),
         "pooling_type": next(theirs for theirs, ours in POOLS.items() if ours == model.pool),
         "hidden_act": their_activation(model.activation),
-        "dropout_rate": model.dropout,
         "drop_connect_rate": model.drop_path,
         "batch_norm_eps": model.norm_eps,
         "batch_norm_momentum": model.norm_momentum,
-        **(labels(model.num_classes) if model.num_classes else {}),
     }
 
 
@@ -83,7 +90,7 @@ def efficientnet_rows(model: EfficientNet, names: Collection[str]) -> Iterator[R
 
 
 def encoder_rows(model: EfficientNet) -> Iterator[Row]:
-    """The stem, the blocks, which they number through all stages, and the last convolution."""
+    """The stem, the blocks, which they number through all stages, and the last convolution if there is one."""
     yield from conv_norm("embeddings.convolution", "embeddings.batchnorm", "stem")
     number = 0
     for s, (expansion, depth) in enumerate(zip(model.expansions, model.depths)):
@@ -91,7 +98,8 @@ def encoder_rows(model: EfficientNet) -> Iterator[Row]:
             theirs, ours = f"encoder.blocks.{number}.", f"stages_{s}/blocks_{i}/"
             yield from under(theirs, ours, block_rows(expands=expansion != 1))
             number += 1
-    yield from conv_norm("encoder.top_conv", "encoder.top_bn", "top")
+    if model.top:
+        yield from conv_norm("encoder.top_conv", "encoder.top_bn", "top")
 
 
 def block_rows(expands: bool) -> Iterator[Row]:

@@ -1,7 +1,6 @@
 """What every architecture in a foreign format is described by, and how a model is put together from it."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -14,9 +13,9 @@ from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair, as_pair
-from vitvlm.nn.stack import is_scanned, layer_paths, stack_blocks, unstack_blocks
+from vitvlm.nn.stack import is_scanned, layer_paths, scanned_path, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
-from vitvlm.pretrained.entries import Tensors
+from vitvlm.pretrained.entries import Tensors, in_memory
 from vitvlm.pretrained.tables import Row, Table
 
 Json = Mapping[str, Any]
@@ -85,7 +84,7 @@ def _read_scanned(table: Table, tensors: Tensors) -> dict[str, Any]:
     """The variables, those of blocks stacked: a parameter of all blocks at a time, so never all are there twice."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for each in table.rows:
-        groups.setdefault(tuple(re.sub(r"blocks_\d+/", "blocks/", path) for path in each.paths), []).append(each)
+        groups.setdefault(tuple(map(scanned_path, each.paths)), []).append(each)
     leaves: dict[str, Any] = {}
     for rows in groups.values():
         leaves |= paths.flatten(stack_blocks(Table(rows).read(tensors, _on_device)))
@@ -110,6 +109,18 @@ def take_apart(
         return config, Table(family.rows(model, ())).write(looped)
     why = "; ".join(dict.fromkeys(reasons)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
+
+
+def still_describes(
+    family: Family, source: Json, model: nn.Module, variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether a config is still that of the model, which may have changed since it was read."""
+    described = models.build(family.model, **family.fields(source, in_memory(tensors)))
+    params = unstack_blocks(variables)["params"]
+    try:
+        return family.config(described, params) == family.config(model, params)
+    except ConfigError:
+        return False
 
 
 def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) -> None:

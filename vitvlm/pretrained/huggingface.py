@@ -9,7 +9,23 @@ import jax
 from flax import linen as nn
 
 from vitvlm.core.config import suggest
-from vitvlm.pretrained import clip, deit, dinov2, efficientnet, mae, preprocessing, resnet, siglip, swin, texts, vit
+from vitvlm.models.bert import Bert
+from vitvlm.pretrained import (
+    align,
+    bert,
+    clip,
+    deit,
+    dinov2,
+    efficientnet,
+    mae,
+    preprocessing,
+    resnet,
+    sentences,
+    siglip,
+    swin,
+    texts,
+    vit,
+)
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -28,6 +44,8 @@ FAMILIES: Mapping[str, Family] = {
     **efficientnet.FAMILIES,
     **clip.FAMILIES,
     **siglip.FAMILIES,
+    **bert.FAMILIES,
+    **align.FAMILIES,
 }
 
 
@@ -35,7 +53,8 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     """A model with its weights, preprocessing and tokenizer, everything as the folder's own files say.
 
     Args:
-      fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout.
+      fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout, and a text
+        encoder's pool.
 
     Raises WeightsError for a folder that is damaged or that we have no table for, listing every tensor that is
     missing, unused or of another shape than the config says; nothing is allocated before that is known.
@@ -44,6 +63,8 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     name = str((source.get("architectures") or ["none"])[0])
     if name not in FAMILIES:
         raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
+    if FAMILIES[name].kind is Bert and "pool" not in fields:
+        fields = sentences.fields(folder) | fields
     with blamed(folder, folder / CONFIG):
         inputs = FAMILIES[name].inputs(source)
         section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
@@ -70,6 +91,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if isinstance(loaded.model, Bert):
+        sentences.write(loaded.model, folder)
     if described := loaded.source.get("preprocessor"):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
     if loaded.texts is not None:

@@ -23,17 +23,34 @@ def operations(source: Mapping[str, Any], channels: int) -> str:
         steps.append(_resize(source))
     if source.get("do_center_crop", False):
         steps.append(f"central_crop({_sides(source['crop_size'], 'crop_size')})")
-    factor = source.get("rescale_factor", 1 / 255)
-    if not source.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+    mean_and_std = _normalization(source)
+    steps.append("normalize('unit')" if mean_and_std is None else "normalize({}, {})".format(*mean_and_std))
+    return "|".join(steps)
+
+
+def _normalization(source: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation, per channel, of pixels in [0, 1]; None if there are none.
+
+    EfficientNet's and ALIGN's say besides: `rescale_offset`, pixels times the factor, less 1; and `include_top`, the
+    result divided by the deviation once more.
+    """
+    factor, offset = source.get("rescale_factor", 1 / 255), source.get("rescale_offset", False)
+    if not source.get("do_rescale", True) or (abs(factor * 255 - 1) > 1e-6 and not offset):
         raise WeightsError(
             f"preprocessor_config.json: do_rescale {source.get('do_rescale')}, rescale_factor {factor}: pixels are "
             f"divided by 255 here; change the file if the model allows"
         )
-    if source.get("do_normalize", True) and "image_mean" in source:
-        steps.append(f"normalize({tuple(source['image_mean'])}, {tuple(source['image_std'])})")
-    else:
-        steps.append("normalize('unit')")
-    return "|".join(steps)
+    normalizes = source.get("do_normalize", True) and "image_mean" in source
+    if not (normalizes or offset or source.get("include_top")):
+        return None
+    deviations = tuple(source.get("image_std", (1.0,)))
+    mean = tuple(source["image_mean"]) if normalizes else (0.0,) * len(deviations)
+    std = deviations if normalizes else (1.0,) * len(deviations)
+    if source.get("include_top"):
+        std = tuple(a * b for a, b in zip(std, deviations))
+    if offset:  # factor x - 1 = mean is where 255 factor (x / 255) = mean + 1
+        mean, std = (tuple(round(x / (255 * factor), 7) for x in xs) for xs in ([m + 1 for m in mean], std))
+    return mean, std
 
 
 def _resize(source: Mapping[str, Any]) -> str:

@@ -114,7 +114,12 @@ def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `text_fields`."""
     check_expressible(
-        {"causal": not model.causal, "pool": model.pool == "last", "projection": model.projection is not None},
+        {
+            "causal": not model.causal,
+            "pool": model.pool == "last",
+            "norm_pooled": not model.norm_pooled,
+            "projection": model.projection is not None,
+        },
         model,
         "SigLIP",
     )

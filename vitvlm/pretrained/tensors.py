@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,22 +33,27 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+Format = tuple[str, str, Callable[[Path], Tensors]]  # a file, an index of shards, and what opens either
 LARGEST_JSON = 32 * 2**20  # bytes; the index of the largest published models is a tenth of it
 
 
-def open_folder(folder: Path) -> Tensors:
+def open_folder(folder: Path, formats: Sequence[Format] | None = None) -> Tensors:
     """The tensors of one file, or of the shards that an index lists: safetensors or, where there are none, PyTorch's.
+
+    Args:
+      formats: the names of the files, see FORMATS, which is the default.
 
     Raises WeightsError if there is neither, a shard is missing, cut short or of another format, or the index names a
     tensor that its shard does not hold or leaves out one that it does.
     """
-    for single, index, open_one in FORMATS:
+    formats = formats or FORMATS
+    for single, index, open_one in formats:
         if (folder / single).is_file():
             return open_one(folder / single)
         if (folder / index).is_file():
             return _open_shards(folder, index, open_one)
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) if folder.is_dir() else "no such folder"
-    names = " nor ".join(name for single, index, _ in FORMATS for name in (single, index))
+    names = " nor ".join(name for single, index, _ in formats for name in (single, index))
     raise WeightsError(f"{folder}: neither {names}; there is: {found}")
 
 
@@ -92,12 +97,12 @@ def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry
     return Entry(shape, partial(np.memmap, path, dtype, "r", start + begin, shape))
 
 
-def write_folder(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Writes `model.safetensors`, bfloat16 too. A file that is there is replaced when the new one is whole."""
-    unfinished = folder / f"{SINGLE}.unfinished"
+def write_folder(tensors: Mapping[str, np.ndarray], folder: Path, name: str = SINGLE) -> None:
+    """Writes safetensors, bfloat16 too. A file that is there is replaced when the new one is whole."""
+    unfinished = folder / f"{name}.unfinished"
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # a scalar stays one
     save_file(contiguous, unfinished, {"format": "pt"})
-    unfinished.replace(folder / SINGLE)
+    unfinished.replace(folder / name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,8 +122,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-# A file, an index of shards, and what opens either; the first that a folder has is read.
-FORMATS = (
+# The first that a folder has is read.
+FORMATS: Sequence[Format] = (
     (SINGLE, INDEX, open_safetensors),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
 )

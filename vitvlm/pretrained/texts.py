@@ -39,6 +39,18 @@ def clip(folder: Path, length: int, vocab_size: int) -> Rules | None:
     return fast(folder, length, vocab_size)
 
 
+def open_clip(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """CLIP's BPE, which open_clip's folders need not hold."""
+    return clip(folder, length, vocab_size) or (
+        {"tokenizer": "clip", "length": length} if vocab_size == CLIP_VOCABULARY else None
+    )
+
+
+def align(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """BERT's, of texts of 64 tokens, which ALIGN was trained with; BERT has positions for more."""
+    return fast(folder, min(length, 64), vocab_size)
+
+
 def siglip(folder: Path, length: int, vocab_size: int) -> Rules | None:
     """SigLIP's SentencePiece, or SigLIP 2's, which is Gemma's.
 

@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flax import linen as nn
-
-from vitvlm import models
 from vitvlm.core.config import suggest
 from vitvlm.pretrained import timm_resnet, timm_swin, timm_vit
-from vitvlm.pretrained.entries import WeightsError, blamed, in_memory
-from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, take_apart
+from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, still_describes, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
@@ -56,19 +52,13 @@ def save(loaded: Pretrained, folder: Path) -> None:
     Raises ConfigError for a model that timm cannot express, with the reason.
     """
     config, tensors = take_apart(FAMILIES, loaded.model, loaded.variables, "timm")
-    if loaded.source.get("format") == "timm" and _describes(loaded.source["config"], loaded.model, tensors):
-        config = loaded.source["config"]
+    if loaded.source.get("format") == "timm":
+        source = loaded.source["config"]
+        if still_describes(FAMILIES[_family(source)], source, loaded.model, loaded.variables, tensors):
+            config = source
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _describes(source: Json, model: nn.Module, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether a config.json is still that of the model, which may have changed since it was read."""
-    family = FAMILIES[_family(source)]
-    fields = family.fields(source, in_memory(tensors))
-    described = models.build(family.model, **fields)
-    return all(getattr(described, name) == getattr(model, name) for name in fields if name != "scan")
 
 
 def _family(source: Json) -> str:

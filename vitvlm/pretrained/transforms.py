@@ -18,6 +18,15 @@ conv = Transform(  # [out, in, h, w], [h, w, in, out]; of a depthwise one, in is
     read=lambda x: (x.transpose(2, 3, 1, 0),), write=lambda x: (x.transpose(3, 2, 0, 1),)
 )
 
+
+def _log_inverse(temperature: np.ndarray) -> Arrays:
+    if not temperature > 0:
+        raise TableError(f"a temperature of {temperature}: logits are divided by it, so it must be above 0")
+    return (-np.log(temperature),)
+
+
+temperature = Transform(read=_log_inverse, write=lambda log_scale: (np.exp(-log_scale),))  # T of logits / T, -log T
+
 batches_seen = Transform(read=lambda x: (), write=lambda: (np.zeros((), np.int64),))  # PyTorch's counter: none of ours
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -42,9 +42,13 @@ class Contrast:
     mesh: Mesh | None = None
     axes: tuple[str, ...] = ()
 
+    name: ClassVar[str] = "contrast"
+
     def __post_init__(self) -> None:
         if not hasattr(self.model, "encode_text"):
-            raise ConfigError(f"task contrast: a {type(self.model).__name__} has no text tower: take model two_towers")
+            raise ConfigError(
+                f"task {self.name}: a {type(self.model).__name__} has no text tower: take model two_towers"
+            )
         if self.loss_kind not in ("softmax", "sigmoid"):
             raise ConfigError(f'task.loss_kind: {self.loss_kind!r} is neither "softmax" nor "sigmoid"')
         if self.loss_kind == "sigmoid" and self.model.bias_init is None:
@@ -60,7 +64,7 @@ class Contrast:
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         """The loss in nats; metrics are the accuracies within the batch, both ways, and the scale."""
         output, updated = self._apply(variables, batch, split_rng(rng, "dropout"), train)
-        loss, metrics = self._compare(output.image_embedding, output.text_embedding, output.scale, output.bias, batch)
+        loss, metrics = self._compare(self._of_examples(output, batch), output.scale, output.bias, batch)
         return loss, metrics, updated
 
     @property
@@ -68,14 +72,18 @@ class Contrast:
         """The same loss for GradCache."""
         return Pairwise(self._encode_pairs, self._compare_pairs)
 
-    def _encode_pairs(self, params: Any, batch: Batch, rng: PRNGKeyArray) -> tuple[Array, Array]:
+    def _encode_pairs(self, params: Any, batch: Batch, rng: PRNGKeyArray) -> dict[str, Array]:
         output, _ = self._apply({"params": params}, batch, split_rng(rng, "dropout"), train=True)
-        return output.image_embedding, output.text_embedding
+        return self._of_examples(output, batch)
 
     def _compare_pairs(
-        self, embeddings: tuple[Array, Array], params: Any, batch: Batch
+        self, embeddings: Mapping[str, Array], params: Any, batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
-        return self._compare(*embeddings, jnp.exp(params["log_scale"].astype(jnp.float32)), params.get("bias"), batch)
+        return self._compare(embeddings, jnp.exp(params["log_scale"].astype(jnp.float32)), params.get("bias"), batch)
+
+    def _of_examples(self, output: TwoTowersOutput, batch: Batch) -> dict[str, Float[Array, "B ..."]]:
+        """All that the loss needs of each example; it looks at the others' through these alone."""
+        return {"image": output.image_embedding, "text": output.text_embedding}
 
     def _apply(
         self, variables: Variables, batch: Batch, rngs: dict[str, PRNGKeyArray], train: bool
@@ -86,8 +94,7 @@ class Contrast:
 
     def _compare(
         self,
-        image: Float[Array, "B E"],
-        text: Float[Array, "B E"],
+        examples: Mapping[str, Float[Array, "B ..."]],
         scale: Float[Array, ""],
         bias: Float[Array, ""] | None,
         batch: Batch,
@@ -97,7 +104,7 @@ class Contrast:
         how: dict[str, Any] = {}
         if self.block is not None or math.prod(self.mesh.shape[axis] for axis in self.axes) > 1:
             losses, how = chunked, {"mesh": self.mesh if self.axes else None, "axes": self.axes, "block": self.block}
-        mask = batch["mask"]
+        image, text, mask = examples["image"], examples["text"], batch["mask"]
         if self.loss_kind == "softmax":
             loss = losses.softmax(image, text, scale, mask, self.label_smoothing, **how)
         else:
@@ -131,7 +138,7 @@ class Contrast:
 def _pairs(batch: Batch) -> tuple[Array, Array, Array]:
     """Images, texts, and which tokens are real. Raises ConfigError for a batch without texts."""
     if "text" not in batch:
-        raise ConfigError("config.data: task contrast needs texts; add tokenize(...) to the operations of both splits")
+        raise ConfigError("config.data: this task needs texts; add tokenize(...) to the operations of both splits")
     return batch["image"], batch["text"], batch["text_mask"]
 
 

@@ -34,7 +34,11 @@ def normalize(
         raise ValueError(
             f"{mean!r} has {len(scale)} channels, the image {image.shape[2]}: decode(1) gives grey, decode(3) RGB"
         )
-    return np.multiply(image, scale, dtype=np.float32) - offset
+    H, W, C = image.shape
+    # As rows of W C numbers: NumPy takes seven times as long for an innermost axis of length 3.
+    scale, offset = (np.tile(np.broadcast_to(values, C), W) for values in (scale, offset))
+    pixels = np.multiply(image.reshape(H, W * C), scale, dtype=np.float32)
+    return np.subtract(pixels, offset, out=pixels).reshape(H, W, C)
 
 
 @image_operation("grey")

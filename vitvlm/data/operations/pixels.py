@@ -31,5 +31,5 @@ def from_pillow(image: Image.Image) -> Pixels:
 
 def interpolation(name: str) -> Image.Resampling:
     if name not in INTERPOLATIONS:
-        raise ValueError(f"interpolation {name!r}: there is {', '.join(INTERPOLATIONS)}")
+        raise ValueError(f"interpolation {name!r}: there is {', '.join(INTERPOLATIONS)}, fast")
     return INTERPOLATIONS[name]

@@ -9,15 +9,21 @@ import numpy as np
 
 from vitvlm.core.config import suggest
 from vitvlm.data import tokenizers
+from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations.parsing import Pipeline, example_operation
 
 
 @example_operation("pick_text", random=True)
 def pick_text(example: dict[str, Any], *names: str, separator: str = "|", rng: np.random.Generator) -> dict[str, Any]:
-    """One text at random, as field "caption": from these fields, of which each may hold several between separators."""
-    texts = [text for name in names for text in _texts(example, name, separator)]
+    """One text at random, as field "caption": from these fields, of which each may hold several.
+
+    Several texts are a tuple, or a string with separators. An example without any text counts as unreadable. Sources of
+    a mixture need not all have each field.
+    """
+    known = [name for name in names if name in example or "source" not in example] or names
+    texts = [text for name in known if example.get(name, "") is not None for text in _texts(example, name, separator)]
     if not texts:
-        raise ValueError(f"no text in {', '.join(names)}")
+        raise UnreadableImage(f"no text in {', '.join(names)}")
     return {**example, "caption": texts[rng.integers(len(texts))]}
 
 
@@ -33,8 +39,9 @@ def tokenize(
 ) -> dict[str, Any]:
     """Adds text and text_mask int32 [L], tokens of the field `name` and 1 where they are real; see `data.tokenizers`.
 
-    With `most` above 1 the field holds so many texts or fewer between separators, and both are [most, L]: rows of
-    zeros are no text. The rules are those of `tokenizers.open`: lower_case=True, padding='left'.
+    With `most` above 1 the field holds so many texts or fewer (a tuple, or between separators), and both are [most, L]:
+    rows of zeros are no text. An example whose field is None counts as unreadable. The rules are those of
+    `tokenizers.open`: lower_case=True, padding='left'.
     """
     texts = _texts(example, name, separator if most > 1 else None)
     if len(texts) > most:
@@ -81,6 +88,11 @@ def tokenizing(rules: Mapping[str, Any], **arguments: Any) -> str:
 
 def _texts(example: dict[str, Any], name: str, separator: str | None) -> list[str]:
     if name not in example:
-        known = {field for field, value in example.items() if isinstance(value, str) and field != "id"}
+        known = {field for field, value in example.items() if isinstance(value, (str, tuple)) and field != "id"}
         raise ValueError(f"no field {name!r}; {suggest(name, known)}")
-    return [example[name]] if separator is None else [text for text in example[name].split(separator) if text]
+    value = example[name]
+    if value is None:
+        raise UnreadableImage(f"no text in {name}")
+    if isinstance(value, tuple):
+        return [text for text in value if text]
+    return [value] if separator is None else [text for text in value.split(separator) if text]

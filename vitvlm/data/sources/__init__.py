@@ -2,7 +2,7 @@
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
-from vitvlm.data.sources import folder, idx, prepared, stamps
+from vitvlm.data.sources import folder, idx, prepared, scenes, stamps, webdataset
 from vitvlm.data.sources.base import Example, Source, Subset
 
 __all__ = ["Example", "Source", "Subset", "open"]
@@ -12,7 +12,9 @@ _OPENERS = {
     "tfds": prepared.open_tfds,
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+    "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
+    "webdataset": lambda pattern, split, data_dir: webdataset.TarSource(pattern, split),
 }
 
 
@@ -28,7 +30,11 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
         "folder:PATH"                one directory per class, below train/ and test/ (or val/) if these are there;
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
-                                     tuxpaint-stamps-default has installed them; all, or the photographs.
+                                     tuxpaint-stamps-default has installed them; all, or the photographs;
+        "webdataset:PATTERN"         tars of KEY.jpg, KEY.txt and KEY.json: "webdataset:PATH/{00000..00099}.tar" or
+                                     "webdataset:PATH/*.tar"; split "all"; training streams them;
+        "scenes" or "scenes:OPTIONS" coloured shapes made on the fly, with captions, hard negatives, questions, boxes
+                                     and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1".
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
       data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
       labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else.
@@ -45,9 +51,10 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
     source = _OPENERS[kind](place, wanted.name, data_dir)
     name = f"{spec} {wanted}"
     source.name = name
-    selected = wanted.indices(len(source))
-    if len(selected) < len(source):
-        source = Subset(source, selected, name)
+    if wanted.start is not None or wanted.stop is not None or not source.streams:
+        selected = wanted.indices(len(source))
+        if len(selected) < len(source):
+            source = Subset(source, selected, name)
     if labels_fraction != 1.0:
         chosen = splits.stratified_fraction(source.ids, source.labels, labels_fraction, seed)
         source = Subset(source, chosen, f"{name}, {labels_fraction:.4g} of the labels (seed {seed})")

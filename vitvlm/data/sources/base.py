@@ -4,16 +4,19 @@ A source gives, for each position, a dictionary with
   image: the encoded file (bytes), or uint8 pixels [H, W, C] where the data set stores pixels,
   label: the class, 0 <= label < num_classes,
   id: a stable readable name, for error messages and pages,
-and whatever text the data set has (names, keywords) as strings.
+and whatever text the data set has (names, keywords, captions): a string, a tuple of strings where an image has several,
+or None where this image has none.
 """
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+
+from vitvlm.data.errors import UnreadableImage
 
 Example = dict[str, Any]
 
@@ -24,8 +27,10 @@ class Source(abc.ABC):
     Attributes:
       name: the data set and split, for messages and protocols: "tfds:fashion_mnist train[:10%]".
       label_names: one readable name per class.
+      streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
+    streams = False
     name: str
     label_names: tuple[str, ...]
 
@@ -49,6 +54,18 @@ class Source(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __str__(self) -> str:
+        """How much there is, as far as that is known."""
+        return f"{len(self):,} images"
+
+    def first(self) -> Iterator[Example | UnreadableImage]:
+        """The examples in order, and the errors of those that cannot be read."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except UnreadableImage as error:
+                yield error
 
 
 class Subset(Source):

@@ -1,0 +1,146 @@
+"""Tar archives of samples, read from front to back or from any sample on; what is damaged is told, not raised.
+
+A sample is a run of files whose names are the same up to the first dot of the last part: 000/12.jpg, 000/12.txt.
+The headers are gone through here, since `tarfile` takes a damaged one in mid-archive for the archive's end.
+"""
+
+import dataclasses
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+BLOCK = 512
+# Header types: of the next file's name (GNU), of the next file's properties and of all files' properties (POSIX).
+_LONG_NAME, _PROPERTIES, _GLOBAL_PROPERTIES = b"L", b"x", b"g"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The files of one key.
+
+    Attributes:
+      key: their common name; "" where a damaged place of the archive has none.
+      offset: byte at which its first header is; reading from there gives it again.
+      end: byte at which the next sample begins; after the last one, a byte behind the archive.
+      files: contents by extension, in lower case: {"jpg": …, "txt": …}; empty where contents are not asked for.
+      damage: what is wrong with this part of the archive; "" for nothing.
+    """
+
+    key: str
+    offset: int
+    end: int
+    files: Mapping[str, bytes]
+    damage: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    key: str
+    extension: str
+    offset: int
+    content: bytes
+    damage: str = ""
+
+
+def samples(file: BinaryIO, offset: int = 0, contents: bool = True) -> Iterator[Sample]:
+    """The samples from byte `offset` on, which must be 0 or another sample's `offset` or `end`.
+
+    Files without an extension and hidden files are passed over. After a damaged header, reading goes on at the next
+    whole one; what was lost in between is one Sample with `damage`. So are a file that the archive's end cuts off, and
+    an archive without its end marker. An archive of nothing is damaged too.
+    """
+    files: list[_Member] = []
+    count = 0
+    for member in _members(file, offset, contents):
+        if files and (member.key != files[0].key or not member.key):
+            yield _sample(files, member.offset)
+            files = []
+        files.append(member)
+        count += 1
+    end = file.tell()
+    if files:
+        yield _sample(files, end)
+    elif not count and not offset:
+        yield Sample("", 0, end, {}, "the archive holds no files")
+
+
+def _sample(members: list[_Member], end: int) -> Sample:
+    damage = next((member.damage for member in members if member.damage), "")
+    extensions = [member.extension for member in members]
+    repeated = next((name for name in extensions if extensions.count(name) > 1), None)
+    if repeated is not None and not damage:
+        damage = f"several files named .{repeated}"
+    files = {member.extension: member.content for member in members}
+    return Sample(members[0].key, members[0].offset, end, files, damage)
+
+
+def _members(file: BinaryIO, offset: int, contents: bool) -> Iterator[_Member]:
+    size = file.seek(0, os.SEEK_END)
+    last = -(-size // BLOCK) * BLOCK
+    if offset > last:
+        return
+    place = begin = file.seek(offset)
+    given: dict[str, str] = {}  # what headers before a file's own say of it
+    lost = False  # since a damaged header
+    blank = False  # the last block was empty
+    while True:
+        header = file.read(BLOCK)
+        if len(header) < BLOCK:
+            if not (lost and blank):
+                yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off")
+            file.seek(last + 1)
+            return
+        blank = not any(header)
+        if blank and not lost:
+            file.seek(last + 1)
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            if not lost:
+                yield _Member("", "", begin, b"", "damaged header")
+            lost, given = True, {}
+            place = begin = place + BLOCK
+            continue
+        lost = False
+        name, length = given.get("path", info.name), int(given.get("size", info.size))
+        head = place
+        place += BLOCK + -(-length // BLOCK) * BLOCK
+        key, extension = _split(name)
+        if head + BLOCK + length > size:
+            yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive")
+            file.seek(last + 1)
+            return
+        if info.type in (_LONG_NAME, _PROPERTIES):
+            text = file.read(length)
+            given |= {"path": _text(text)} if info.type == _LONG_NAME else _properties(text)
+        elif info.type != _GLOBAL_PROPERTIES:
+            if info.isreg() and extension:
+                yield _Member(key, extension, begin, file.read(length) if contents else b"")
+            begin, given = place, {}
+        file.seek(place)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(key, extension) of a file's name; no extension if it has none or is hidden."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower() if stem else ""
+
+
+def _properties(text: bytes) -> dict[str, str]:
+    """Records "LENGTH KEY=VALUE\\n" of a POSIX header, as far as they matter here."""
+    found = {}
+    while text:
+        length = text.partition(b" ")[0]
+        if not length.isdigit() or not 0 < int(length) <= len(text):
+            break
+        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        found[_text(key)] = _text(value)
+        text = text[int(length) :]
+    return {key: found[key] for key in ("path", "size") if key in found and (key == "path" or found[key].isdigit())}
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")

@@ -1,0 +1,280 @@
+"""CoCa: two towers and a decoder that says what the image shows (Yu et al. 2022), with open_clip's published sizes."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from vitvlm.core import config
+from vitvlm.models.outputs import CoCaOutput, EncoderOutput
+from vitvlm.models.registry import MODELS
+from vitvlm.models.two_towers import TwoTowers, assemble
+from vitvlm.nn.blocks import Block
+from vitvlm.nn.dense import Dense
+from vitvlm.nn.pooling import QueryPool
+from vitvlm.nn.stack import Stacked, apply_blocks
+
+POOLINGS = ("joint", "parallel", "cascade", "none")
+
+
+def _coca(vision: str, width: int, heads: int) -> dict[str, Any]:
+    """open_clip's coca_ViT-B-32 and coca_ViT-L-14."""
+    image = {"variant": vision, "image_size": 224, "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
+    text = {"width": width, "depth": 12, "heads": heads, "mlp_width": 4 * width, "vocab_size": 49408, "length": 76}
+    return {
+        "image": {"name": "vit", **image},
+        "text": {"name": "text", **text, "pool": "cls", "norm_pooled": True, "norm_eps": 1e-5},
+        "embed_dim": width,
+        "decoder_depth": 12,
+        "decoder_heads": heads,
+        "pad_id": 0,
+    }
+
+
+VARIANTS = {"B/32": _coca("B/32", width=512, heads=8), "L/14": _coca("L/14", width=768, heads=12)}
+
+
+class DecoderLayer(nn.Module):
+    """A block that looks at the text so far, then one that looks at the context, the image."""
+
+    make_block: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "B L D"],
+        mask: Bool[Array, "#B #K #L #L"],
+        drop_path: ArrayLike | None,
+        train: bool,
+        capture: bool,
+        context: Float[Array, "B M E"],
+    ) -> tuple[Float[Array, "B L D"], tuple[Float[Array, "B K L L"], Float[Array, "B K L M"]] | None]:
+        shared = {"drop_path": drop_path, "train": train, "capture": capture}
+        tokens, own = self.make_block(name="own")(tokens, mask=mask, **shared)
+        tokens, cross = self.make_block(name="cross")(tokens, context=context, **shared)
+        return tokens, (own, cross) if capture else None
+
+
+class CaptionDecoder(nn.Module):
+    """Logits of every next token from the text tower's tokens and the image's; see `CoCa` for the fields."""
+
+    vocab_size: int
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: str = "gelu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        text: Float[Array, "B L D"],
+        image: Float[Array, "B M E"],
+        train: bool = False,
+        capture: Collection[str] = (),
+    ) -> tuple[Float[Array, "B L V"], Stacked]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = functools.partial(
+            Block,
+            self.heads,
+            self.mlp_width,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            **dtypes,
+        )
+        stacked = apply_blocks(
+            functools.partial(DecoderLayer, block),
+            text,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            mask=jnp.tri(text.shape[1], dtype=bool)[None, None],
+            train=train,
+            capture=capture,
+            context=image,
+        )
+        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **dtypes)
+        return head(tokens), stacked
+
+
+class CoCa(TwoTowers):
+    """Two towers, of which the image's is pooled by attention, and a decoder from both towers' tokens to the caption.
+
+    Fields, besides those of `TwoTowers`:
+      text: a causal text encoder, whose tokens the decoder goes on with. Its activation, dropout, scan and remat are
+        the decoder's too.
+      pooling: how the image's pooled vector and its M tokens of width E come about, each by learned queries:
+        "joint", the first of `queries` is the pooled vector, the others are the tokens, and a norm follows (open_clip);
+        "parallel", one query pools, `queries` others make the tokens; "cascade", the one pools what the others made
+        (the paper's section 3.2). "none": the encoder's own pooled vector and tokens.
+      queries, pool_heads: how many, and the heads with which they look.
+      decoder_depth: layers of the decoder; each is a block over the text and one that looks at the image.
+      decoder_heads: K; decoder_mlp_width: hidden width of the MLPs, by default 4 D.
+      norm_eps: of the pooling's and the decoder's norms.
+      pad_id: tokens of this id are padding where no mask says what is; None: all are real then.
+    """
+
+    pooling: str = "joint"
+    queries: int = 256
+    pool_heads: int = 8
+    decoder_depth: int = 12
+    decoder_heads: int = 8
+    decoder_mlp_width: int | None = None
+    norm_eps: float = 1e-5
+    pad_id: int | None = None
+
+    def setup(self) -> None:
+        super().setup()
+        if self.pooling not in POOLINGS:
+            near = config.suggest(self.pooling, POOLINGS)
+            raise config.ConfigError(f"model.pooling: no pooling {self.pooling!r}; {near}")
+        if not self.text.causal:
+            raise config.ConfigError("model.text.causal: False; the decoder would be shown the tokens it shall predict")
+        if self.pooling == "joint" and self.queries < 2:
+            raise config.ConfigError(
+                f'model.queries: {self.queries}; "joint" pools one and needs others for the decoder'
+            )
+        text = self.text
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        pool = functools.partial(
+            QueryPool, width=self.embed_dim, heads=self.pool_heads, norm_eps=self.norm_eps, **dtypes
+        )
+        if self.pooling == "joint":
+            self.pool = pool(self.queries, norm_context=False)  # the encoder's final norm is the one
+            self.pool_norm = nn.LayerNorm(self.norm_eps, **dtypes)
+        elif self.pooling != "none":
+            self.pool, self.pool_one = pool(self.queries), pool(1)
+        self.decoder = CaptionDecoder(
+            text.vocab_size,
+            self.decoder_depth,
+            self.decoder_heads,
+            self.decoder_mlp_width or 4 * text.width,
+            activation=text.activation,
+            norm_eps=self.norm_eps,
+            dropout=text.dropout,
+            attention_dropout=text.attention_dropout,
+            scan=text.scan,
+            remat=text.remat,
+            **dtypes,
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        text_tokens: Int[Array, "B L"],
+        mask: Shaped[Array, "B L"] | None = None,
+        *,
+        train: bool = False,
+        capture: Collection[str] = (),
+    ) -> CoCaOutput:
+        """Every image with every text, and the logits of text i's tokens given image i.
+
+        Args:
+          mask [B, L]: 1 or True for each real text token, which come first; see `pad_id` for the default.
+          capture: of both towers, of the decoder and of the pooling, any of "hidden" and "attention".
+
+        Raises ValueError for another number of texts than of images, ConfigError for an unknown pooling or a text tower
+        that is not causal, and what two towers raise.
+        """
+        if len(images) != len(text_tokens):
+            raise ValueError(f"{len(images)} images and {len(text_tokens)} texts: the decoder needs a text per image")
+        image = self.image(images, train=train, capture=capture)
+        text = self.text(text_tokens, self._real(text_tokens, mask), train=train, capture=capture)
+        pooled, image_tokens, pool_attention = self._pool(image, "attention" in capture)
+        towers = self._compare(image, text, pooled)
+        logits, decoded = self.decoder(text.tokens, image_tokens, train, capture)
+        own, cross = decoded.attention or (None, None)
+        return CoCaOutput(
+            **vars(towers),
+            logits=logits,
+            image_tokens=image_tokens,
+            decoder_hidden=decoded.hidden,
+            decoder_attention=own,
+            cross_attention=cross,
+            pool_attention=pool_attention,
+        )
+
+    def encode_image(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B E"]:
+        """Embeddings of length 1, float32."""
+        return self._embed_image(self._pool(self.image(images, train=train))[0])
+
+    def encode_text(
+        self, text_tokens: Int[Array, "T L"], mask: Shaped[Array, "T L"] | None = None, *, train: bool = False
+    ) -> Float[Array, "T E"]:
+        """Embeddings of length 1, float32."""
+        return super().encode_text(text_tokens, self._real(text_tokens, mask), train=train)
+
+    def encode_image_tokens(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M F"]:
+        """What the decoder sees of each image."""
+        return self._pool(self.image(images))[1]
+
+    def decode(self, image_tokens: Float[Array, "B M F"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Logits of the token after each, float32; all tokens are taken for real."""
+        return self.decoder(self.text(text_tokens).tokens, image_tokens)[0].astype(jnp.float32)
+
+    def _pool(
+        self, image: EncoderOutput, capture: bool = False
+    ) -> tuple[Float[Array, "B P"], Float[Array, "B M F"], Float[Array, "B K _M N"] | None]:
+        """The pooled vector, the image tokens, and the weights that these were made with."""
+        if self.pooling == "none":
+            return image.pooled, image.tokens, None
+        tokens = jnp.concatenate([image.prefix, image.tokens], axis=1)
+        made, weights = self.pool(tokens, capture)
+        if self.pooling == "joint":
+            made = self.pool_norm(made)
+            return made[:, 0], made[:, 1:], weights
+        pooled, _ = self.pool_one(made if self.pooling == "cascade" else tokens)
+        return pooled[:, 0], made, weights
+
+    def _real(self, text_tokens: Int[Array, "T L"], mask: Shaped[Array, "T L"] | None) -> Shaped[Array, "T L"] | None:
+        return text_tokens != self.pad_id if mask is None and self.pad_id is not None else mask
+
+
+def caption(
+    model: CoCa, variables: Mapping[str, Any], images: Float[Array, "B H W C"], *, start: int, end: int, length: int
+) -> Int[Array, "B {length}"]:
+    """Greedy captions: token ids from `start` on, each the likeliest next one; 0 (or pad_id) after `end`.
+
+    Every step runs the text tower and the decoder on all `length` tokens. Raises ValueError for more tokens than the
+    text tower has positions for.
+    """
+    pad = model.pad_id or 0
+    image_tokens = model.apply(variables, images, method="encode_image_tokens")
+
+    def step(text: Int[Array, "B L"], place: Int[Array, ""]) -> tuple[Int[Array, "B L"], None]:
+        logits = model.apply(variables, image_tokens, text, method="decode")[:, place]
+        ended = jnp.any((text == end) & (jnp.arange(length) <= place), axis=1)
+        return text.at[:, place + 1].set(jnp.where(ended, pad, jnp.argmax(logits, axis=1))), None
+
+    text = jnp.full((len(images), length), pad, jnp.int32).at[:, 0].set(start)
+    return jax.lax.scan(step, text, jnp.arange(length - 1))[0]
+
+
+@MODELS.register("coca")
+def build_coca(
+    variant: str | None = None,
+    image: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> CoCa:
+    """CoCa from a variant ("B/32", "L/14"), from fields, or from a variant with some changed.
+
+    `image` and `text` describe the towers, as those of `two_towers`; scan, remat, dtype and param_dtype are those of
+    both that do not say otherwise.
+    """
+    return assemble(CoCa, VARIANTS, variant, image, text, fields)

@@ -1,0 +1,466 @@
+"""Models of open_clip by their config and tensor names: CLIP (OpenAI's names too), CustomTextCLIP and CoCa.
+
+open_clip's names are those of OpenAI's code: `visual.…`, and the text tower's at the root, or under `text.` for a
+CustomTextCLIP and for CoCa, whose decoder is `text_decoder.…`.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.models.coca import CoCa
+from vitvlm.models.text import TextTransformer
+from vitvlm.models.two_towers import TwoTowers
+from vitvlm.models.vit import ViT
+from vitvlm.nn.patches import as_pair
+from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.tables import Row, row, under
+from vitvlm.pretrained.transforms import (
+    conv,
+    dense,
+    layer_norm,
+    linear,
+    position_embedding,
+    qkv,
+    qkv_bias,
+    same,
+    unused,
+)
+
+# The fields that we understand, with the defaults of CLIPVisionCfg, CLIPTextCfg and MultimodalCfg. Of others those of
+# IDLE do not change what the model computes; any other one that is set is refused.
+VISION = {
+    "layers": 12,
+    "width": 768,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+    "image_size": 224,
+    "ls_init_value": None,
+    "no_ln_pre": False,
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "attentional_pool": False,
+    "attn_pooler_queries": 256,
+    "attn_pooler_heads": 8,
+    "norm_kwargs": None,
+}
+TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 512,
+    "heads": 8,
+    "layers": 12,
+    "mlp_ratio": 4.0,
+    "embed_cls": False,
+    "pad_id": 0,
+    "eos_id": 2,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_type": "linear",
+    "norm_kwargs": None,
+}
+DECODER = {"width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4}
+MODEL = {"embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg", "quick_gelu", "custom_text"} | {
+    "init_logit_scale",
+    "init_logit_bias",
+}
+IDLE = {
+    "vision_cfg": {"patch_dropout", "output_tokens", "pos_embed_type"},
+    "text_cfg": {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "output_tokens", "final_ln_after_pool"},
+    "multimodal_cfg": {"context_length", "vocab_size", "dim_head", "n_queries", "attn_pooler_heads"},
+}
+
+EPS, SCALE = 1e-5, 1 / 0.07  # where a config says nothing
+IMAGE_POOLS = {"tok": "cls", "avg": "gap"}
+TEXT_POOLS = {"argmax": "eot", "eos": "eot", "last": "last"}
+POOLINGS = {True: "joint", "parallel": "parallel", "cascade": "cascade", False: "none"}
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # tensors in OpenAI's own files
+
+
+def architecture(source: Json) -> str:
+    """The class that open_clip makes from a model_cfg."""
+    if source.get("multimodal_cfg"):
+        return "CoCa"
+    return "CustomTextCLIP" if source.get("custom_text") else "CLIP"
+
+
+def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """Fields of `models.build("two_towers", ...)` from a model_cfg."""
+    vision, text = _section(source, "vision_cfg", VISION), _section(source, "text_cfg", TEXT)
+    if vision["attentional_pool"]:
+        raise ConfigError("model_cfg.vision_cfg.attentional_pool: understood of CoCa alone")
+    pooled = vision["pool_type"] == "tok" or vision["final_ln_after_pool"]  # of CLS alone it makes no difference
+    return _fields(source, {**_image_fields(vision, source), "norm_pooled": pooled}, text)
+
+
+def coca_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """Fields of `models.build("coca", ...)` from a model_cfg."""
+    vision, text = _section(source, "vision_cfg", VISION), _section(source, "text_cfg", TEXT)
+    decoder = _section(source, "multimodal_cfg", DECODER)
+    if decoder["width"] != text["width"] or decoder["mlp_ratio"] != 4:
+        raise ConfigError("model_cfg.multimodal_cfg: width is that of text_cfg, and mlp_ratio 4, in open_clip's CoCa")
+    if vision["norm_kwargs"]:
+        raise ConfigError("model_cfg.vision_cfg.norm_kwargs: not understood of CoCa")
+    pooling = POOLINGS.get(vision["attentional_pool"])
+    if pooling is None or (pooling == "joint" and vision["pool_type"] != "tok"):
+        raise ConfigError(f"model_cfg.vision_cfg: attentional_pool {vision['attentional_pool']!r} is not understood")
+    image = {**_image_fields(vision, source), "norm_pooled": pooling == "none" and vision["final_ln_after_pool"]}
+    return _fields(source, image, text) | {
+        "pooling": pooling,
+        "queries": vision["attn_pooler_queries"],
+        "pool_heads": vision["attn_pooler_heads"],
+        "decoder_depth": decoder["layers"],
+        "decoder_heads": decoder["heads"],
+        "pad_id": text["pad_id"],
+    }
+
+
+def _fields(source: Json, image: Json, text: Json) -> dict[str, Any]:
+    """What CLIP and CoCa say by the same names."""
+    _refuse(source, MODEL, "model_cfg")
+    scale = source.get("init_logit_scale")
+    return {
+        "image": image,
+        "text": _text_fields(text, source),
+        "embed_dim": source["embed_dim"],
+        "text_projection": text["proj_type"],
+        "scale_init": SCALE if scale is None else math.exp(scale),
+        "bias_init": source.get("init_logit_bias"),
+        "scan": False,
+    }
+
+
+def _image_fields(vision: Json, source: Json) -> dict[str, Any]:
+    size, patch = as_pair(vision["image_size"]), as_pair(vision["patch_size"])
+    if vision["pool_type"] not in IMAGE_POOLS or not isinstance(vision["layers"], int):
+        raise ConfigError(
+            "model_cfg.vision_cfg: pool_type tok or avg of a ViT, whose layers are one number, is understood"
+        )
+    return {
+        "name": "vit",
+        "width": vision["width"],
+        "depth": vision["layers"],
+        "heads": vision["width"] // vision["head_width"],
+        "mlp_width": int(vision["width"] * vision["mlp_ratio"]),
+        "patch_size": tuple(patch),
+        "image_size": tuple(size),
+        "crop": any(side % p for side, p in zip(size, patch)),
+        "patch_bias": False,
+        "pool": IMAGE_POOLS[vision["pool_type"]],
+        "cls_token": True,
+        "pre_norm": not vision["no_ln_pre"],
+        "layer_scale": vision["ls_init_value"],
+        **_activation_and_norm(vision, source),
+    }
+
+
+def _text_fields(text: Json, source: Json) -> dict[str, Any]:
+    if text["pool_type"] not in TEXT_POOLS:
+        raise ConfigError(f"model_cfg.text_cfg.pool_type: {text['pool_type']!r} is not among {', '.join(TEXT_POOLS)}")
+    if text["proj_type"] not in ("linear", "none"):
+        raise ConfigError(f"model_cfg.text_cfg.proj_type: {text['proj_type']!r} is neither linear nor none")
+    cls = text["embed_cls"]
+    return {
+        "name": "text",
+        "width": text["width"],
+        "depth": text["layers"],
+        "heads": text["heads"],
+        "mlp_width": int(text["width"] * text["mlp_ratio"]),
+        "vocab_size": text["vocab_size"],
+        "length": text["context_length"],
+        "causal": not text["no_causal_mask"],
+        "pool": "cls" if cls else TEXT_POOLS[text["pool_type"]],
+        "eot_id": text["eos_id"] if text["pool_type"] == "eos" else None,
+        "late_mask": cls,
+        "norm_pooled": cls,
+        **_activation_and_norm(text, source),
+    }
+
+
+def _activation_and_norm(section: Json, source: Json) -> dict[str, Any]:
+    kwargs = section["norm_kwargs"] or {}
+    if kwargs.keys() - {"eps"}:
+        raise ConfigError(f"model_cfg: norm_kwargs {dict(kwargs)}; eps is understood")
+    activation = "quick_gelu" if source.get("quick_gelu") else "gelu"
+    return {"activation": activation, "norm_eps": kwargs.get("eps", EPS)}
+
+
+def _section(source: Json, name: str, understood: Json) -> dict[str, Any]:
+    """A part of a model_cfg, with what it leaves out. Raises ConfigError for fields that we do not understand."""
+    _refuse(source[name], understood.keys() | IDLE[name], f"model_cfg.{name}")
+    if source[name].get("pos_embed_type", "learnable") != "learnable":
+        raise ConfigError(
+            f"model_cfg.{name}.pos_embed_type: {source[name]['pos_embed_type']!r}; learnable is understood"
+        )
+    return {**understood, **source[name]}
+
+
+def _refuse(given: Json, understood: Collection[str], where: str) -> None:
+    for name, value in given.items():
+        if value and name not in understood:
+            raise ConfigError(f"{where}.{name}: {value!r} is not understood")
+
+
+def clip_config(model: TwoTowers, params: Mapping[str, Any], custom: bool = False) -> dict[str, Any]:
+    """The model_cfg of a CLIP, or of a CustomTextCLIP. Raises ConfigError for what it cannot express."""
+    check_expressible(
+        {
+            "image_projection": model.image_projection == "linear",
+            "text_projection": model.text_projection in ("linear", "none"),
+        },
+        model,
+        "CLIP",
+    )
+    config = _config(model, params)
+    pooled = model.image.norm_pooled
+    if model.image.pool == "cls" and not pooled:
+        raise ConfigError("CLIP has no norm_pooled = False of an image tower whose CLS token is pooled")
+    if not custom and (model.text.pool == "cls" or model.text_projection == "none"):
+        raise ConfigError("CLIP's text tower has no CLS token, and a projection")
+    config["vision_cfg"]["final_ln_after_pool"] = pooled and model.image.pool == "gap"
+    return config | ({"custom_text": True} if custom else {})
+
+
+def coca_config(model: CoCa, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The model_cfg of a CoCa. Raises ConfigError for what it cannot express."""
+    width = model.embed_dim if model.pooling != "none" else model.image.width
+    pooled_twice = model.pooling in ("parallel", "cascade")
+    check_expressible(
+        {
+            "image_projection": model.image_projection == "linear",
+            "text_projection": model.text_projection in ("linear", "none"),
+            "norm_eps": model.norm_eps == EPS == model.image.norm_eps,
+            "decoder_mlp_width": model.decoder_mlp_width in (None, 4 * model.text.width),
+            "embed_dim": width == model.text.width and (not pooled_twice or width == model.image.width),
+            "pad_id": model.pad_id is not None,
+        },
+        model,
+        "CoCa",
+    )
+    if model.pooling == "joint" and model.image.pool != "cls":
+        raise ConfigError(f"CoCa has no pool = {model.image.pool!r} of an image tower beside its own pooling")
+    if model.pooling != "none" and model.image.norm_pooled:
+        raise ConfigError("CoCa has no norm_pooled = True of an image tower whose tokens are pooled")
+    config = _config(model, params)
+    config["vision_cfg"] |= {
+        "attentional_pool": next(theirs for theirs, ours in POOLINGS.items() if ours == model.pooling),
+        "attn_pooler_queries": model.queries,
+        "attn_pooler_heads": model.pool_heads,
+        "final_ln_after_pool": model.image.norm_pooled,
+        "output_tokens": True,
+    }
+    config["text_cfg"] |= {"pad_id": model.pad_id, "output_tokens": True}
+    text = {name: config["text_cfg"][name] for name in ("context_length", "vocab_size", "width")}
+    return config | {
+        "multimodal_cfg": {**text, "heads": model.decoder_heads, "layers": model.decoder_depth},
+        "custom_text": True,
+    }
+
+
+def _config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_fields`."""
+    image, text = model.image, model.text
+    check_expressible({"image": isinstance(image, ViT), "text": isinstance(text, TextTransformer)}, model, "open_clip")
+    activation = image.activation
+    if activation != text.activation or activation not in ("gelu", "quick_gelu"):
+        raise ConfigError(f"open_clip has no towers with activations {activation!r} and {text.activation!r}")
+    config = {
+        "embed_dim": model.embed_dim,
+        "quick_gelu": activation == "quick_gelu",
+        "vision_cfg": _vision_config(image, params["image"]),
+        "text_cfg": _text_config(text) | {"proj_type": model.text_projection},
+    }
+    if model.scale_init != SCALE:
+        config["init_logit_scale"] = round(math.log(model.scale_init), 10)
+    return config | ({} if model.bias_init is None else {"init_logit_bias": model.bias_init})
+
+
+def _vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_image_fields`."""
+    channels = params["patches"]["kernel"].shape[2]
+    check_expressible(
+        {
+            "num_classes": not model.num_classes,
+            "pool": model.pool in IMAGE_POOLS.values(),
+            "cls_token": model.has_cls,
+            "patch_bias": not model.patch_bias,
+            "distillation": not model.distillation,
+            "positions": model.positions == "learned",
+            "position_antialias": not model.position_antialias,
+            "position_grid": model.position_grid is None,
+            "special_positions": model.special_positions,
+            "registers": not model.registers,
+            "representation": model.representation is None,
+            "qkv_bias": model.qkv_bias,
+            "mlp": model.mlp == "plain",
+            "heads": model.width % model.heads == 0,
+        },
+        model,
+        "open_clip",
+    )
+    if channels != 3:
+        raise ConfigError(f"open_clip has no images of {channels} channels")
+    height, width = as_pair(model.image_size)
+    p, q = as_pair(model.patch_size)
+    return _block_config(model) | {
+        "head_width": model.width // model.heads,
+        "patch_size": p if p == q else [p, q],
+        "image_size": height if height == width else [height, width],
+        "ls_init_value": model.layer_scale,
+        "no_ln_pre": not model.pre_norm,
+        "pool_type": next(theirs for theirs, ours in IMAGE_POOLS.items() if ours == model.pool),
+    }
+
+
+def _text_config(model: TextTransformer) -> dict[str, Any]:
+    """The inverse of `_text_fields`."""
+    cls = model.pool == "cls"
+    check_expressible(
+        {
+            "projection": model.projection is None,
+            "norm_pooled": model.norm_pooled == cls,
+            "late_mask": model.late_mask == cls,
+        },
+        model,
+        "open_clip",
+    )
+    pool_type = {"last": "last", "eot": "argmax" if model.eot_id is None else "eos", "cls": "argmax"}[model.pool]
+    end = {"eos_id": model.eot_id} if pool_type == "eos" else {}
+    return _block_config(model) | {
+        "context_length": model.length,
+        "vocab_size": model.vocab_size,
+        "heads": model.heads,
+        "embed_cls": cls,
+        "no_causal_mask": not model.causal,
+        "pool_type": pool_type,
+        **end,
+    }
+
+
+def _block_config(model: ViT | TextTransformer) -> dict[str, Any]:
+    ratio = model.mlp_width / model.width
+    check_expressible(
+        {
+            "mlp_width": int(model.width * ratio) == model.mlp_width,
+            "dropout": not model.dropout,
+            "attention_dropout": not model.attention_dropout,
+            "drop_path": not model.drop_path,
+        },
+        model,
+        "open_clip",
+    )
+    norm = {} if model.norm_eps == EPS else {"norm_kwargs": {"eps": model.norm_eps}}
+    return {"layers": model.depth, "width": model.width, "mlp_ratio": ratio, **norm}
+
+
+def clip_rows(model: TwoTowers, names: Collection[str], text: str = "") -> Iterator[Row]:
+    """A CLIP; the names of its text tower begin with `text`."""
+    yield from _shared_rows(model, text)
+    yield from layer_norm("visual.ln_post", "image/norm")
+    for name in names:
+        if name in OPENAI_NUMBERS:
+            yield row(name, (), unused(()))
+
+
+def coca_rows(model: CoCa, names: Collection[str]) -> Iterator[Row]:
+    """A CoCa."""
+    yield from _shared_rows(model, "text.")
+    width = model.image.width
+    if model.pooling == "joint":
+        yield from layer_norm("visual.ln_post", "pool_norm")
+        yield from _pool_rows("visual.attn_pool", "pool", width == model.embed_dim, "image/norm")
+    else:
+        yield from layer_norm("visual.ln_post", "image/norm")
+    if model.pooling in ("parallel", "cascade"):
+        for theirs, ours in (("attn_pool", "pool"), ("attn_pool_contrastive", "pool_one")):
+            yield from _pool_rows(f"visual.{theirs}", ours, width == model.embed_dim, f"{ours}/context_norm")
+    for i in range(model.decoder_depth):
+        theirs, ours = "text_decoder.", f"decoder/blocks_{i}/"
+        yield from under(theirs, ours, _block_rows(f"resblocks.{i}", "own"))
+        yield from under(theirs, ours, _block_rows(f"cross_attn.{i}", "cross"))
+        yield from under(theirs, ours, layer_norm(f"cross_attn.{i}.ln_1_kv", "cross/context_norm"))
+    yield from layer_norm("text_decoder.ln_final", "decoder/norm")
+    yield row("text_decoder.text_projection", "decoder/head/kernel", same)
+
+
+def _shared_rows(model: TwoTowers, text: str) -> Iterator[Row]:
+    """All but what CLIP and CoCa pool the image with."""
+    yield row("logit_scale", "log_scale", same)
+    if model.bias_init is not None:
+        yield row("logit_bias", "bias", same)
+    yield row("visual.proj", "project_image/out/kernel", same)
+    yield from under("visual.", "image/", _image_rows(model.image))
+    if model.text_projection == "linear":
+        yield row(f"{text}text_projection", "project_text/out/kernel", same)
+    yield from under(text, "text/", _text_rows(model.text))
+
+
+def _image_rows(model: ViT) -> Iterator[Row]:
+    yield row("class_embedding", "cls", same)
+    yield row("conv1.weight", "patches/kernel", conv)
+    places = tuple(f"positions/{name}" for name in (*model.placed, "grid"))
+    yield row("positional_embedding", places, position_embedding(model.table_grid, model.placed))
+    if model.pre_norm:
+        yield from layer_norm("ln_pre", "pre_norm")
+    yield from _transformer_rows(model.depth, model.layer_scale is not None)
+
+
+def _text_rows(model: TextTransformer) -> Iterator[Row]:
+    yield row("token_embedding.weight", "embed/embedding", same)
+    yield row("positional_embedding", "positions", same)
+    if model.pool == "cls":
+        yield row("cls_emb", "cls", same)
+    yield from _transformer_rows(model.depth)
+    yield from layer_norm("ln_final", "norm")
+
+
+def _transformer_rows(depth: int, layer_scale: bool = False) -> Iterator[Row]:
+    for i in range(depth):
+        theirs, ours = f"transformer.resblocks.{i}", f"blocks_{i}"
+        yield from _block_rows(theirs, ours)
+        if layer_scale:
+            yield row(f"{theirs}.ls_1.gamma", f"{ours}/attention_scale", same)
+            yield row(f"{theirs}.ls_2.gamma", f"{ours}/mlp_scale", same)
+
+
+def _block_rows(theirs: str, ours: str) -> Iterable[Row]:
+    yield from layer_norm(f"{theirs}.ln_1", f"{ours}/attention_norm")
+    yield from _attention_rows(f"{theirs}.attn", f"{ours}/attention")
+    yield from layer_norm(f"{theirs}.ln_2", f"{ours}/mlp_norm")
+    yield from dense(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up")
+    yield from dense(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down")
+
+
+def _attention_rows(theirs: str, ours: str, fused: bool = True) -> Iterator[Row]:
+    """PyTorch's MultiheadAttention; its kernels are one tensor if all take vectors of one width."""
+    projections = [f"{ours}/{name}" for name in ("query", "key", "value")]
+    if fused:
+        yield row(f"{theirs}.in_proj_weight", tuple(f"{name}/kernel" for name in projections), qkv)
+    else:
+        for letter, name in zip("qkv", projections):
+            yield row(f"{theirs}.{letter}_proj_weight", f"{name}/kernel", linear)
+    yield row(f"{theirs}.in_proj_bias", tuple(f"{name}/bias" for name in projections), qkv_bias)
+    yield from dense(f"{theirs}.out_proj", f"{ours}/out")
+
+
+def _pool_rows(theirs: str, ours: str, fused: bool, context_norm: str) -> Iterator[Row]:
+    """`nn.pooling.QueryPool`; the norm of its context may be the image tower's."""
+    yield row(f"{theirs}.query", f"{ours}/queries", same)
+    yield from layer_norm(f"{theirs}.ln_q", f"{ours}/query_norm")
+    yield from layer_norm(f"{theirs}.ln_k", context_norm)
+    yield from _attention_rows(f"{theirs}.attn", f"{ours}/attention", fused)
+
+
+FAMILIES = {
+    "CLIP": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config),
+    "CustomTextCLIP": Family(
+        "two_towers",
+        TwoTowers,
+        clip_fields,
+        rows=lambda model, names: clip_rows(model, names, "text."),
+        config=lambda model, params: clip_config(model, params, custom=True),
+    ),
+    "CoCa": Family("coca", CoCa, coca_fields, coca_rows, coca_config),
+}
