@@ -112,5 +112,7 @@ def test_the_evaluator_sees_every_text_once(size, tmp_path):
 
 def test_a_set_without_texts_says_what_to_add(tmp_path):
     batches = lambda: [{"image": np.ones((2, 3)), "index": np.arange(2), "mask": np.ones(2)}]  # noqa: E731
-    with pytest.raises(ValueError, match=r"add tokenize to the operations of config\.data\.eval"):
+    with pytest.raises(
+        ValueError, match=r"this evaluator needs texts: add tokenize to the operations of config\.data\.eval"
+    ):
         evaluation.build("retrieval", {}, batches=batches).run(predict, {"scale": 1.0}, tmp_path)

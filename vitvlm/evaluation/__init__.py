@@ -10,13 +10,25 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.core.registry import Registry
-from vitvlm.evaluation import classification, features, knn, probes, reconstruction, retrieval, zero_shot
+from vitvlm.evaluation import (
+    classification,
+    compositionality,
+    features,
+    geometry,
+    knn,
+    probes,
+    reconstruction,
+    retrieval,
+    zero_shot,
+)
 from vitvlm.evaluation.base import Evaluator, Predict, Result
 
 __all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names"]
 
 EVALUATORS = Registry("evaluator")
 EVALUATORS.register("classification")(classification.Classification)
+EVALUATORS.register("compositionality")(compositionality.Compositionality)
+EVALUATORS.register("embedding_geometry")(geometry.EmbeddingGeometry)
 EVALUATORS.register("features")(features.Features)
 EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)

@@ -86,10 +86,23 @@ class Embeddings:
 
 def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:
     """Every image and every text once, normalised to length 1. Raises ValueError for a set without texts."""
+    whole = with_texts(predict, variables, batches)
+    owner, place = np.nonzero(whole["is_text"])
+    if not len(owner):
+        raise ValueError("this evaluator needs texts, and every one is empty")
+    each = (whole[name][owner, place] for name in ("ids", "text_mask"))
+    return Embeddings(whole["image"], whole["text"][owner, place], owner, whole["index"], *each)
+
+
+def with_texts(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> base.Arrays:
+    """Of a whole set: image [n, E], text [n, T, E] (float64 of length 1), is_text [n, T] and index [n].
+
+    And the texts' tokens: ids and text_mask [n, T, L].
+    """
 
     def both(batch: base.Batch) -> dict[str, np.ndarray]:
         if "text" not in batch:
-            raise ValueError("retrieval needs texts: add tokenize to the operations of config.data.eval")
+            raise ValueError("this evaluator needs texts: add tokenize to the operations of config.data.eval")
         text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
         B, *_, L = text.shape
         text, mask = text.reshape(B, -1, L), mask.reshape(B, -1, L)
@@ -100,17 +113,15 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
         return {
             "image": predict("image_embedding", variables, batch)["embedding"],
             "text": np.stack(embedded, axis=1),
+            "is_text": mask.any(axis=-1),
             "ids": text,
-            "mask": mask,
+            "text_mask": mask,
         }
 
     whole = base.collect(batches, both)
-    owner, place = np.nonzero(whole["mask"].any(axis=-1))
-    if not len(owner):
-        raise ValueError("retrieval needs texts, and every one is empty")
-    image, text = whole["image"].astype(np.float64), whole["text"][owner, place].astype(np.float64)
-    ids, mask = whole["ids"][owner, place], whole["mask"][owner, place]
-    return Embeddings(normalise(image), normalise(text), owner, whole["index"], ids, mask)
+    n, T, E = whole["text"].shape
+    text = normalise(whole["text"].reshape(n * T, E).astype(np.float64)).reshape(n, T, E)
+    return {**whole, "image": normalise(whole["image"].astype(np.float64)), "text": text}
 
 
 def ranks(
