@@ -64,13 +64,18 @@ def test_confusions_equal_scikit_learns(classes):
     labels, prediction = rng.integers(classes, size=(2, 200))
     table = confusion_matrix(labels, prediction, labels=range(classes))
     np.testing.assert_array_equal(confusions.counts(labels, prediction, classes), table)
-    found = confusions.pairs(labels, prediction, most=1000)
+    found = confusions.pairs(labels, prediction, most=1000, examples=3)
     off = table - np.diag(np.diag(table))
     assert {(pair.label, pair.prediction): pair.count for pair in found} == {
         (int(a), int(b)): int(off[a, b]) for a, b in np.argwhere(off)
     }
     assert [pair.count for pair in found] == sorted((pair.count for pair in found), reverse=True)
     assert all(pair.share == pytest.approx(pair.count / table[pair.label].sum()) for pair in found)
+    for pair in found:
+        assert len(set(pair.wrong)) == min(3, pair.count)
+        assert all((labels[place], prediction[place]) == (pair.label, pair.prediction) for place in pair.wrong)
+    assert confusions.pairs(labels, prediction, most=1, examples=3) == found[:1]
+    assert confusions.pairs(labels, labels, most=5, examples=3) == []
 
 
 def test_the_worst_classes_come_first_with_their_mistakes():

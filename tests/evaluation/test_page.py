@@ -1,9 +1,11 @@
-"""The page of zero-shot and retrieval in a browser: what is chosen, filtered, outlined, and stated."""
+"""The page of an evaluation in a browser: what is chosen, filtered, outlined, and stated."""
 
+import jax
 import numpy as np
 import pytest
 
 from vitvlm import evaluation
+from vitvlm.core.config import ConfigError
 
 CLASSES = ("red", "green <b>", "blue", "grey")
 COLOURS = np.array([[220, 30, 30], [30, 180, 30], [30, 30, 220], [128, 128, 128]], np.uint8)
@@ -34,11 +36,10 @@ def zero_shot(folder, per_class=6, classes=CLASSES, shown=300):
         picture=picture_of(labels % len(COLOURS)),
         example_id=lambda index: f"image-{index}",
     )
-    evaluator.run(predict, {}, folder)
-    return folder / "page.html"
+    return evaluator.run(predict, {}, folder).page
 
 
-def retrieval(folder, n=40, shown=300, wrong=()):
+def retrieval(folder, n=40, shown=300, wrong=(), name="text {}"):
     """Two texts an image; those of the images in `wrong` are nearest to the image after it."""
     rng = np.random.default_rng(1)
     image = rng.normal(size=(n, 12))
@@ -51,7 +52,7 @@ def retrieval(folder, n=40, shown=300, wrong=()):
         "index": np.arange(n) * 10,
         "mask": np.ones(n),
     }
-    known = {row.tobytes(): f"text {i // 2} {'ab'[i % 2]}" for i, row in enumerate(text.reshape(-1, 12))}
+    known = {row.tobytes(): f"{name.format(i // 2)} {'ab'[i % 2]}" for i, row in enumerate(text.reshape(-1, 12))}
     evaluator = evaluation.build(
         "retrieval",
         {"shown": shown},
@@ -60,8 +61,20 @@ def retrieval(folder, n=40, shown=300, wrong=()):
         detokenize=lambda ids, mask: [known[row.tobytes()] for row in ids],
         example_id=lambda index: f"image-{index}",
     )
-    evaluator.run(predict, {}, folder)
-    return folder / "page.html"
+    return evaluator.run(predict, {}, folder).page
+
+
+def classification(folder, labels, prediction, names=CLASSES, classes=4, **fields):
+    batch = {"logits": np.eye(classes)[prediction], "label": labels, "index": np.arange(len(labels)) + 100}
+    evaluator = evaluation.build(
+        "classification",
+        fields,
+        batches=lambda: [batch | {"mask": np.ones(len(labels))}],
+        label_names=names,
+        picture=lambda index: picture_of(labels % 4)(index - 100),
+        example_id=lambda index: f"image-{index}",
+    )
+    return evaluator.run(lambda name, variables, batch: {name: batch[name]}, {}, folder).page
 
 
 def test_choosing_a_class_shows_its_nearest_images(open_page, tmp_path):
@@ -94,7 +107,8 @@ def test_confusions_and_the_worst_class(open_page, tmp_path):
     page = open_page(zero_shot(tmp_path))
     assert page.locator("#map rect.wrong").count() == 1 and page.locator("#map rect.right").count() == 4
     assert "red taken for green <b>: 2, 33.3 %" in page.locator("#map").text_content()
-    assert page.locator("#pairs tbody tr").all_inner_texts() == ["red\tgreen <b>\t2\t33.3 %"]
+    assert page.locator("#pairs tbody td").all_inner_texts()[:4] == ["red", "green <b>", "2", "33.3 %"]
+    assert page.locator("#pairs .some img").count() == 2
     article = page.locator("article")
     assert article.count() == 1 and "66.7 % of 6 right" in article.inner_text()
     assert article.locator("figcaption").all_inner_texts() == ["green <b>", "green <b>"]
@@ -172,8 +186,66 @@ def test_nothing_is_wider_than_the_window_in_light_and_dark(open_page, tmp_path,
         assert white == (scheme == "light")
 
 
+def test_classification_has_no_search(open_page, tmp_path):
+    labels = np.repeat(np.arange(4), 5)
+    prediction = labels.copy()
+    prediction[[3, 4, 5]] = 1, 1, 2  # two red taken for green, one green for blue
+    page = open_page(classification(tmp_path, labels, prediction, names=CLASSES[:2]))
+    assert "Classification: 20 images, 4 classes" in page.locator("h1").inner_text()
+    assert page.locator("#filter").count() == 0
+    rows = page.locator("#pairs tbody tr")
+    cells = [row.locator("td").all_inner_texts()[:4] for row in rows.all()]
+    assert cells == [["red", "green <b>", "2", "40.0 %"], ["green <b>", "2", "1", "20.0 %"]], "class 2 has no name"
+    assert rows.first.locator("img").nth(1).get_attribute("title") == "image-104"
+    assert page.locator("article h3").all_inner_texts() == ["red", "green <b>"]
+    assert page.locator("img").count() == 6
+    assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:image/webp') && i.naturalWidth > 0)")
+
+
+def test_no_more_pictures_than_wanted(open_page, tmp_path):
+    labels = np.repeat(np.arange(4), 50)
+    page = open_page(classification(tmp_path, labels, (labels + 1) % 4, shown=3))
+    assert "At most 3 pictures are on this page: 17 that belong here" in page.locator(".note").first.inner_text()
+    assert len(page.evaluate("Object.keys(data.images)")) == 3
+    assert page.locator("article").count() == 4 and page.locator("#map rect.right").count() == 0
+
+
+def test_no_mistake_is_no_picture(open_page, tmp_path):
+    page = open_page(classification(tmp_path, np.arange(4), np.arange(4)))
+    assert page.locator("#map rect.right").count() == 4
+    assert page.locator("article, #pairs, img").count() == 0
+
+
+HOSTILE = (
+    """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> {} "so" & 'so' {{{{7*7}}}}"""
+)
+
+
+def test_texts_are_text(open_page, tmp_path):
+    page = open_page(retrieval(tmp_path / "captions", name=HOSTILE))
+    page.locator("#filter").fill("onerror= 31 b")
+    page.locator("#texts button").click()
+    assert page.locator("#result h3").inner_text() == f"“{HOSTILE.format(31)} b”"
+    assert HOSTILE.format(31) in page.locator("#result figure.right figcaption").inner_text()
+    page.locator("#result figure.right button").click()
+    assert HOSTILE.format(31) in page.locator("#result tr.right").first.inner_text()
+    assert page.evaluate("window.hacked") is None
+    names = (HOSTILE, *CLASSES[1:])
+    page = open_page(zero_shot(tmp_path / "classes", classes=names))
+    assert page.locator("article h3").inner_text() == HOSTILE
+    assert page.locator("#map title").first.text_content() == HOSTILE
+    assert page.locator("#pairs td").first.inner_text() == HOSTILE
+    assert page.evaluate("window.hacked") is None
+
+
+def test_the_first_process_alone_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert zero_shot(tmp_path) is None and not (tmp_path / "page.html").exists()
+
+
 def test_no_page_without_pictures_or_where_none_is_wanted(tmp_path):
-    zero_shot(tmp_path / "none", shown=0)
+    assert zero_shot(tmp_path / "none", shown=0) is None
     assert not (tmp_path / "none" / "page.html").exists() and (tmp_path / "none" / "classes.csv").exists()
-    with pytest.raises(evaluation.zero_shot.ConfigError, match="shown: 5 images"):
-        zero_shot(tmp_path, shown=5)
+    for shown in (5, -1):
+        with pytest.raises(ConfigError, match=f"shown: {shown} images.*give at least as many, or 0"):
+            zero_shot(tmp_path, shown=shown)

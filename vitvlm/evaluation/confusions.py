@@ -8,12 +8,13 @@ from jaxtyping import Int
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """`count` examples of class `label` were taken for `prediction`: `share` of that class."""
+    """`count` examples of class `label` were taken for `prediction`, `share` of that class; `wrong` are some places."""
 
     label: int
     prediction: int
     count: int
     share: float
+    wrong: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,20 @@ def counts(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], cla
     return np.bincount(labels * classes + prediction, minlength=classes**2).reshape(classes, classes)
 
 
-def pairs(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], most: int) -> list[Pair]:
-    """The pairs of different classes that are confused most often, at most `most`; no table of S x S is made."""
-    wrong = labels != prediction
-    found, number = np.unique(np.stack([labels[wrong], prediction[wrong]], axis=1), axis=0, return_counts=True)
-    total = np.bincount(labels)
-    each = [Pair(int(a), int(b), int(k), int(k) / int(total[a])) for (a, b), k in zip(found, number)]
-    return sorted(each, key=lambda pair: (-pair.count, -pair.share, pair.label, pair.prediction))[:most]
+def pairs(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], most: int, examples: int) -> list[Pair]:
+    """The pairs of different classes that are confused most often, at most `most`; no table of S x S is made.
+
+    `examples` of each are named, spread evenly over them in the order of the set.
+    """
+    wrong = np.flatnonzero(labels != prediction)
+    found, pair, number = np.unique(
+        np.stack([labels[wrong], prediction[wrong]], axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    share = number / np.bincount(labels)[found[:, 0]]
+    order = np.lexsort((found[:, 1], found[:, 0], -share, -number))[:most]
+    return [
+        Pair(*found[i].tolist(), int(number[i]), float(share[i]), _spread(wrong[pair == i], examples)) for i in order
+    ]
 
 
 def worst(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], most: int, examples: int) -> list[Worst]:
@@ -51,6 +59,10 @@ def worst(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], most
     for label in order[:most]:
         wrong = np.flatnonzero((labels == label) & (prediction != label))
         if len(wrong):
-            some = wrong[np.linspace(0, len(wrong) - 1, min(examples, len(wrong))).round().astype(int)]
-            rows.append(Worst(label, int(total[label]), float(right[label] / total[label]), tuple(some.tolist())))
+            rows.append(Worst(label, int(total[label]), float(right[label] / total[label]), _spread(wrong, examples)))
     return rows
+
+
+def _spread(places: Int[np.ndarray, " n"], most: int) -> tuple[int, ...]:
+    """At most so many of the places, evenly spaced."""
+    return tuple(places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)].tolist())

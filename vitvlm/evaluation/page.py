@@ -1,8 +1,8 @@
-"""One page of an evaluation of images against texts: confusions, the worst classes, and a search both ways."""
+"""One page of an evaluation: confusions, the worst classes, and a search between images and texts both ways."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,107 +10,143 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vitvlm.core import pages
+from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, confusions, nearest
 
 PAGE = "page.html"
 NEIGHBOURS = 10
 THUMBNAIL = 96  # pixels of the longer side
 MAP_CLASSES = 100  # a larger confusion table cannot be read
-WORST, EXAMPLES, PAIRS = 9, 5, 20
+WORST, PAIRS, EXAMPLES = 9, 20, 5
 
 Picture = Callable[[int], UInt8[np.ndarray, "H W C"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """What is on the page.
+class Searchable:
+    """Images and texts that can be searched.
 
     Attributes:
-      title: its heading.
-      pairs: embeddings of all images and texts.
+      pairs: embeddings of all of them.
       ranks: [m], how many images come before the first right one of each text.
       strings: texts at these places, as the model reads them.
-      index: [n], each image's position in its source.
       order: texts in the order in which the search takes them in.
-      label, prediction: [n], where the images were classified; `names` are then the classes'.
     """
 
-    title: str
     pairs: nearest.Pairs
     ranks: Int[np.ndarray, " m"]
     strings: Callable[[Sequence[int]], Sequence[str]]
-    index: Int[np.ndarray, " n"]
     order: Sequence[int]
-    label: Int[np.ndarray, " n"] | None = None
-    prediction: Int[np.ndarray, " n"] | None = None
-    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """Images that were classified: label and prediction [n], and a name for each class."""
+
+    label: Int[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What an evaluator puts on its page.
+
+    Attributes:
+      title: its heading.
+      index: [n], each image's position in its source.
+      searchable, classified: what there is to show of the images.
+    """
+
+    title: str
+    index: Int[np.ndarray, " n"]
+    searchable: Searchable | None = None
+    classified: Classified | None = None
+
+
+def check_room(shown: int) -> None:
+    """Raises ConfigError for a number of images that no search fits into."""
+    if shown < 0 or 0 < shown <= NEIGHBOURS:
+        raise ConfigError(
+            f"shown: {shown} images; one text alone needs {NEIGHBOURS + 1}: give at least as many, or 0 for no page"
+        )
 
 
 def write(
     folder: pathlib.Path,
-    shown: Shown,
+    page: Page,
     result: base.Result,
-    images: int,
-    picture: Picture,
+    shown: int,
+    picture: Picture | None,
     example_id: Callable[[int], str] = str,
-) -> None:
-    """Writes page.html into the folder, with at most `images` pictures; the first process alone does."""
-    if jax.process_index():
-        return
-    worst, values = [], {"names": (), "map": None, "confused": [], "worst": []}
-    if shown.label is not None:
-        worst = confusions.worst(shown.label, shown.prediction, WORST, EXAMPLES)
-        values = _classes(shown, worst)
-    found = nearest.search(
-        shown.pairs, shown.order, images, NEIGHBOURS, first=[place for row in worst for place in row.wrong]
+) -> base.Result:
+    """Writes page.html into the folder, with at most `shown` pictures, and gives the result with its path.
+
+    Only the first process writes; nothing is written if `shown` is 0 or there are no pictures.
+    """
+    if not shown or picture is None or jax.process_index():
+        return result
+    classes = _classes(page.classified) if page.classified else {}
+    first = dict.fromkeys(
+        place for row in (*classes.get("worst", ()), *classes.get("confused", ())) for place in row.wrong
     )
-    data = nearest.page_data(shown.pairs, found, shown.ranks)
+    data, statement = _search(page.searchable, shown, first) if page.searchable else _pictures(first, shown)
     for place, image in data["images"].items():
-        index = int(shown.index[place])
+        index = int(page.index[place])
         image |= {"uri": pages.thumbnail(picture(index), THUMBNAIL), "id": example_id(index)}
-    for place, text in zip(found.strings, shown.strings(found.strings)):
-        data["texts"][place]["text"] = text
-    data["total"] = len(shown.pairs.image)
-    path = pathlib.Path(folder) / PAGE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page = pages.render(
+    html = pages.render(
         "vitvlm.evaluation",
         "page.html",
         data,
-        title=shown.title,
+        title=page.title,
         facts=pages.metric_facts(result.metrics),
         protocol=result.protocol,
-        statement=statement(shown, found, images),
+        statement=statement,
+        searchable=page.searchable is not None,
         images=data["images"],
         percent=pages.percent,
-        neighbours=NEIGHBOURS,
-        thumbnail=THUMBNAIL,
-        **values,
+        **{"names": (), "prediction": (), "map": None, "confused": (), "worst": (), **classes},
     )
-    path.write_text(page, encoding="utf-8")
+    path = pathlib.Path(folder) / PAGE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return dataclasses.replace(result, page=path)
 
 
-def statement(shown: Shown, found: nearest.Search, images: int) -> str:
-    """What of the set is on the page, in a sentence."""
-    n, m = len(shown.pairs.image), len(shown.pairs.text)
+def _search(searchable: Searchable, shown: int, first: Iterable[int]) -> tuple[dict[str, Any], str]:
+    """The search's data without pictures, and what of the set it holds, in a sentence."""
+    pairs = searchable.pairs
+    found = nearest.search(pairs, searchable.order, shown, NEIGHBOURS, first)
+    data = nearest.page_data(pairs, found, searchable.ranks)
+    for place, text in zip(found.strings, searchable.strings(found.strings)):
+        data["texts"][place]["text"] = text
+    n, m = len(pairs.image), len(pairs.text)
     if len(found.images) == n and len(found.texts) == m:
-        return f"All {n:,} images and {m:,} texts of the evaluated set are on this page."
-    return (
+        return data | {"total": n}, f"All {n:,} images and {m:,} texts of the evaluated set are on this page."
+    return data | {"total": n}, (
         f"The evaluated set has {n:,} images and {m:,} texts. On this page are {len(found.images):,} of the images "
-        f"(at most {images:,}, so that the file stays small) and {len(found.texts):,} of the texts, whose nearest "
+        f"(at most {shown:,}, so that the file stays small) and {len(found.texts):,} of the texts, whose nearest "
         "images are all among them. Ranks and neighbours are over the whole set."
     )
 
 
-def _classes(shown: Shown, worst: Sequence[confusions.Worst]) -> Mapping[str, Any]:
+def _pictures(places: Iterable[int], shown: int) -> tuple[dict[str, Any], str]:
+    """The data of a page without a search."""
+    wanted = list(places)
+    cut = f"At most {shown:,} pictures are on this page: {len(wanted) - shown:,} that belong here were left out."
+    return {"images": {place: {} for place in wanted[:shown]}, "texts": {}}, cut if len(wanted) > shown else ""
+
+
+def _classes(classified: Classified) -> dict[str, Any]:
     """What the page says of the classes."""
-    classes = len(shown.names)
-    table = confusions.counts(shown.label, shown.prediction, classes) if classes <= MAP_CLASSES else None
+    label, prediction, classes = classified.label, classified.prediction, len(classified.names)
+    table = confusions.counts(label, prediction, classes) if classes <= MAP_CLASSES else None
     return {
-        "names": shown.names,
-        "map": None if table is None else confusion_map(table, shown.names),
-        "confused": confusions.pairs(shown.label, shown.prediction, PAIRS),
-        "worst": [(row, [(place, int(shown.prediction[place])) for place in row.wrong]) for row in worst],
+        "names": classified.names,
+        "prediction": prediction,
+        "map": None if table is None else confusion_map(table, classified.names),
+        "confused": confusions.pairs(label, prediction, PAIRS, EXAMPLES),
+        "worst": confusions.worst(label, prediction, WORST, EXAMPLES),
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
 from vitvlm.evaluation.nearest import BLOCK, TIE
@@ -36,9 +35,8 @@ class Retrieval:
     detokenize: Detokenize | None = None
     example_id: Callable[[int], str] = str
 
-    def __post_init__(self):
-        if self.shown and self.shown <= page.NEIGHBOURS:
-            raise ConfigError(f"shown: {self.shown} images; a text alone needs {page.NEIGHBOURS + 1}, and 0 is no page")
+    def __post_init__(self) -> None:
+        page.check_room(self.shown)
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
@@ -56,17 +54,16 @@ class Retrieval:
             f"chance text to image {shares}; {classification.interval_protocol()}"
         )
         result = base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
-        if self.shown and self.picture and self.detokenize:
-            shown = page.Shown(
-                title=f"Retrieval: {n:,} images, {m:,} texts",
-                pairs=nearest.Pairs(found.image, found.text, np.arange(n), found.owner),
-                ranks=to_image,
-                strings=lambda places: self.detokenize(found.ids[places], found.mask[places]),
-                index=found.index,
-                order=np.random.default_rng(0).permutation(m),
-            )
-            page.write(folder, shown, result, self.shown, self.picture, self.example_id)
-        return result
+        if self.detokenize is None:
+            return result
+        searchable = page.Searchable(
+            pairs=nearest.Pairs(found.image, found.text, np.arange(n), found.owner),
+            ranks=to_image,
+            strings=lambda places: self.detokenize(found.ids[places], found.mask[places]),
+            order=np.random.default_rng(0).permutation(m),
+        )
+        ours = page.Page(f"Retrieval: {n:,} images, {m:,} texts", found.index, searchable)
+        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,11 +55,8 @@ class ZeroShot:
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
-    def __post_init__(self):
-        if self.shown and self.shown <= page.NEIGHBOURS:
-            raise ConfigError(
-                f"shown: {self.shown} images; a class alone needs {page.NEIGHBOURS + 1}, and 0 is no page"
-            )
+    def __post_init__(self) -> None:
+        page.check_room(self.shown)
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         names = self.class_names or self.label_names
@@ -81,20 +78,15 @@ class ZeroShot:
             f"{', …' * (len(templates) > 1)}), n={len(labels)}, {classification.interval_protocol()}"
         )
         result = base.Result(metrics, protocol)
-        if self.shown and self.picture:
-            shown = page.Shown(
-                title=f"Zero-shot classification: {len(labels):,} images, {len(names):,} classes",
-                pairs=nearest.Pairs(images, classes, labels, np.arange(len(names))),
-                ranks=_first_right(logits, labels),
-                strings=lambda places: [names[place] for place in places],
-                index=whole["index"],
-                order=np.argsort(_accuracies(labels, correct, len(names)), kind="stable"),
-                label=labels,
-                prediction=prediction,
-                names=tuple(names),
-            )
-            page.write(folder, shown, result, self.shown, self.picture, self.example_id)
-        return result
+        searchable = page.Searchable(
+            pairs=nearest.Pairs(images, classes, labels, np.arange(len(names))),
+            ranks=_first_right(logits, labels),
+            strings=lambda places: [names[place] for place in places],
+            order=np.argsort(_accuracies(labels, correct, len(names)), kind="stable"),
+        )
+        title = f"Zero-shot classification: {len(labels):,} images, {len(names):,} classes"
+        ours = page.Page(title, whole["index"], searchable, page.Classified(labels, prediction, tuple(names)))
+        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
 
 
 def class_embeddings(
