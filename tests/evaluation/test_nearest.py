@@ -53,9 +53,10 @@ def test_what_must_be_shown_is():
 
 def test_a_text_without_a_right_image_has_none():
     pairs = nearest.Pairs(np.eye(3), np.eye(3)[:2], np.array([0, 0, 0]), np.arange(2))
-    data = nearest.page_data(pairs, nearest.search(pairs, range(2), 20, 2), np.array([0, 3]))
+    data = nearest.page_data(pairs, nearest.search(pairs, range(2), 20, 2), np.array([0, 3]), np.array([0, 1, 2]))
     assert data["texts"][0]["right"] == 0 and data["texts"][1]["right"] is None
     assert data["texts"][1]["rank"] == 4 and data["images"][2]["near"][0] == [0, 0.0]
+    assert [data["images"][place]["rank"] for place in range(3)] == [1, 2, None]
 
 
 @pytest.mark.parametrize("classes", [2, 4, 30])

@@ -159,6 +159,13 @@ def test_the_right_image_is_outlined_or_comes_with_its_rank(open_page, tmp_path)
     assert outlined == "image-70"
     if rank > 10:
         assert f"rank {rank}" in page.locator("#result figure.right").inner_text()
+    page.locator("#result figure.right button").click()
+    image_rank = np.load(tmp_path / "examples.npz")["image_rank"][7] + 1
+    assert image_rank > 1
+    assert f"its first right text is at rank {image_rank} of 80" in page.locator(".verdict").inner_text()
+    page.locator("#hardest").check()
+    hardest = page.locator("#images button").first.get_attribute("title")
+    assert f"text {np.load(tmp_path / 'examples.npz')['image_rank'].argmax()} a" in hardest
 
 
 def test_a_set_too_large_for_the_page_is_said_to_be_and_its_address_leads_to_a_text(open_page, tmp_path):

@@ -107,17 +107,24 @@ def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterab
     return Search(dict(sorted(texts.items())), dict(zip(kept, near_texts)), tuple(own.tolist()))
 
 
-def page_data(pairs: Pairs, found: Search, ranks: Int[np.ndarray, " m"]) -> dict[str, Any]:
+def page_data(
+    pairs: Pairs, found: Search, text_ranks: Int[np.ndarray, " m"], image_ranks: Int[np.ndarray, " n"]
+) -> dict[str, Any]:
     """Places only, as JSON: images and texts by their place in the set, to which the page adds pictures and strings.
 
     Args:
-      ranks: of each text, how many images come before its first right one.
+      text_ranks: of each text, how many images come before its first right one.
+      image_ranks: of each image, how many texts come before its first right one; m if none is right.
     """
     right = {int(group): place for place, group in reversed(list(enumerate(pairs.image_group)))}
     rounded = lambda near: [[place, round(score, 4)] for place, score in near]  # noqa: E731
     return {
         "images": {
-            place: {"group": int(pairs.image_group[place]), "near": rounded(near)}
+            place: {
+                "group": int(pairs.image_group[place]),
+                "near": rounded(near),
+                "rank": int(image_ranks[place]) + 1 if image_ranks[place] < len(pairs.text) else None,
+            }
             for place, near in found.images.items()
         },
         "texts": {
@@ -125,7 +132,7 @@ def page_data(pairs: Pairs, found: Search, ranks: Int[np.ndarray, " m"]) -> dict
             | (
                 {
                     "near": rounded(found.texts[place]),
-                    "rank": int(ranks[place]) + 1,
+                    "rank": int(text_ranks[place]) + 1,
                     "right": right.get(int(pairs.text_group[place])),
                 }
                 if place in found.texts

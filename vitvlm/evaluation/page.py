@@ -28,13 +28,15 @@ class Searchable:
 
     Attributes:
       pairs: embeddings of all of them.
-      ranks: [m], how many images come before the first right one of each text.
+      text_ranks: [m], how many images come before the first right one of each text; n if there is none.
+      image_ranks: [n], how many texts come before the first right one of each image; m if there is none.
       strings: texts at these places, as the model reads them.
       order: texts in the order in which the search takes them in.
     """
 
     pairs: nearest.Pairs
-    ranks: Int[np.ndarray, " m"]
+    text_ranks: Int[np.ndarray, " m"]
+    image_ranks: Int[np.ndarray, " n"]
     strings: Callable[[Sequence[int]], Sequence[str]]
     order: Sequence[int]
 
@@ -117,13 +119,14 @@ def _search(searchable: Searchable, shown: int, first: Iterable[int]) -> tuple[d
     """The search's data without pictures, and what of the set it holds, in a sentence."""
     pairs = searchable.pairs
     found = nearest.search(pairs, searchable.order, shown, NEIGHBOURS, first)
-    data = nearest.page_data(pairs, found, searchable.ranks)
+    data = nearest.page_data(pairs, found, searchable.text_ranks, searchable.image_ranks)
     for place, text in zip(found.strings, searchable.strings(found.strings)):
         data["texts"][place]["text"] = text
     n, m = len(pairs.image), len(pairs.text)
+    data |= {"total": {"images": n, "texts": m}, "captions": len(np.unique(pairs.image_group)) == n}
     if len(found.images) == n and len(found.texts) == m:
-        return data | {"total": n}, f"All {n:,} images and {m:,} texts of the evaluated set are on this page."
-    return data | {"total": n}, (
+        return data, f"All {n:,} images and {m:,} texts of the evaluated set are on this page."
+    return data, (
         f"The evaluated set has {n:,} images and {m:,} texts. On this page are {len(found.images):,} of the images "
         f"(at most {shown:,}, so that the file stays small) and {len(found.texts):,} of the texts, whose nearest "
         "images are all among them. Ranks and neighbours are over the whole set."

@@ -58,7 +58,8 @@ class Retrieval:
             return result
         searchable = page.Searchable(
             pairs=nearest.Pairs(found.image, found.text, np.arange(n), found.owner),
-            ranks=to_image,
+            text_ranks=to_image,
+            image_ranks=to_text,
             strings=lambda places: self.detokenize(found.ids[places], found.mask[places]),
             order=np.random.default_rng(0).permutation(m),
         )

@@ -80,7 +80,8 @@ class ZeroShot:
         result = base.Result(metrics, protocol)
         searchable = page.Searchable(
             pairs=nearest.Pairs(images, classes, labels, np.arange(len(names))),
-            ranks=_first_right(logits, labels),
+            text_ranks=_first_right(logits, labels),
+            image_ranks=classification.label_ranks(logits, labels),
             strings=lambda places: [names[place] for place in places],
             order=np.argsort(_accuracies(labels, correct, len(names)), kind="stable"),
         )

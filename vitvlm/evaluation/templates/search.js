@@ -16,6 +16,7 @@ const picture = (place) => make("img", { src: data.images[place].uri, alt: data.
 const isRight = (image, text) => data.images[image].group === data.texts[text].group;
 const quoted = (text) => (text.trim() ? `“${text}”` : "(an empty text)");
 const score = (value) => value.toFixed(3);
+const FIRST = data.captions ? "its own image" : "its first right image";
 
 // The texts that can be chosen, and for each image the right texts that the page knows.
 const searchable = Object.keys(data.texts).filter((text) => data.texts[text].near);
@@ -24,12 +25,6 @@ for (const [place, text] of Object.entries(data.texts)) {
   textsOf.set(text.group, [...(textsOf.get(text.group) ?? []), place]);
 }
 const named = (image) => (textsOf.get(data.images[image].group) ?? []).map((text) => data.texts[text].text);
-
-// How many of an image's nearest texts come before the first right one.
-const imageRank = (image) => {
-  const rank = data.images[image].near.findIndex(([text]) => isRight(image, text));
-  return rank < 0 ? data.images[image].near.length : rank;
-};
 
 // --- results ----------------------------------------------------------------------------------------------------------
 function figure(image, text, caption) {
@@ -44,11 +39,11 @@ function showText(place) {
   const text = data.texts[place], near = make("div", { class: "near" });
   near.append(...text.near.map(([image, value]) => figure(image, place, score(value))));
   const verdict = text.right === null ? "no image of the set is right for it"
-    : text.rank === 1 ? `of ${data.total} images, the nearest is right` : `its first right image is at rank ${text.rank} of ${data.total}`;
+    : text.rank === 1 ? `of ${data.total.images} images, the nearest is right` : `${FIRST} is at rank ${text.rank} of ${data.total.images}`;
   byId("result").replaceChildren(make("h3", {}, quoted(text.text)), make("p", { class: "verdict" }, verdict), near);
   if (text.right !== null && text.rank > text.near.length) {
     const later = make("div", { class: "near" }, figure(text.right, place, `rank ${text.rank}`));
-    byId("result").append(make("p", { class: "later" }, "a right one"), later);
+    byId("result").append(make("p", { class: "later" }, FIRST), later);
   }
 }
 
@@ -64,6 +59,10 @@ function showImage(place) {
   const head = make("thead", {}, make("tr", {}, make("th", { class: "number" }, "rank"), make("th", {}, "text"), make("th", { class: "number" }, "similarity")));
   const names = named(place).map(quoted).join(", ");
   const title = make("div", {}, make("h3", {}, image.id), make("p", {}, names ? `right: ${names}` : ""));
+  const verdict = image.rank === null ? "no text is right for it"
+    : image.rank === 1 ? `of ${data.total.texts} texts, the nearest is right`
+    : `its first right text is at rank ${image.rank} of ${data.total.texts}`;
+  title.append(make("p", { class: "verdict" }, verdict));
   byId("result").replaceChildren(
     make("div", { class: "query" }, picture(place), title),
     make("div", { class: "scroll" }, make("table", {}, head, rows)));
@@ -92,16 +91,16 @@ function list() {
   const all = kind === "text" ? searchable : Object.keys(data.images);
   const found = all.filter((place) => matches(kind === "text" ? data.texts[place].text : [data.images[place].id, ...named(place)].join(" ")));
   if (hardest) {
-    const rank = kind === "text" ? (place) => data.texts[place].rank : imageRank;
+    const rank = kind === "text" ? (place) => data.texts[place].rank : (place) => data.images[place].rank ?? 0;
     found.sort((a, b) => rank(b) - rank(a));
   }
   const pressed = (place) => `${kind}-${place}` === chosen;
   const rows = found.slice(0, MOST).map((place) => kind === "text"
     ? make("li", {}, make("button", { type: "button", "data-place": place, "aria-pressed": pressed(place), onclick: () => choose("text", place) },
-        quoted(data.texts[place].text), make("span", { class: "rank", title: "rank of the first right image" }, String(data.texts[place].rank))))
+        quoted(data.texts[place].text), make("span", { class: "rank", title: `rank of ${FIRST}` }, String(data.texts[place].rank))))
     : make("button", { type: "button", "data-place": place, "aria-pressed": pressed(place), title: named(place).join(", ") || data.images[place].id, onclick: () => choose("image", place) }, picture(place)));
   byId(kind === "text" ? "texts" : "images").replaceChildren(...rows);
-  byId("count").textContent = `${found.length} of ${all.length} ${kind === "text" ? "texts; beside each, the rank of its first right image" : "images"}`
+  byId("count").textContent = `${found.length} of ${all.length} ${kind === "text" ? `texts; beside each, the rank of ${FIRST}` : "images"}`
     + (found.length > MOST ? `, the first ${MOST} listed` : "");
 }
 
