@@ -156,7 +156,7 @@ def _classes(classified: Classified) -> dict[str, Any]:
 def confusion_map(table: Int[np.ndarray, "S S"], names: Sequence[str]) -> dict[str, Any]:
     """Where the cells of the heat-map are, in pixels: as large as the number of classes leaves room for."""
     classes = len(table)
-    side = int(np.clip(900 / classes, 10, 46))
+    side = int(np.clip(900 / classes, 9, 46))
     labels = [name if len(name) <= 26 else name[:25] + "…" for name in names]
     margin = 30 + int(0.57 * min(side + 1, 12) * max(map(len, labels)))
     total = table.sum(axis=1)

@@ -30,7 +30,7 @@ class Retrieval:
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
-    shown: int = 400
+    shown: int = 500
     picture: page.Picture | None = None
     detokenize: Detokenize | None = None
     example_id: Callable[[int], str] = str

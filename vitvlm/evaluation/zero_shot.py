@@ -51,7 +51,7 @@ class ZeroShot:
     label_names: tuple[str, ...]
     templates: str | tuple[str, ...] = "photo"
     class_names: tuple[str, ...] | None = None
-    shown: int = 400
+    shown: int = 500
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
