@@ -23,11 +23,12 @@ class Predict(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Scores, the protocol that they were measured under, and the pictures that were written."""
+    """Scores, the protocol that they were measured under, and the pictures and the page that were written."""
 
     metrics: dict[str, float]
     protocol: str
     pictures: tuple[pathlib.Path, ...] = ()
+    page: pathlib.Path | None = None
 
 
 class Evaluator(Protocol):

@@ -3,11 +3,12 @@
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitvlm.evaluation import base, bootstrap
+from vitvlm.evaluation import base, bootstrap, page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +17,16 @@ class Classification:
 
     Metrics: top1 with its bootstrap interval (top1_low, top1_high), top5 where there are more than 5 classes, the mean
     per-class accuracy, the mean cross-entropy (nats) and n. Writes `examples.npz` (index, label, prediction, correct)
-    and `classes.csv`.
+    and `classes.csv`. Where pictures are given, `page.html` shows what is taken for what and the worst classes, with at
+    most `shown` pictures (0: no page).
     """
 
     batches: base.Batches
     label_names: tuple[str, ...] = ()
     output: str = "logits"
+    shown: int = 200
+    picture: page.Picture | None = None
+    example_id: Callable[[int], str] = str
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.labelled(base.per_example(predict, self.output, variables, self.batches))
@@ -33,9 +38,13 @@ class Classification:
             folder, whole["index"], label=labels, prediction=prediction, correct=prediction == labels
         )
         write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, logits.shape[1], self.label_names)
-        return base.Result(
-            metrics, f"classification, {logits.shape[1]} classes, n={len(labels)}, {interval_protocol()}"
-        )
+        n, classes = logits.shape
+        result = base.Result(metrics, f"classification, {classes} classes, n={n}, {interval_protocol()}")
+        known = dict(enumerate(self.label_names))
+        names = tuple(known.get(label, str(label)) for label in range(classes))
+        classified = page.Classified(labels, prediction, names)
+        ours = page.Page(f"Classification: {n:,} images, {classes:,} classes", whole["index"], classified=classified)
+        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
 
 
 def scores(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:

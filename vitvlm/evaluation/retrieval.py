@@ -2,15 +2,16 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
+from vitvlm.evaluation.nearest import BLOCK, TIE
 
-BLOCK = 2048  # queries, and candidates, of one product: 32 MB of float64
-TIE = 1e-7  # similarities that differ by less, in float32's last digit, are equal
+Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,20 @@ class Retrieval:
     text_mask likewise, in which a row of zeros is no text.
 
     Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
-    median ranks, n images and texts; chance, the recall of a random order, is in the protocol.
+    median ranks, n images and texts; chance, the recall of a random order, is in the protocol. Where pictures are
+    given, `page.html` shows the images nearest to each text and the texts nearest to each image, with at most `shown`
+    images (0: no page).
     """
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
+    shown: int = 500
+    picture: page.Picture | None = None
+    detokenize: Detokenize | None = None
+    example_id: Callable[[int], str] = str
+
+    def __post_init__(self) -> None:
+        page.check_room(self.shown)
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
@@ -43,17 +53,33 @@ class Retrieval:
             f"retrieval over {n} images and {m} texts, cosine similarity; an image's hit is any of its texts; "
             f"chance text to image {shares}; {classification.interval_protocol()}"
         )
-        return base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
+        result = base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
+        if self.detokenize is None:
+            return result
+        searchable = page.Searchable(
+            pairs=nearest.Pairs(found.image, found.text, np.arange(n), found.owner),
+            text_ranks=to_image,
+            image_ranks=to_text,
+            strings=lambda places: self.detokenize(found.ids[places], found.mask[places]),
+            order=np.random.default_rng(0).permutation(m),
+        )
+        ours = page.Page(f"Retrieval: {n:,} images, {m:,} texts", found.index, searchable)
+        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images)."""
+    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images).
+
+    `ids` and `mask` [m, L] are the texts' tokens.
+    """
 
     image: Float[np.ndarray, "n E"]
     text: Float[np.ndarray, "m E"]
     owner: Int[np.ndarray, " m"]
     index: Int[np.ndarray, " n"]
+    ids: Int[np.ndarray, "m L"]
+    mask: Int[np.ndarray, "m L"]
 
 
 def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:
@@ -62,11 +88,15 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
     owner, place = np.nonzero(whole["is_text"])
     if not len(owner):
         raise ValueError("this evaluator needs texts, and every one is empty")
-    return Embeddings(whole["image"], whole["text"][owner, place], owner, whole["index"])
+    each = (whole[name][owner, place] for name in ("ids", "text_mask"))
+    return Embeddings(whole["image"], whole["text"][owner, place], owner, whole["index"], *each)
 
 
 def with_texts(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> base.Arrays:
-    """image [n, E] and text [n, T, E], float64 of length 1, is_text [n, T], and index [n], of a whole set."""
+    """Of a whole set: image [n, E], text [n, T, E] (float64 of length 1), is_text [n, T] and index [n].
+
+    And the texts' tokens: ids and text_mask [n, T, L].
+    """
 
     def both(batch: base.Batch) -> dict[str, np.ndarray]:
         if "text" not in batch:
@@ -82,6 +112,8 @@ def with_texts(predict: base.Predict, variables: base.Variables, batches: base.B
             "image": predict("image_embedding", variables, batch)["embedding"],
             "text": np.stack(embedded, axis=1),
             "is_text": mask.any(axis=-1),
+            "ids": text,
+            "text_mask": mask,
         }
 
     whole = base.collect(batches, both)

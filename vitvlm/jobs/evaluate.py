@@ -79,7 +79,10 @@ def results_folder(folder: epath.Path, step: int) -> epath.Path:
 
 
 def table(results: Mapping[str, Sequence[Row]]) -> Group:
-    """The results of one or more workdirs, by the part of their paths that differs, and the protocol of each figure."""
+    """The results of one or more workdirs, by the part of their paths that differs.
+
+    Below them the protocol of each figure, and the pages that were written.
+    """
     several = len(results) > 1
     names = _short(list(results)) if several else {}
     shown = Table(*(["workdir"] if several else []), "step", "evaluation", "metric", "value", "interval")
@@ -90,7 +93,12 @@ def table(results: Mapping[str, Sequence[Row]]) -> Group:
                 shown.add_row(*which, str(row.step), row.name, metric, value, interval)
             shown.add_section()
     protocols = {(row.name, row.result.protocol): None for rows in results.values() for row in rows}
-    return Group(shown, *(Text(f"{name}: {protocol}") for name, protocol in protocols))
+    pages = [(row.name, row.result.page) for rows in results.values() for row in rows if row.result.page]
+    return Group(
+        shown,
+        *(Text(f"{name}: {protocol}") for name, protocol in protocols),
+        *(Text(f"{name}: see {page}") for name, page in pages),
+    )
 
 
 def _short(folders: Sequence[str]) -> dict[str, str]:
