@@ -13,7 +13,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vitvlm", "vitvlm.*"]),
-    package_data={"vitvlm.data": ["emoji/**/*"], "vitvlm.jobs": ["ablation/templates/*"]},
+    package_data={
+        "vitvlm.core": ["pages/templates/*"],
+        "vitvlm.data": ["emoji/**/*"],
+        "vitvlm.evaluation": ["templates/*"],
+        "vitvlm.jobs": ["ablation/templates/*", "prepare/templates/*"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8.3",

@@ -5,10 +5,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitvlm import evaluation
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation.zero_shot import TEMPLATES
+from vitvlm.evaluation.zero_shot import TEMPLATES, _first_right
 
 NAMES = ("cat", "dog", "{odd}")
 
@@ -92,3 +94,13 @@ def test_what_cannot_be_meant(fields, message, tmp_path):
     )
     with pytest.raises(ConfigError, match=message):
         evaluator.run(predict, {}, tmp_path)
+
+
+@given(n=st.integers(1, 30), seed=st.integers(0, 100))
+def test_the_rank_of_a_class_is_that_of_its_first_image_in_a_full_sort(n, seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.integers(4, size=(n, 5)) / 4, rng.integers(5, size=n)
+    ranks = _first_right(logits, labels)
+    for c in range(5):
+        order = labels[np.argsort(-logits[:, c], kind="stable")]
+        assert ranks[c] == (np.flatnonzero(order == c)[0] if (labels == c).any() else n)

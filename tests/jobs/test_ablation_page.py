@@ -1,12 +1,9 @@
-import pathlib
+import functools
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tests.jobs.fake_sweep import Trainings, sweep
 from vitvlm.jobs.ablate import ablate
-
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -16,36 +13,9 @@ def page_file(tmp_path_factory):
     return folder / "work" / "index.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = next((path for path in BROWSERS if pathlib.Path(path).exists()), None)
-    assert path, f"none of {BROWSERS} is there: install chromium"
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
-def opened(browser, page_file):
-    """Opens the page at a width; on leaving, there must have been no complaint and no request but the page itself."""
-    contexts, complaints, requests = [], [], []
-
-    def open_at(width=1200, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
-        return page
-
-    yield open_at
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
+def opened(open_page, page_file):
+    return functools.partial(open_page, page_file)
 
 
 def names(page):

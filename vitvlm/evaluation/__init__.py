@@ -32,6 +32,8 @@ GIVEN = {
     "random_variables": "variables of the same model with random weights: (seed) -> variables",
     "label_names": "the classes' names",
     "tokenize": "texts to tokens, as the evaluated split's operations make them: (texts) -> ids and mask [n, L]",
+    "detokenize": "the inverse: (ids, mask) [n, L] -> texts",
+    "picture": "an example's image as the model gets it, as colours: (index) -> uint8 [H, W, C]",
     "example_id": "an example's id in its source: (index) -> str",
     "patch_size": "the model's patch, (P, Q)",
     "norm_pix": "whether the reconstruction target is normalised per patch",

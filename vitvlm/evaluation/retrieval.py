@@ -2,15 +2,17 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.core.config import ConfigError
+from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
+from vitvlm.evaluation.nearest import BLOCK, TIE
 
-BLOCK = 2048  # queries, and candidates, of one product: 32 MB of float64
-TIE = 1e-7  # similarities that differ by less, in float32's last digit, are equal
+Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +24,21 @@ class Retrieval:
     text_mask likewise, in which a row of zeros is no text.
 
     Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
-    median ranks, n images and texts; chance, the recall of a random order, is in the protocol.
+    median ranks, n images and texts; chance, the recall of a random order, is in the protocol. Where pictures are
+    given, `page.html` shows the images nearest to each text and the texts nearest to each image, with at most `shown`
+    images (0: no page).
     """
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
+    shown: int = 400
+    picture: page.Picture | None = None
+    detokenize: Detokenize | None = None
+    example_id: Callable[[int], str] = str
+
+    def __post_init__(self):
+        if self.shown and self.shown <= page.NEIGHBOURS:
+            raise ConfigError(f"shown: {self.shown} images; a text alone needs {page.NEIGHBOURS + 1}, and 0 is no page")
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
@@ -43,17 +55,33 @@ class Retrieval:
             f"retrieval over {n} images and {m} texts, cosine similarity; an image's hit is any of its texts; "
             f"chance text to image {shares}; {classification.interval_protocol()}"
         )
-        return base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
+        result = base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
+        if self.shown and self.picture and self.detokenize:
+            shown = page.Shown(
+                title=f"Retrieval: {n:,} images, {m:,} texts",
+                pairs=nearest.Pairs(found.image, found.text, np.arange(n), found.owner),
+                ranks=to_image,
+                strings=lambda places: self.detokenize(found.ids[places], found.mask[places]),
+                index=found.index,
+                order=np.random.default_rng(0).permutation(m),
+            )
+            page.write(folder, shown, result, self.shown, self.picture, self.example_id)
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images)."""
+    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images).
+
+    `ids` and `mask` [m, L] are the texts' tokens.
+    """
 
     image: Float[np.ndarray, "n E"]
     text: Float[np.ndarray, "m E"]
     owner: Int[np.ndarray, " m"]
     index: Int[np.ndarray, " n"]
+    ids: Int[np.ndarray, "m L"]
+    mask: Int[np.ndarray, "m L"]
 
 
 def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:
@@ -72,15 +100,17 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
         return {
             "image": predict("image_embedding", variables, batch)["embedding"],
             "text": np.stack(embedded, axis=1),
-            "is_text": mask.any(axis=-1),
+            "ids": text,
+            "mask": mask,
         }
 
     whole = base.collect(batches, both)
-    owner, place = np.nonzero(whole["is_text"])
+    owner, place = np.nonzero(whole["mask"].any(axis=-1))
     if not len(owner):
         raise ValueError("retrieval needs texts, and every one is empty")
     image, text = whole["image"].astype(np.float64), whole["text"][owner, place].astype(np.float64)
-    return Embeddings(normalise(image), normalise(text), owner, whole["index"])
+    ids, mask = whole["ids"][owner, place], whole["mask"][owner, place]
+    return Embeddings(normalise(image), normalise(text), owner, whole["index"], ids, mask)
 
 
 def ranks(

@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
 
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
@@ -40,7 +40,10 @@ class ZeroShot:
       templates: sentences with one {} for the class's name, or the name of a set of such: "name", "photo", "clip_7".
       class_names: instead of the data's own.
 
-    Metrics and files are those of `Classification`, but for the loss.
+      shown: the most images on the page; 0 for no page.
+
+    Metrics and files are those of `Classification`, but for the loss. Where pictures are given, `page.html` shows what
+    is taken for what, the worst classes, and the images nearest to each class, the classes nearest to each image.
     """
 
     batches: base.Batches
@@ -48,6 +51,15 @@ class ZeroShot:
     label_names: tuple[str, ...]
     templates: str | tuple[str, ...] = "photo"
     class_names: tuple[str, ...] | None = None
+    shown: int = 400
+    picture: page.Picture | None = None
+    example_id: Callable[[int], str] = str
+
+    def __post_init__(self):
+        if self.shown and self.shown <= page.NEIGHBOURS:
+            raise ConfigError(
+                f"shown: {self.shown} images; a class alone needs {page.NEIGHBOURS + 1}, and 0 is no page"
+            )
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         names = self.class_names or self.label_names
@@ -56,7 +68,8 @@ class ZeroShot:
         templates = _templates(self.templates)
         classes = class_embeddings(predict, variables, self.tokenize, names, templates)
         whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))
-        logits, labels = normalise(whole["embedding"].astype(np.float64)) @ classes.T, whole["label"]
+        images, labels = normalise(whole["embedding"].astype(np.float64)), whole["label"]
+        logits = images @ classes.T
         classification.check_labels(labels, len(names))
         metrics, prediction = classification.scores(logits, labels), logits.argmax(axis=1)
         correct = prediction == labels
@@ -67,7 +80,21 @@ class ZeroShot:
             f"zero-shot classification, {len(names)} classes, {len(templates)} templates ({templates[0]!r}"
             f"{', …' * (len(templates) > 1)}), n={len(labels)}, {classification.interval_protocol()}"
         )
-        return base.Result(metrics, protocol)
+        result = base.Result(metrics, protocol)
+        if self.shown and self.picture:
+            shown = page.Shown(
+                title=f"Zero-shot classification: {len(labels):,} images, {len(names):,} classes",
+                pairs=nearest.Pairs(images, classes, labels, np.arange(len(names))),
+                ranks=_first_right(logits, labels),
+                strings=lambda places: [names[place] for place in places],
+                index=whole["index"],
+                order=np.argsort(_accuracies(labels, correct, len(names)), kind="stable"),
+                label=labels,
+                prediction=prediction,
+                names=tuple(names),
+            )
+            page.write(folder, shown, result, self.shown, self.picture, self.example_id)
+        return result
 
 
 def class_embeddings(
@@ -86,6 +113,28 @@ def class_embeddings(
         rows.append(predict("text_embedding", variables, {"text": ids, "text_mask": mask})["embedding"][: len(some)])
     each = normalise(np.concatenate(rows).astype(np.float64)).reshape(len(names), len(templates), -1)
     return normalise(each.mean(axis=1))
+
+
+def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
+    """How many images come before the first of its own for each class, equal ones in order; n if it has no image."""
+    n, classes = logits.shape
+    ranks = np.full(classes, n)
+    for label in np.unique(labels):
+        column, own = logits[:, label], labels == label
+        best = column[own].max()
+        first = np.flatnonzero(own & (column >= best - nearest.TIE))[0]
+        earlier = (column >= best - nearest.TIE) & (np.arange(n) < first)
+        ranks[label] = ((column > best + nearest.TIE) | earlier).sum()
+    return ranks
+
+
+def _accuracies(
+    labels: Int[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], classes: int
+) -> Float[np.ndarray, " S"]:
+    """Of each class; those without images come after all others."""
+    total = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels, weights=correct, minlength=classes)
+    return np.where(total > 0, right / np.maximum(total, 1), np.inf)
 
 
 def _templates(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
-from vitvlm.data import operations
+from vitvlm.data import operations, sources
 from vitvlm.data.batches import eval_batches
 from vitvlm.data.operations import colour, text
+from vitvlm.data.plans import Loader
 from vitvlm.jobs import fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, open_split
@@ -85,6 +87,7 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
         "label_names": source.label_names,
         "example_id": source.ids.__getitem__,
         **_facts(job, pipeline),
+        **_pictures(source, pipeline),
     }
     return NamedEvaluator(name, when, evaluation.build(when.type, own, where, **given))
 
@@ -93,16 +96,28 @@ def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
     """What pictures of this model's inputs need; only what the model and the operations do have."""
     facts: dict[str, Any] = {}
     if tokenizer := text.tokenizer_of(pipeline):
-        facts["tokenize"] = tokenizer.encode
-    for operation in pipeline.operations:
-        if operation.function.name == "normalize":
-            facts["mean"], facts["std"] = map(tuple, colour.statistics(*operation.positional, **operation.named))
+        facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
+    if statistics := colour.normalization(pipeline):
+        facts["mean"], facts["std"] = map(tuple, statistics)
     encoder = getattr(job.task.model, "vit", job.task.model)
     if hasattr(encoder, "patch_size"):
         facts["patch_size"] = as_pair(encoder.patch_size)
     if hasattr(job.task.model, "norm_pix"):
         facts["norm_pix"] = job.task.model.norm_pix
     return facts
+
+
+def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str, Any]:
+    """Random access to what the model sees, its normalisation undone; nothing, if pixels are not normalised."""
+    if (statistics := colour.normalization(pipeline)) is None:
+        return {}
+    loader, (mean, std) = Loader(source, pipeline, seed=0), statistics
+
+    def picture(index: int) -> np.ndarray:
+        pixels = loader.example(0, index)["image"] * std + mean
+        return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)
+
+    return {"picture": picture}
 
 
 def _pass(job: Setup, split: fields.Split, batch_size: int | None) -> Callable[[], Iterable[Mapping[str, Any]]]:

@@ -1,27 +1,19 @@
 """What a sweep leaves behind: table.csv, table.md, plots, and one page that needs nothing but a browser."""
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from etils import epath
 
+from vitvlm.core import pages
 from vitvlm.jobs import figures
 from vitvlm.jobs.ablation import columns, plots, rows
 from vitvlm.jobs.ablation.plan import Plan
 from vitvlm.jobs.ablation.rows import Row
 
 PAGE, CSV, MARKDOWN, PLOTS = "index.html", "table.csv", "table.md", "plots"
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("vitvlm.jobs.ablation"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def write(sweep: Plan, table: Sequence[Row], folder: epath.Path) -> None:
@@ -89,7 +81,9 @@ def as_page(sweep: Plan, table: Sequence[Row]) -> str:
     """One HTML page, its data, drawings, script and pictures inside."""
     costs = columns.present([row.costs.get(sweep.costs_of, {}) for row in table])
     leaders = [rows.best(tuple(table), place, score) for place, score in enumerate(sweep.scores)]
-    return _TEMPLATES.get_template("page.html").render(
+    return pages.render(
+        "vitvlm.jobs.ablation",
+        "page.html",
         sweep=sweep,
         budget=budget(sweep),
         rows=table,
@@ -99,7 +93,11 @@ def as_page(sweep: Plan, table: Sequence[Row]) -> str:
         leaders=leaders,
         protocols=protocols(sweep, table),
         differences=rows.differences(sweep),
-        pictures=[(row.name, caption, _data_uri(path)) for row in table for caption, path in row.pictures.items()],
+        pictures=[
+            (row.name, caption, pages.data_uri(path.read_bytes()))
+            for row in table
+            for caption, path in row.pictures.items()
+        ],
         colours=figures.COLOURS,
         data=_data(sweep, table, costs),
     )
@@ -136,10 +134,6 @@ def _data(sweep: Plan, table: Sequence[Row], costs: Sequence[columns.Cost]) -> d
             for row in table
         ],
     }
-
-
-def _data_uri(path: epath.Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -1,13 +1,5 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const colour = (place) => `var(--s${place % 8})`;
-
-// --- light and dark -------------------------------------------------------------------------------------------------
-const root = document.documentElement;
-root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-document.getElementById("theme").onclick = () => {
-  root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
-};
 
 // --- the table sorts by the column whose heading is clicked; rows without a number stay last -----------------------
 const table = document.getElementById("results");

@@ -1,0 +1,41 @@
+"""Pages in a real browser."""
+
+import pathlib
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next((path for path in BROWSERS if pathlib.Path(path).exists()), None)
+    assert path, f"none of {BROWSERS} is there: install chromium"
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file at a width; on leaving, there must have been no complaint and no request but for the file itself."""
+    contexts, complaints, requests, opened = [], [], set(), set()
+
+    def open_at(path, width=1200, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.add(request.url))
+        opened.add(path.as_uri())
+        page.goto(path.as_uri())
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:")} == opened

@@ -1,0 +1,140 @@
+"""Nearest neighbours between the images and the texts of a whole set, and the few of them that a page can show."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BLOCK = 2048  # queries, and candidates, of one product: 32 MB of float64
+TIE = 1e-7  # similarities that differ by less, in float32's last digit, are equal
+TEXTS_PER_IMAGE = 10  # a page has at most so many texts to search for each image that it may show
+_CHUNK = 64  # texts whose neighbours are found at once while there is room on the page
+
+
+def top(
+    queries: Float[np.ndarray, "q E"], candidates: Float[np.ndarray, "c E"], k: int, block: int = BLOCK
+) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+    """(places, similarities) of the k most similar candidates of each query, the best first; all, if there are fewer.
+
+    Of candidates that are as similar (to 1e-7) the earlier comes first. Block by block: memory does not grow with c.
+    """
+    k = min(k, len(candidates))
+    places, scores = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
+    for i in range(0, len(queries), block):
+        some = queries[i : i + block].astype(np.float64)
+        place, score = np.zeros((len(some), 0), np.int64), np.zeros((len(some), 0))
+        for j in range(0, len(candidates), block):
+            new = some @ candidates[j : j + block].astype(np.float64).T
+            score = np.concatenate([score, new], axis=1)
+            place = np.concatenate([place, np.broadcast_to(np.arange(j, j + new.shape[1]), new.shape)], axis=1)
+            best = np.argsort(-np.round(score / TIE), axis=1, kind="stable")[:, :k]
+            place, score = np.take_along_axis(place, best, axis=1), np.take_along_axis(score, best, axis=1)
+        places[i : i + block], scores[i : i + block] = place, score
+    return places, scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A set of images and texts whose embeddings are unit vectors; a text is right for the images of its group.
+
+    Attributes:
+      image, text: [n, E] and [m, E].
+      image_group, text_group: [n] and [m]: the image itself (captions), or its class (class names).
+    """
+
+    image: Float[np.ndarray, "n E"]
+    text: Float[np.ndarray, "m E"]
+    image_group: Int[np.ndarray, " n"]
+    text_group: Int[np.ndarray, " m"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a page offers: each list holds (place in the set, similarity), the nearest first.
+
+    Attributes:
+      texts: the images nearest to each text that can be searched.
+      images: the texts nearest to each image that is shown.
+      own: the right texts of the images that are shown.
+    """
+
+    texts: dict[int, list[tuple[int, float]]]
+    images: dict[int, list[tuple[int, float]]]
+    own: tuple[int, ...]
+
+    @property
+    def strings(self) -> list[int]:
+        """Places of the texts that are named anywhere, in order."""
+        return sorted({*self.texts, *self.own, *(text for near in self.images.values() for text, _ in near)})
+
+
+def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterable[int] = ()) -> Search:
+    """Neighbours over the WHOLE set for as many texts as need no more than `shown` images.
+
+    Args:
+      order: texts in the order in which they are wanted.
+      shown: how many images may be shown.
+      k: neighbours each.
+      first: images that are shown in any case, up to `shown`.
+
+    A text needs its k nearest images and the first right one. Room that texts leave is filled with other images. Where
+    the whole set is no larger than `shown`, all is there.
+    """
+    n = len(pairs.image)
+    images = dict.fromkeys(range(n)) if n <= shown else dict.fromkeys(list(first)[:shown])
+    right = {int(group): place for place, group in reversed(list(enumerate(pairs.image_group)))}
+    order = list(order)[: TEXTS_PER_IMAGE * shown]
+    texts: dict[int, list[tuple[int, float]]] = {}
+    for start in range(0, len(order), _CHUNK):
+        chunk = order[start : start + _CHUNK]
+        found = _lists(*top(pairs.text[chunk], pairs.image, k))
+        for text, near in zip(chunk, found):
+            own = right.get(int(pairs.text_group[text]))
+            needed = dict.fromkeys([place for place, _ in near] + ([] if own is None else [own]))
+            if len(images | needed) > shown:
+                break
+            images |= needed
+            texts[int(text)] = near
+        if len(texts) < start + len(chunk):
+            break
+    others = (place for place in np.random.default_rng(0).permutation(n).tolist() if place not in images)
+    kept = sorted([*images, *itertools.islice(others, shown - len(images))])
+    near_texts = _lists(*top(pairs.image[kept], pairs.text, k))
+    own = np.flatnonzero(np.isin(pairs.text_group, pairs.image_group[kept]))
+    return Search(dict(sorted(texts.items())), dict(zip(kept, near_texts)), tuple(own.tolist()))
+
+
+def page_data(pairs: Pairs, found: Search, ranks: Int[np.ndarray, " m"]) -> dict[str, Any]:
+    """Places only, as JSON: images and texts by their place in the set, to which the page adds pictures and strings.
+
+    Args:
+      ranks: of each text, how many images come before its first right one.
+    """
+    right = {int(group): place for place, group in reversed(list(enumerate(pairs.image_group)))}
+    rounded = lambda near: [[place, round(score, 4)] for place, score in near]  # noqa: E731
+    return {
+        "images": {
+            place: {"group": int(pairs.image_group[place]), "near": rounded(near)}
+            for place, near in found.images.items()
+        },
+        "texts": {
+            place: {"group": int(pairs.text_group[place])}
+            | (
+                {
+                    "near": rounded(found.texts[place]),
+                    "rank": int(ranks[place]) + 1,
+                    "right": right.get(int(pairs.text_group[place])),
+                }
+                if place in found.texts
+                else {}
+            )
+            for place in found.strings
+        },
+    }
+
+
+def _lists(places: np.ndarray, scores: np.ndarray) -> list[list[tuple[int, float]]]:
+    return [list(zip(row.tolist(), values.tolist())) for row, values in zip(places, scores)]
