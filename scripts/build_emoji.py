@@ -16,19 +16,16 @@ import collections
 import dataclasses
 import io
 import re
-import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
-from etils import epath
 from fontTools.ttLib import TTFont
 from PIL import Image
 
-from vitvlm.data import splits
+from vitvlm.data import splits, writing
 
 _OUT = flags.DEFINE_string("out", "vitvlm/data/emoji", "Directory to write.")
 _ROOT = flags.DEFINE_string("root", "/", "Where the Debian packages are installed.")
@@ -212,45 +209,32 @@ def split_bases(examples: list[dict[str, str | bytes]]) -> tuple[set[str], set[s
     return set(sizes) - tested, tested
 
 
-class EmojiBuilder(tfds.core.GeneratorBasedBuilder):
-    """Noto emoji with names, keywords and groups."""
-
-    name = "emoji"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, examples: list[dict[str, str | bytes]], **kwargs: object):
-        self._examples = examples
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        texts = ("id", "emoji", "name", "keywords", "name_ja", "keywords_ja", "base")
-        classes = {
-            name: tfds.features.ClassLabel(names=list(dict.fromkeys(e[name] for e in self._examples)))
-            for name in ("group", "subgroup")
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=(
-                "Noto Color Emoji 2.042 at 64 px with CLDR 41's names and keywords (joined by '|') in English and "
-                "Japanese, and Unicode's groups and subgroups; without skin tones. Split by base emoji. Images: SIL "
-                "Open Font License 1.1 (LICENSE.OFL.txt). Texts: Unicode licence (LICENSE.Unicode.txt)."
-            ),
-            homepage="https://github.com/googlefonts/noto-emoji",
-            license="OFL-1.1 AND Unicode-DFS-2016",
-            features=tfds.features.FeaturesDict(
-                {"image": tfds.features.Image(shape=(SIZE, SIZE, 4), encoding_format="png")}
-                | {name: tfds.features.Text() for name in texts}
-                | classes
-            ),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {
-            name: self._generate_examples(bases) for name, bases in zip(("train", "test"), split_bases(self._examples))
-        }
-
-    def _generate_examples(self, bases: set[str]) -> Iterator[tuple[str, dict[str, str | bytes]]]:
-        return ((example["id"], example) for example in self._examples if example["base"] in bases)
+def write(out: Path, examples: list[dict[str, str | bytes]]) -> None:
+    """Writes the data set into a directory that is there, over the one before."""
+    texts = ("id", "emoji", "name", "keywords", "name_ja", "keywords_ja", "base")
+    classes = {
+        name: tfds.features.ClassLabel(names=list(dict.fromkeys(e[name] for e in examples)))
+        for name in ("group", "subgroup")
+    }
+    features = {"image": tfds.features.Image(shape=(SIZE, SIZE, 4), encoding_format="png")}
+    features |= {name: tfds.features.Text() for name in texts} | classes
+    writing.write(
+        out,
+        "emoji",
+        features,
+        {
+            name: [(example["id"], example) for example in examples if example["base"] in bases]
+            for name, bases in zip(("train", "test"), split_bases(examples))
+        },
+        shuffled=True,
+        description=(
+            "Noto Color Emoji 2.042 at 64 px with CLDR 41's names and keywords (joined by '|') in English and "
+            "Japanese, and Unicode's groups and subgroups; without skin tones. Split by base emoji. Images: SIL "
+            "Open Font License 1.1 (LICENSE.OFL.txt). Texts: Unicode licence (LICENSE.Unicode.txt)."
+        ),
+        homepage="https://github.com/googlefonts/noto-emoji",
+        license="OFL-1.1 AND Unicode-DFS-2016",
+    )
 
 
 def read_licence(path: Path, name: str, subject: str) -> str:
@@ -267,12 +251,8 @@ def main(argv: list[str]) -> None:
     del argv
     root, out = Path(_ROOT.value), Path(_OUT.value)
     examples = read_examples(root)
-    with tempfile.TemporaryDirectory() as folder:
-        builder = EmojiBuilder(examples, data_dir=folder, file_format="array_record")
-        builder.download_and_prepare()
-        out.mkdir(parents=True, exist_ok=True)
-        for path in builder.data_path.iterdir():
-            path.copy(epath.Path(out) / path.name, overwrite=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write(out, examples)
     for name, (path, licence, subject) in LICENCES.items():
         (out / name).write_text(read_licence(root / path, licence, subject), encoding="utf-8")
     size = sum(path.stat().st_size for path in out.iterdir())

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -77,6 +77,24 @@ def stratified_fraction(
         members = order[labels[order] == label]
         chosen.append(members[: max(1, round(fraction * len(members)))])
     return np.sort(np.concatenate(chosen))
+
+
+def by_shares(name: str, shares: Mapping[str, float], rest: str = "train") -> str:
+    """The split that an example belongs to by a hash of its name and nothing else: {"test": 0.1} is a tenth, about.
+
+    A name stays in its split whatever else is added to the data or taken away, and "test" stays the same where further
+    splits are added behind it.
+
+    Raises ConfigError for shares that are not above 0, or that leave nothing for the rest.
+    """
+    if not all(share > 0 for share in shares.values()) or sum(shares.values()) >= 1 or rest in shares:
+        raise ConfigError(f"split {dict(shares)}: shares must be above 0, their sum below 1; {rest!r} has what is left")
+    place = _hash(name, seed=0) / 2**64
+    for split, share in shares.items():
+        place -= share
+        if place < 0:
+            return split
+    return rest
 
 
 def _bound(text: str | None, count: int) -> int | None:

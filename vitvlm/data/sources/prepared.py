@@ -33,7 +33,8 @@ FASHION_MNIST_LABELS = (
 class TfdsSource(Source):
     """One split of a prepared TFDS data set with an Image feature "image" and a ClassLabel feature.
 
-    Images are given as they are stored, encoded. Text features are given as strings, other class labels as their names.
+    Images are given as they are stored, encoded. Text features are given as strings, sequences of them as tuples, other
+    class labels as their names. Where no feature is a ClassLabel there are no classes, and every label is 0.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, label: str = "label"):
@@ -41,13 +42,14 @@ class TfdsSource(Source):
         if split not in available:
             raise ConfigError(f"{builder.name}: no split {split!r}; {suggest(split, available)}")
         classes = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-        if label not in classes:
+        if label not in classes and (classes or label != "label"):
             raise ConfigError(f"{builder.name}: no class label {label!r}; {suggest(label, classes)}")
         if "image" not in features or not isinstance(features["image"], tfds.features.Image):
             raise DataError(f"{builder.name}: has no image feature named 'image', only {', '.join(features)}")
-        self.label_names = tuple(features[label].names)
-        self._label = label
+        self.label_names = tuple(features[label].names) if classes else ()
+        self._label = label if classes else None
         self._texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+        self._several = [name for name, feature in features.items() if _is_texts(feature)]
         self._class_names = {name: features[name].names for name in classes if name != "label"}
         self._prefix = f"{builder.name}-{split}"
         self._records = _read(builder, split)
@@ -66,17 +68,18 @@ class TfdsSource(Source):
         labels, ids = np.zeros(len(self), np.int32), []
         for i in range(len(self)):
             record = self._records[i]
-            labels[i] = record[self._label]
+            labels[i] = record[self._label] if self._label else 0
             ids.append(self._id(record, i))
         return labels, ids
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
         example = {name: record[name].decode() for name in self._texts}
+        example |= {name: tuple(text.decode() for text in record[name]) for name in self._several}
         example |= {name: names[record[name]] for name, names in self._class_names.items()}
         return example | {
             "image": record["image"],
-            "label": int(record[self._label]),
+            "label": int(record[self._label]) if self._label else 0,
             "id": self._id(record, index),
         }
 
@@ -130,6 +133,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
             "set data_dir or TFDS_DATA_DIR to a directory in which it is prepared as ArrayRecord "
             f"(tfds build {builder.name} --file_format=array_record, with TensorFlow installed)"
         ) from error
+
+
+def _is_texts(feature: tfds.features.FeatureConnector) -> bool:
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text)
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:

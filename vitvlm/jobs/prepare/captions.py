@@ -1,0 +1,71 @@
+"""What can be wrong with a caption by itself, and when two captions are the same."""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from vitvlm.data.sources.folder import SUFFIXES
+
+SEPARATOR = "|"  # between several captions in one string
+
+# What cameras, telephones and programs call their files: a word of theirs, then a number, a date or a counter.
+_DEVICES = (
+    "img|image|imgp|imag|dsc|dscn|dscf|dcim|pict|pic|picture|photo|foto|mvi|vid|pxl|sam|gopr|dji|wp|cimg|scan|"
+    "screenshot|screen shot|bildschirmfoto|untitled|unnamed|download|file|whatsapp image|received|fb img|p(?=[0-9]{4})"
+)
+_DEVICE = re.compile(rf"(?:{_DEVICES})(?: at)? ?[( ]?\d[\d :.()x]*", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9a-f]*\d[0-9a-f ]*", re.IGNORECASE)  # a counter, a date, a hash or a UUID
+_BREAKS = re.compile(r"[-_\s]+")
+_SHORTEST_NUMBER, _SHORTEST_HASH = 4, 8  # characters; "7" and "100" may be what an image shows
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """The captions in a field: a string holds several between SEPARATORs, a tuple is several; blank ones are none."""
+    texts: Sequence[str] = () if value is None else value.split(SEPARATOR) if isinstance(value, str) else value
+    return tuple(text.strip() for text in texts if text.strip())
+
+
+def fault(caption: str, name: str) -> str | None:
+    """The fault of a caption, which is "file_name" or "one_word", or None.
+
+    Args:
+      caption: one caption, not blank.
+      name: the example's id; the stem of its last part is the file's.
+
+    A file's name is a fault before a single word is one: each caption has one fault at most.
+    """
+    if names_the_file(caption, name):
+        return "file_name"
+    return "one_word" if len(caption.split()) == 1 else None
+
+
+def names_the_file(caption: str, name: str) -> bool:
+    """Whether a caption says no more than what the file is called: "IMG_1234", "DSC0001.jpg", the stem of its own file.
+
+    Spaces, hyphens and underscores count as the same, and so do upper and lower case.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    suffixed = PurePosixPath(caption.strip()).suffix.lower() in SUFFIXES
+    words = _words(_stem(caption) if suffixed else caption)
+    if words == _words(_stem(path.name)) or words == _words(path.name):
+        return True
+    if suffixed and len(words.split()) == len(caption.split()) == 1:
+        return True
+    digits = words.replace(" ", "")
+    shortest = _SHORTEST_NUMBER if digits.isdigit() else _SHORTEST_HASH
+    return bool((_NUMBER.fullmatch(words) and len(digits) >= shortest) or _DEVICE.fullmatch(words))
+
+
+def key(caption: str) -> str:
+    """Equal for captions that differ only in case, in spaces, or in a full stop at the end."""
+    return " ".join(caption.casefold().split()).rstrip(".").rstrip()
+
+
+def _stem(file: str) -> str:
+    path = PurePosixPath(file.strip())
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def _words(text: str) -> str:
+    return _BREAKS.sub(" ", text).strip().casefold()

@@ -1,0 +1,197 @@
+"""What people read of a prepared set: report.json with every finding, one HTML page, a table for the terminal."""
+
+import collections
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from vitvlm.core import pages
+from vitvlm.data.errors import UnreadableImage
+from vitvlm.data.operations import decoding
+from vitvlm.data.sources import Example
+from vitvlm.jobs.prepare.problems import KINDS, WITHOUT_CAPTIONS, Decision, Finding, Findings, across_splits
+from vitvlm.jobs.prepare.scan import Scan
+
+JSON, PAGE = "report.json", "report.html"
+SHOWN = 12  # findings of each kind on the page
+THUMBNAIL = 112  # pixels of the longer side there
+SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # pixels
+ASPECTS = (0.25, 0.5, 0.67, 0.8, 1.25, 1.5, 2.0, 4.0)  # width / height
+LENGTHS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # words
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A scan, what was found in it, and what was dropped.
+
+    Attributes:
+      source, out: where it was read from, and where the set was written.
+      drop: the kinds that were asked to be dropped.
+    """
+
+    source: str
+    out: str
+    scan: Scan
+    found: Findings
+    decision: Decision
+    drop: Sequence[str]
+
+    @property
+    def examples(self) -> dict[str, tuple[int, int]]:
+        """(before, after) for each split, in the order in which they come up."""
+        before = collections.Counter(one.split for one in self.scan.seen)
+        after = collections.Counter(self.scan.seen[i].split for i in self.decision.captions)
+        return {split: (count, after[split]) for split, count in before.items()}
+
+    @property
+    def captions(self) -> tuple[int, int]:
+        """How many there were, and how many there are."""
+        return sum(len(one.captions) for one in self.scan.seen), sum(map(len, self.decision.captions.values()))
+
+    @property
+    def kinds(self) -> list[dict[str, Any]]:
+        """A row for each kind that applies: how many were found, and what was dropped."""
+        rows = []
+        for kind, about in KINDS.items():
+            if about.of_captions and self.scan.caption_field is None:
+                continue
+            paired = any(len(finding.examples) == 2 for finding in self.found[kind])
+            rows.append(
+                {
+                    "kind": kind,
+                    "title": about.title,
+                    "meaning": about.meaning,
+                    "found": len(self.found[kind]),
+                    "across": sum(across_splits(self.scan, finding) for finding in self.found[kind])
+                    if paired
+                    else None,
+                    "dropped": self.decision.dropped.get(kind, 0),
+                    "dropped_captions": self.decision.dropped_captions.get(kind, 0),
+                }
+            )
+        return rows
+
+    @property
+    def histograms(self) -> dict[str, list[tuple[str, int]]]:
+        """(bin, count) pairs over all readable images, and over all captions, as they were before anything went."""
+        sizes = np.array([one.size for one in self.scan.seen if not one.unreadable], float).reshape(-1, 2)
+        charts = {
+            "width in pixels": bins(sizes[:, 1], SIDES),
+            "height in pixels": bins(sizes[:, 0], SIDES),
+            "aspect, width / height": bins(sizes[:, 1] / sizes[:, 0], ASPECTS),
+        }
+        if self.scan.caption_field is not None:
+            words = [len(caption.split()) for one in self.scan.seen for caption in one.captions]
+            charts["caption length in words"] = bins(np.array(words, float), LENGTHS)
+        return charts
+
+
+def bins(values: np.ndarray, edges: Sequence[float]) -> list[tuple[str, int]]:
+    """Counts below the first edge, from each edge to below the next, and from the last on; without empty ends."""
+    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).tolist()
+    labels = [f"< {edges[0]:g}", *(_label(a, b) for a, b in itertools.pairwise(edges)), f"≥ {edges[-1]:g}"]
+    filled = [place for place, count in enumerate(counts) if count]
+    return list(zip(labels, counts))[filled[0] : filled[-1] + 1] if filled else []
+
+
+def write(report: Report, folder: Path, example: Callable[[int], Example]) -> None:
+    """Writes report.json and report.html; `example` reads the one at a position of the scan."""
+    (folder / JSON).write_text(json.dumps(as_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(as_page(report, example), encoding="utf-8")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All that was found, examples by SPLIT/ID."""
+    return {
+        "source": report.source,
+        "caption_field": report.scan.caption_field,
+        "drop": list(report.drop),
+        "examples": {split: _before_after(counts) for split, counts in report.examples.items()},
+        "captions": _before_after(report.captions),
+        "dropped_without_captions": report.decision.dropped.get(WITHOUT_CAPTIONS, 0),
+        "kinds": {
+            row["kind"]: {name: value for name, value in row.items() if name not in ("kind", "title")}
+            | {"findings": [_named(report, finding) for finding in report.found[row["kind"]]]}
+            for row in report.kinds
+        },
+        "histograms": {name: dict(chart) for name, chart in report.histograms.items()},
+    }
+
+
+def as_page(report: Report, example: Callable[[int], Example]) -> str:
+    """The page, its pictures inside; of each kind SHOWN findings, pairs across splits first."""
+    sections = []
+    for row in report.kinds:
+        first = sorted(report.found[row["kind"]], key=lambda finding: not across_splits(report.scan, finding))[:SHOWN]
+        if first:
+            sections.append((row, [_shown(report, finding, example) for finding in first]))
+    return pages.render(
+        "vitvlm.jobs.prepare",
+        "page.html",
+        report=report,
+        kinds=report.kinds,
+        sections=sections,
+        total=_sum(report),
+        without_captions=report.decision.dropped.get(WITHOUT_CAPTIONS, 0),
+        charts=[(name, chart, max(count for _, count in chart)) for name, chart in report.histograms.items() if chart],
+        json=JSON,
+    )
+
+
+def tables(report: Report) -> list[Table]:
+    """For the terminal: what was found, and what is left."""
+    problems = Table(title=report.source, title_justify="left")
+    problems.add_column("problem", no_wrap=True)
+    for heading in ("found", "across splits", "dropped", "captions"):
+        problems.add_column(heading, justify="right")
+    for row in report.kinds:
+        cells = (row["found"], row["across"], row["dropped"], row["dropped_captions"])
+        problems.add_row(row["title"], *(f"{cell:,}" if cell else "-" for cell in cells))
+    if without := report.decision.dropped.get(WITHOUT_CAPTIONS):
+        problems.add_row("all captions dropped", "", "", f"{without:,}", "")
+    left = Table("examples", title=report.out, title_justify="left")
+    for heading in ("before", "after"):
+        left.add_column(heading, justify="right")
+    for split, counts in [*report.examples.items(), ("together", _sum(report)), ("captions", report.captions)]:
+        if split != "captions" or report.scan.caption_field is not None:
+            left.add_row(split, *(f"{count:,}" for count in counts))
+    return [problems, left]
+
+
+def _sum(report: Report) -> tuple[int, int]:
+    return len(report.scan.seen), len(report.decision.captions)
+
+
+def _before_after(counts: tuple[int, int]) -> dict[str, int]:
+    return {"before": counts[0], "after": counts[1]}
+
+
+def _named(report: Report, finding: Finding) -> dict[str, Any]:
+    named: dict[str, Any] = {"examples": [report.scan.seen[i].name for i in finding.examples]}
+    return named | {name: text for name in ("caption", "note") if (text := getattr(finding, name))}
+
+
+def _shown(report: Report, finding: Finding, example: Callable[[int], Example]) -> Mapping[str, Any]:
+    """A finding with its pictures; None where there is none to show."""
+    pictures = []
+    for i in finding.examples:
+        try:
+            picture = pages.thumbnail(decoding.decode(example(i)["image"], 3), THUMBNAIL)
+        except UnreadableImage:
+            picture = None
+        one = report.scan.seen[i]
+        pictures.append({"name": one.name, "uri": picture, "kept": i in report.decision.captions})
+    return {"pictures": pictures, "caption": finding.caption, "note": finding.note}
+
+
+def _label(low: float, high: float) -> str:
+    """Of whole numbers the last one that is in the bin, of others the bound."""
+    if isinstance(low, float) or isinstance(high, float):
+        return f"{low:g} to {high:g}"
+    return f"{low}" if high - low == 1 else f"{low} to {high - 1}"
