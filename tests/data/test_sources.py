@@ -231,6 +231,49 @@ def test_photographic_stamps_are_told_from_drawings(cutouts):
     assert not any("mirror" in name or "silent" in name for name in everything.ids)
 
 
+@pytest.fixture
+def told(cutouts):
+    """The cut-outs, six birds told in more languages, not all of them in each."""
+    for i in range(6):
+        lines = [
+            f"A bird, number {i}.",
+            f"de.utf8=Vogel = Nummer {i}.",
+            "pt_BR.utf8= Um pássaro. " if i else "pt_BR.utf8=  ",
+            "sr@latin.utf8=Ptica.",
+            "no translation",
+            "ja.utf8=",
+            "utf8=x",
+        ]
+        (cutouts / f"animals/birds/bird{i}.txt").write_text("\r\n".join(lines), encoding="utf-8")
+    return cutouts
+
+
+def test_stamps_are_told_in_other_languages(told):
+    source = sources.open("stamps", "all")
+    texts = {k: v for k, v in source[source.ids.index("animals/birds/bird3.png")].items() if k.startswith("caption")}
+    assert texts == {
+        "caption": "A bird, number 3.",
+        "caption_de": "Vogel = Nummer 3.",
+        "caption_pt_BR": "Um pássaro.",
+        "caption_sr@latin": "Ptica.",
+    }
+    assert "caption_pt_BR" not in source[source.ids.index("animals/birds/bird0.png")]
+    fruit = source[source.ids.index("food/fruit0.png")]
+    assert fruit["caption_de"] == "Ein Bild." and "caption_pt_BR" not in fruit
+
+
+def test_stamps_with_a_text_in_a_language(told):
+    brazilian = sources.open("stamps:pt_BR", "all")
+    assert sorted(brazilian.ids) == [f"animals/birds/bird{i}.png" for i in range(1, 6)]
+    german = sources.open("stamps:photos,de,sr@latin", "all")
+    assert sorted(german.ids) == [f"animals/birds/bird{i}.png" for i in range(6)]
+    assert sources.open("stamps:de,photos", "all").label_names == ("animals", "food")
+    with pytest.raises(ConfigError, match=r"'stamps:pt_PT': did you mean \"pt_BR\""):
+        sources.open("stamps:pt_PT", "all")
+    with pytest.raises(ConfigError, match=r"'stamps:ja'"):
+        sources.open("stamps:ja", "all")
+
+
 def test_stamps_are_split_by_category(cutouts):
     train, test = sources.open("stamps", "train"), sources.open("stamps", "test")
     assert len(train) == 20 and len(test) == 5 and not set(train.ids) & set(test.ids)

@@ -31,6 +31,7 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
                                      tuxpaint-stamps-default has installed them; all, or the photographs;
+        "stamps:ja" or "stamps:photos,ja,pt_BR"  those that are told in these languages besides English;
         "webdataset:PATTERN"         tars of KEY.jpg, KEY.txt and KEY.json: "webdataset:PATH/{00000..00099}.tar" or
                                      "webdataset:PATH/*.tar"; split "all"; training streams them;
         "scenes" or "scenes:OPTIONS" coloured shapes made on the fly, with captions, hard negatives, questions, boxes

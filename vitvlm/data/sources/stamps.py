@@ -1,10 +1,11 @@
 """Tux Paint's stamps: captioned cut-outs, read where Debian's `tuxpaint-stamps-default` has installed them.
 
 They are under the GPL, so no copy of them travels with this package. A stamp is a PNG and a text file beside it, whose
-first line is an English sentence; its transparency is an exact mask (`decode(4)` keeps it). The category, the first
-directory of its path, is the label.
+first line is an English sentence and whose others are translations (`ja.utf8=…`); its transparency is an exact mask
+(`decode(4)` keeps it). The category, the first directory of its path, is the label.
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,27 +30,29 @@ SMALLEST = 32  # pixels; below, things are icons
 BYTES_PER_PIXEL = 0.5  # flat colours compress to less
 
 FEWEST = 5  # examples of a category that is a class
+_TRANSLATION = re.compile(r"([A-Za-z]+(?:[_@][A-Za-z]+)?)\.utf8=(.+)")  # pt_BR.utf8=Um pássaro.
 
 
-def open_stamps(which: str, split: str) -> Source:
-    """All stamps that Debian installed, or with "photos" the photographs among them."""
-    if which not in ("", "photos"):
-        raise ConfigError(f"data source 'stamps:{which}': {suggest(which, ('photos',))}")
-    return StampsSource(DEBIAN_STAMPS, split, photos=which == "photos")
+def open_stamps(options: str, split: str) -> Source:
+    """The stamps that Debian installed: all, the "photos" among them, or those with texts in some languages too."""
+    given = [option for option in options.split(",") if option]
+    languages = tuple(option for option in given if option != "photos")
+    return StampsSource(DEBIAN_STAMPS, split, photos="photos" in given, languages=languages)
 
 
 class StampsSource(Source):
-    """The stamps below `folder`, or only the photographs among them.
+    """The stamps below `folder`, or only the photographs among them, or those with a text in each of some languages.
 
     "train" is a fixed stratified four fifths, "test" the rest, "all" everything, in the order of a stratified shuffle.
-    Categories of fewer than FEWEST examples are left out. An example holds "caption", the English sentence, too.
+    Categories of fewer than FEWEST examples are left out. An example holds "caption", the English sentence, and, in
+    whatever languages it is told, "caption_ja", "caption_pt_BR" and so on.
 
     Raises:
       DataError: if there is no such folder, or no stamp in it.
-      ConfigError: for another split.
+      ConfigError: for another split, or a language that no stamp has.
     """
 
-    def __init__(self, folder: Path, split: str, photos: bool = False):
+    def __init__(self, folder: Path, split: str, photos: bool = False, languages: Sequence[str] = ()):
         if split not in PARTS:
             raise ConfigError(f"stamps: no split {split!r}; {suggest(split, PARTS)}")
         if not folder.is_dir():
@@ -59,6 +62,8 @@ class StampsSource(Source):
         files = [path.relative_to(folder) for path in files if "_mirror" not in path.stem]
         if photos:
             files = [path for path in files if _is_photo(folder, path)]
+        if languages:
+            files = _told_in(folder, files, languages)
         categories = [path.parts[0] for path in files]
         self.label_names = tuple(name for name in sorted(set(categories)) if categories.count(name) >= FEWEST)
         if not self.label_names:
@@ -83,11 +88,34 @@ class StampsSource(Source):
         name = self._ids[index]
         path = self._folder / name
         try:
-            image, text = path.read_bytes(), path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
+            image, texts = path.read_bytes(), captions(path)
         except OSError as error:
             raise UnreadableImage(error.strerror, name) from error
-        caption = text.partition("\n")[0].strip()
-        return {"image": image, "label": int(self._labels[index]), "id": name, "caption": caption}
+        return {"image": image, "label": int(self._labels[index]), "id": name, **texts}
+
+
+def captions(path: Path) -> dict[str, str]:
+    """What is told of a stamp, by field: "caption" in English, "caption_de" and so on in other languages.
+
+    Raises OSError if its text file cannot be read.
+    """
+    english, _, others = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").partition("\n")
+    texts = {"caption": english.strip()}
+    for line in others.splitlines():
+        if (found := _TRANSLATION.fullmatch(line.strip())) and found[2].strip():
+            texts[f"caption_{found[1]}"] = found[2].strip()
+    return texts
+
+
+def _told_in(folder: Path, files: Sequence[Path], languages: Sequence[str]) -> list[Path]:
+    """The stamps with a text in each of the languages."""
+    fields = {path: captions(folder / path).keys() for path in files}
+    known = {field.removeprefix("caption_") for names in fields.values() for field in names if field != "caption"}
+    for language in languages:
+        if language not in known:
+            raise ConfigError(f"data source 'stamps:{language}': {suggest(language, known | {'photos'})}")
+    wanted = {f"caption_{language}" for language in languages}
+    return [path for path in files if wanted <= fields[path]]
 
 
 def _is_photo(folder: Path, path: Path) -> bool:
