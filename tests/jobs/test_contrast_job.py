@@ -1,12 +1,19 @@
 """A contrastive job: micro-batches are GradCache's, and it learns which name belongs to which emoji."""
 
+import base64
+import io
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from tests.jobs import golden
 from vitvlm.core.config import ConfigError
+from vitvlm.data import sources
 from vitvlm.jobs import train
 from vitvlm.jobs.setup import setup
 from vitvlm.training import sharding
@@ -62,3 +69,24 @@ def test_learns_the_pairs_and_is_judged_in_both_languages(tmp_path):
     scores = train.train(config, tmp_path / "workdir")
     assert scores["english/image_to_text_r1"] > 0.8 and scores["english/text_to_image_r1"] > 0.8
     assert scores["english/n"] == scores["japanese/n"] == 16 and 0 <= scores["zero_shot/top1"] <= 1
+    pages = {path.parent.name: page_data(path) for path in (tmp_path / "workdir").glob("evaluations/*60/*/page.html")}
+    source = sources.open("emoji", "train[:16]")
+    assert pages.keys() == {"english", "japanese", "zero_shot"}
+    for name, field in (("english", "name"), ("japanese", "name_ja")):
+        for place, text in pages[name]["texts"].items():
+            assert text["text"].lower() == source[int(place)][field].lower(), "the emoji's tokenizer may fold case"
+    originals = np.stack([on_white(Image.open(io.BytesIO(source[place]["image"])), 32) for place in range(16)])
+    for place, image in pages["english"]["images"].items():
+        assert image["id"] == source[int(place)]["id"]
+        shown = on_white(Image.open(io.BytesIO(base64.b64decode(image["uri"].partition(",")[2]))), 32)
+        difference = np.abs(originals - shown).mean(axis=(1, 2, 3))
+        assert difference.argmin() == int(place) and difference.min() < 20, "but for WebP and the interpolation"
+
+
+def on_white(image, side):
+    paper = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB").resize((side, side)), float)
+
+
+def page_data(path):
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)[1])
