@@ -2,7 +2,7 @@
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
-from vitvlm.data.sources import folder, idx, prepared, scenes, stamps, webdataset
+from vitvlm.data.sources import folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
 from vitvlm.data.sources.base import Example, Source, Subset
 
 __all__ = ["Example", "Source", "Subset", "open"]
@@ -10,8 +10,12 @@ __all__ = ["Example", "Source", "Subset", "open"]
 _OPENERS = {
     "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),
     "tfds": prepared.open_tfds,
+    "coco": lambda place, split, data_dir: listed.open_coco(place, split),
+    "csv": lambda path, split, data_dir: listed.open_csv(path, split),
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+    "jsonl": lambda path, split, data_dir: listed.open_jsonl(path, split),
+    "mix": lambda parts, split, data_dir: mixture.open_mixture(parts, lambda spec: open(spec, split, data_dir)),
     "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
     "webdataset": lambda pattern, split, data_dir: webdataset.TarSource(pattern, split),
@@ -28,6 +32,11 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
                                      "tfds:fashion_mnist" also reads the files of Debian's dataset-fashion-mnist;
         "tfds:PATH"                  the directory of a prepared TFDS data set (the one with dataset_info.json);
         "folder:PATH"                one directory per class, below train/ and test/ (or val/) if these are there;
+        "jsonl:PATH"                 a JSON object per line with "image", a path from the file's folder, "caption" (one
+                                     or a list), and perhaps "label" and "split"; rows of one image are one example;
+        "csv:PATH"                   the same with columns named by the first line;
+        "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
+        "mix:3*emoji+1*jsonl:PATH"   several sources by weight; see `mixture.MixedSource`;
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
                                      tuxpaint-stamps-default has installed them; all, or the photographs;

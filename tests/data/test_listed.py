@@ -1,0 +1,182 @@
+"""Lists of images and captions (JSON lines, CSV, COCO), and mixtures of sources."""
+
+import collections
+import csv
+import json
+
+import numpy as np
+import pictures
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data import operations, sources
+from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.sources.mixture import MixedSource, spread
+
+ROWS = [
+    {"image": "cat/0.png", "caption": "a cat", "photographer": "Ann"},
+    {"image": "cat/1.png", "caption": ["one", "two", " "], "likes": 3},
+    {"image": "dog/0.png"},
+    {"image": "cat/0.png", "caption": "the same cat"},
+    {"image": "dog/1.png", "caption": ""},
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    pictures.folder(tmp_path, {"cat": 3, "dog": 3})
+    for name in ("cat", "dog"):
+        for i, path in enumerate(sorted((tmp_path / name).iterdir())):
+            path.rename(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def write_jsonl(folder, rows):
+    (folder / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8-sig")
+    return f"jsonl:{folder}/list.jsonl"
+
+
+def test_json_lines(images):
+    source = sources.open(write_jsonl(images, ROWS), "all")
+    assert list(source.ids) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"] and source.label_names == ()
+    assert [source[i]["caption"] for i in range(4)] == [("a cat", "the same cat"), ("one", "two"), None, None]
+    assert source[0]["photographer"] == "Ann" and source[1]["likes"] == "3"
+    assert source[2]["image"] == (images / "dog" / "0.png").read_bytes()
+    ops = operations.parse("decode(3)|resize(8)|normalize('half')|tokenize('emoji', 8, most=2)")
+    assert ops(source[0])["text_mask"].any(axis=1).tolist() == [True, True]
+    with pytest.raises(UnreadableImage, match="no text"):
+        ops(source[2])
+
+
+def test_splits_by_a_hash_or_as_they_are_told(images):
+    names = [f"cat/{i}.png" for i in range(300)]
+    spec = write_jsonl(images, [{"image": name, "caption": "x"} for name in names])
+    train, test = (set(sources.open(spec, split).ids) for split in ("train", "test"))
+    assert train | test == set(names) and not train & test and 10 < len(test) < 60
+    spec = write_jsonl(images, [{"image": name, "split": "val" if i < 3 else "train"} for i, name in enumerate(names)])
+    assert list(sources.open(spec, "val").ids) == names[:3] and len(sources.open(spec, "train[:10]")) == 10
+    with pytest.raises(ConfigError, match="no split 'test'"):
+        sources.open(spec, "test")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_csv(images, suffix):
+    file = images / f"list.{suffix}"
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened, delimiter="\t" if suffix == "tsv" else ",")
+        writer.writerows(
+            [["image", "caption", "label"], ["cat/0.png", 'a "cat", and\nmore', "10"], ["dog/0.png", "", "9"]]
+        )
+    source = sources.open(f"csv:{file}", "all")
+    assert source.label_names == ("9", "10") and source.labels.tolist() == [1, 0]
+    assert source[0]["caption"] == 'a "cat", and\nmore' and source[1]["caption"] is None and source[0]["label"] == 1
+
+
+def write_coco(folder, images, annotations):
+    (folder / "annotations").mkdir()
+    file = folder / "annotations" / "captions_cat.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return file
+
+
+def test_coco(images):
+    file = write_coco(
+        images,
+        [{"id": 7, "file_name": "0.png"}, {"id": 3, "file_name": "1.png"}],
+        [{"id": 2, "image_id": 7, "caption": "second"}, {"id": 1, "image_id": 7, "caption": "first"}],
+    )
+    for spec in (f"coco:{file}", f"coco:{file}:{images}/cat"):
+        source = sources.open(spec, "all")
+        assert source[0]["caption"] == ("first", "second") and source[1]["caption"] is None
+        assert source[0]["image"] == (images / "cat" / "0.png").read_bytes() and source[0]["image_id"] == "7"
+    assert sources.open(f"coco:{file}:{images}/dog", "all")[0]["image"] == (images / "dog" / "0.png").read_bytes()
+    with pytest.raises(ConfigError, match="write split='all'"):
+        sources.open(f"coco:{file}", "train")
+    with pytest.raises(DataError, match="no directory of images"):
+        sources.open(f"coco:{file}:{images}/none", "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "a.png"}\n{"image": ', "list.jsonl: line 2: is not JSON"),
+        ('\n["a.png"]', "line 2: is list, not an object"),
+        ('{"img": "a.png"}', "line 1: has no 'image', the path of one; it has img"),
+        ('{"image": "a.png", "caption": 3}', "line 1: 'caption' is neither a text nor a list of texts: 3"),
+        ('{"image": "a.png", "label": "x"}\n{"image": "b.png"}', "'b.png' has no label, and others have"),
+        ("", "lists no image"),
+    ],
+)
+def test_mistakes_name_the_line(tmp_path, text, message):
+    (tmp_path / "list.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        sources.open(f"jsonl:{tmp_path}/list.jsonl", "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,caption\na,b", "line 1: names no column 'image'; it has path, caption"),
+        ("image,caption\na,b,c", "line 2: has another number of columns"),
+        ("image,caption\na", "line 2: has another number of columns"),
+        ("image,caption\n,b", "line 2: has no 'image'"),
+    ],
+)
+def test_mistakes_in_a_csv(tmp_path, text, message):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        sources.open(f"csv:{tmp_path}/list.csv", "all")
+
+
+def test_files_that_are_not_there(tmp_path):
+    for kind in ("jsonl", "csv", "coco"):
+        with pytest.raises(DataError, match="there is no such file"):
+            sources.open(f"{kind}:{tmp_path}/none", "all")
+    (tmp_path / "a.json").write_text('{"images": []}')
+    with pytest.raises(DataError, match="is no COCO captions file: KeyError 'annotations'"):
+        sources.open(f"coco:{tmp_path}/a.json:{tmp_path}", "all")
+    source = sources.open(write_jsonl(tmp_path, [{"image": "gone.png"}]), "all")
+    with pytest.raises(UnreadableImage, match="No such file"):
+        source[0]
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_a_pattern_has_each_source_as_often_as_its_weight_and_spread(weights):
+    pattern = spread(weights)
+    assert collections.Counter(which for which, _ in pattern) == dict(enumerate(weights))
+    for which, weight in enumerate(weights):
+        assert [turn for source, turn in pattern if source == which] == list(range(weight))
+        places = [i for i, (source, _) in enumerate(pattern) if source == which]
+        gaps = np.diff([*places, places[0] + len(pattern)])
+        assert gaps.max() <= len(pattern) / weight + len(weights)
+
+
+def test_a_mixture(images):
+    spec = write_jsonl(images, [{"image": f"cat/{i}.png", "caption": "c"} for i in range(3)])
+    mixed = sources.open(f"mix:3*folder:{images}+{spec}", "all")
+    assert len(mixed) == 12 and mixed.label_names == ()  # three whole patterns hold all six and all three
+    ids = list(mixed.ids)
+    assert sorted(ids[i] for i in range(12) if mixed[i]["source"] == spec) == ["cat/0.png", "cat/1.png", "cat/2.png"]
+    for start in range(0, 12, 4):
+        assert sum(mixed[i]["source"] == spec for i in range(start, start + 4)) == 1
+    for i in range(12):
+        assert mixed[i]["id"] == ids[i] and mixed[i]["label"] == mixed.labels[i] == 0
+
+
+def test_a_mixtures_classes_are_those_of_all_by_name(tmp_path):
+    pictures.folder(tmp_path / "a", {"cat": 2, "dog": 2})
+    pictures.folder(tmp_path / "b", {"bird": 2, "dog": 2})
+    parts = [sources.open(f"folder:{tmp_path}/{name}", "all") for name in "ab"]
+    mixed = MixedSource(parts, (1, 1), ("a", "b"))
+    assert mixed.label_names == ("cat", "dog", "bird") and len(mixed) == 8
+    for i in range(8):
+        example = mixed[i]
+        assert mixed.label_names[mixed.labels[i]] == mixed.label_names[example["label"]] == example["id"].split("/")[0]
+
+
+@pytest.mark.parametrize("spec", ["mix:", "mix:0*emoji", "mix:*emoji", "mix:emoji+"])
+def test_a_mixture_that_cannot_be_meant(spec):
+    with pytest.raises(ConfigError, match=r"is not WEIGHT\*SOURCE"):
+        sources.open(spec, "train")

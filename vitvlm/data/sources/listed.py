@@ -1,0 +1,181 @@
+"""Images and captions that a file lists: JSON lines, CSV, and COCO's captions."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data import splits
+from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.sources.columns import as_fields
+
+TEST_SHARE = 0.1  # of a list that says nothing of splits
+NAMES = ("train", "test", "all")
+
+
+class ListedSource(Source):
+    """One example per image of a list of rows; rows of the same image are one example with all their captions.
+
+    A row has "image", a path from `root`; "caption", a text or several, None or absent if there is none; perhaps
+    "label", a name or number, and "split"; any other column becomes a field. Without splits, "train" is nine tenths by
+    a hash of the path, "test" the rest, and "all" everything.
+
+    Raises:
+      DataError: if there is no row, or only some have a label or a split.
+      ConfigError: if the list has no such split.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], root: Path, split: str, where: str):
+        merged = _merged(rows)
+        if not merged:
+            raise DataError(f"{where}: lists no image")
+        for column in ("label", "split"):
+            without = [name for name, row in merged.items() if row.get(column) in (None, "")]
+            if without and len(without) < len(merged):
+                raise DataError(f"{where}: {without[0]!r} has no {column}, and others have: give it to all, or to none")
+        told = [str(row["split"]) for row in merged.values()] if next(iter(merged.values())).get("split") else None
+        chosen = _in_split(list(merged), told, split, where)
+        self._root = root
+        self._rows = [merged[name] for name in chosen]
+        self._ids = chosen
+        labels = [row["label"] for row in merged.values() if row.get("label") not in (None, "")]
+        known = sorted(set(map(str, labels)), key=lambda name: (len(name) if name.isdigit() else 0, name))
+        self.label_names = tuple(known)
+        places = {name: i for i, name in enumerate(known)}
+        self._labels = np.array([places[str(row["label"])] if known else 0 for row in self._rows], np.int32)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return self._labels
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._ids
+
+    def __getitem__(self, index: int) -> Example:
+        name, row = self._ids[index], self._rows[index]
+        try:
+            content = (self._root / name).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(error.strerror or str(error), name) from error
+        rest = as_fields({k: value for k, value in row.items() if k not in ("image", "label", "split", "caption")})
+        return rest | {"caption": row["caption"], "image": content, "label": int(self._labels[index]), "id": name}
+
+
+def open_jsonl(path: str, split: str) -> Source:
+    """A JSON object per line; empty lines are passed over."""
+    file = _file(path, "jsonl")
+    return ListedSource(_json_rows(file), file.parent, split, f"jsonl:{path}")
+
+
+def open_csv(path: str, split: str) -> Source:
+    """Columns named by the first line; a .tsv has tabs between them."""
+    file = _file(path, "csv")
+    return ListedSource(_csv_rows(file), file.parent, split, f"csv:{path}")
+
+
+def open_coco(place: str, split: str) -> Source:
+    """captions_NAME.json with its images in ../NAME/, as COCO lays them out, or "JSON:IMAGES". One split, "all".
+
+    Captions are in the order of their ids.
+    """
+    path, _, images = place.partition(".json:")
+    file = _file(f"{path}.json" if images else place, "coco")
+    root = Path(images).expanduser() if images else file.parent.parent / file.stem.removeprefix("captions_")
+    if not root.is_dir():
+        raise DataError(f"coco:{place}: no directory of images {root}; give it: coco:{file}:IMAGES")
+    if split != "all":
+        raise ConfigError(f"coco:{place}: no split {split!r}; each file is one split: write split='all'")
+    return ListedSource(_coco_rows(file), root, split, f"coco:{place}")
+
+
+def _file(path: str, kind: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{kind}:{path}: there is no such file")
+    return file
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{file}: line {number}: is not JSON: {error}") from None
+            yield _checked(row, f"{file}: line {number}")
+
+
+def _csv_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        if "image" not in (reader.fieldnames or ()):
+            raise DataError(f"{file}: line 1: names no column 'image'; it has {', '.join(reader.fieldnames or ())}")
+        try:
+            for row in reader:
+                where = f"{file}: line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where}: has another number of columns than the first line")
+                yield _checked(row, where)
+        except csv.Error as error:
+            raise DataError(f"{file}: line {reader.line_num}: {error}") from None
+
+
+def _coco_rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        captions: dict[int, list[str]] = {}
+        for note in sorted(content["annotations"], key=lambda note: note["id"]):
+            captions.setdefault(note["image_id"], []).append(note["caption"])
+        for image in content["images"]:
+            yield {"image": image["file_name"], "caption": captions.get(image["id"]), "image_id": image["id"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: is no COCO captions file: {type(error).__name__} {error}") from None
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {type(row).__name__}, not an object with 'image' and 'caption'")
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        raise DataError(f"{where}: has no 'image', the path of one; it has {', '.join(row)}")
+    caption = row.get("caption")
+    if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
+        raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
+    return row
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _merged(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by image; "caption" is a text, a tuple of several, or None."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        given = row.get("caption")
+        texts = tuple(text for text in ([given] if isinstance(given, str) else given or ()) if text.strip())
+        own = merged.setdefault(row["image"], {**row, "caption": ()})
+        own["caption"] += texts
+    for row in merged.values():
+        texts = row["caption"]
+        row["caption"] = texts if len(texts) > 1 else texts[0] if texts else None
+    return merged
+
+
+def _in_split(names: list[str], told: list[str] | None, split: str, where: str) -> list[str]:
+    known = NAMES if told is None else (*sorted(set(told)), "all")
+    if split not in known:
+        raise ConfigError(f"{where}: no split {split!r}; {suggest(split, known)}")
+    if split == "all":
+        return names
+    if told is None:
+        told = [splits.by_shares(name, {"test": TEST_SHARE}) for name in names]
+    return [name for name, each in zip(names, told, strict=True) if each == split]

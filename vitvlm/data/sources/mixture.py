@@ -1,0 +1,83 @@
+"""Several sources as one, by weights: "mix:3*emoji+1*jsonl:PATH"."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data.sources.base import Example, Source
+
+_PART = re.compile(r"(?:(\d+)\*)?([^*].*)")
+
+
+class MixedSource(Source):
+    """A pattern of sources that repeats, each as often in it as its weight and as evenly spread as can be.
+
+    So any position is an example of one source without any state, and shares are exact in every run of whole patterns
+    of an unshuffled pass. A source that is used up begins again. The length is that of the fewest whole patterns that
+    hold every example of every source. Examples have the field "source", the spec they come from. Classes are those of
+    all sources, by name; there are none if a source has none.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[int], specs: Sequence[str]):
+        self._sources, self._weights, self._specs = list(sources), list(weights), list(specs)
+        self._pattern = spread(weights)
+        self._patterns = max(math.ceil(len(source) / weight) for source, weight in zip(sources, weights, strict=True))
+        names = [source.label_names for source in sources]
+        self.label_names = tuple(dict.fromkeys(name for some in names for name in some)) if all(names) else ()
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        own = [self._translated(source) for source in self._sources]
+        return np.array([own[which][place] for which, place in map(self._place, range(len(self)))], np.int32)
+
+    @functools.cached_property
+    def ids(self) -> Sequence[str]:
+        own = [source.ids for source in self._sources]
+        return [own[which][place] for which, place in map(self._place, range(len(self)))]
+
+    def __getitem__(self, index: int) -> Example:
+        which, place = self._place(index)
+        example = self._sources[which][place]
+        label = self._translated(self._sources[which])[place] if self.label_names else 0
+        return {**example, "label": int(label), "source": self._specs[which]}
+
+    def __len__(self) -> int:
+        return self._patterns * len(self._pattern)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(which source, the position in it)."""
+        round_, slot = divmod(index, len(self._pattern))
+        which, turn = self._pattern[slot]
+        return which, (round_ * self._weights[which] + turn) % len(self._sources[which])
+
+    def _translated(self, source: Source) -> Int[np.ndarray, " n"]:
+        """Labels of a source among the classes of all."""
+        if not self.label_names:
+            return np.zeros(len(source), np.int32)
+        table = np.array([self.label_names.index(name) for name in source.label_names], np.int32)
+        return table[source.labels]
+
+
+def open_mixture(parts: str, open_one: Callable[[str], Source]) -> Source:
+    """From "3*emoji+1*jsonl:PATH": whole weights, 1 by default."""
+    weights, specs = [], []
+    for part in parts.split("+"):
+        found = _PART.fullmatch(part.strip())
+        if not found or int(found[1] or 1) < 1:
+            raise ConfigError(
+                f"data source 'mix:{parts}': {part!r} is not WEIGHT*SOURCE; write mix:3*emoji+1*jsonl:PATH"
+            )
+        weights.append(int(found[1] or 1))
+        specs.append(found[2])
+    return MixedSource([open_one(spec) for spec in specs], weights, specs)
+
+
+def spread(weights: Sequence[int]) -> list[tuple[int, int]]:
+    """(source, which of its turns) for each slot of a pattern: turn t of weight w is at (t + 1/2) / w of the way."""
+    turns = [((turn + 0.5) / weight, which, turn) for which, weight in enumerate(weights) for turn in range(weight)]
+    return [(which, turn) for _, which, turn in sorted(turns)]
