@@ -2,8 +2,8 @@
 
     python scripts/benchmark_input.py --rounds=5
 
-Decoding, a random crop to 224, flip, normalisation and tokens, of JPEGs that the script makes. Needs PyTorch. Nothing
-else should run meanwhile.
+Decoding, a random crop to 224, flip, normalisation and tokens, of JPEGs that the script makes; on one core. Needs
+PyTorch. Nothing else should run meanwhile.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from rich.console import Console
 from vitvlm.jobs import input_speed, launch
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Alternating rounds that are timed.", lower_bound=1)
-IMAGES = flags.DEFINE_integer("images", 1500, "Images that are made; more than the few hundred that are kept decoded.")
+IMAGES = flags.DEFINE_integer("images", 500, "Images that are made; some 470 would be kept decoded, and too fast.")
 
 
 def main() -> None:
