@@ -56,4 +56,5 @@ def test_each_round_is_measured_and_shown(folder, threads):
     assert all(len(speeds) == 2 and min(map(min, speeds)) > 0 for speeds in seen.values())
     shown = input_speed.table(seen)
     assert shown.row_count == 5
-    assert list(shown.columns[2].cells)[0] == list(shown.columns[4].cells)[0] == "1.00 [1.00, 1.00]"
+    for column in (2, 4):  # PyTorch against itself
+        assert next(iter(shown.columns[column].cells)) == "1.00 [1.00, 1.00]"
