@@ -4,6 +4,7 @@ Everything runs in this process, ours in the one thread that makes batches ahead
 Images per second of CPU time are what another job on the machine disturbs least.
 """
 
+import contextlib
 import io
 import json
 import tarfile
@@ -57,7 +58,8 @@ def write_examples(folder: Path, count: int) -> None:
             _add(archive, f"{number:06d}.json", json.dumps({"key": number}).encode())
     (folder / "captions.json").write_text(json.dumps([caption for _, caption in pairs]))
     tfds.disable_progress_bar()
-    _Photographs(pairs, data_dir=folder / "records").download_and_prepare(file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads that there are none of
+        _Photographs(pairs, data_dir=folder / "records").download_and_prepare(file_format="array_record")
 
 
 def ways(folder: Path, batch_size: int) -> dict[str, Callable[[], Any]]:
