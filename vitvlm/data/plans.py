@@ -70,19 +70,20 @@ class Loader:
 
     def collate(self, rows: Sequence[Callable[[], Example] | None], index: Sequence[int]) -> dict[str, Any]:
         """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding."""
-        images = np.zeros((len(rows), *self.shape), np.float32)
+        images = np.empty((len(rows), *self.shape), np.float32)
         labels = np.zeros(len(rows), np.int32)
         mask = np.zeros(len(rows), np.float32)
         arrays = {name: np.zeros((len(rows), *zeros.shape), zeros.dtype) for name, zeros in self.rows.items()}
         texts = {name: [""] * len(rows) for name in self.pipeline.fields}
         unreadable = []
         for row, make in enumerate(rows):
-            if make is None:
-                continue
             try:
-                example = make()
+                example = None if make is None else make()
             except UnreadableImage as error:
                 unreadable.append((error.name, error.reason))
+                example = None
+            if example is None:
+                images[row] = 0
                 continue
             images[row] = _checked(example, self.shape)
             labels[row], mask[row] = example["label"], 1

@@ -1,12 +1,17 @@
-"""How fast images and captions become batches, against PyTorch's DataLoader with Pillow, on the same JPEGs."""
+"""How fast images and captions become batches, against PyTorch's DataLoader with Pillow, on the same JPEGs.
 
+Everything runs in this process, ours in the one thread that makes batches ahead: what is compared is work on one core.
+Images per second of CPU time are what another job on the machine disturbs least.
+"""
+
+import contextlib
 import io
 import json
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,64 +20,144 @@ from rich.table import Table
 
 from vitvlm.data import sources
 from vitvlm.data.batches import train_batches
-from vitvlm.data.operations.colour import STATISTICS
-from vitvlm.data.operations.geometry import _window
-from vitvlm.data.sources.prepared import EMOJI
+from vitvlm.jobs import peers
 
 SIZE = 224
 LENGTH = 32
 HEIGHT, WIDTH = 375, 500
-SHARD = 250
-CROP = f"decode|random_resized_crop({SIZE}, method='{{method}}')|flip|normalize('imagenet')"
-TOKENS = f"|tokenize('emoji', {LENGTH})"
-WARM = 4  # batches before the clock starts: workers are up and their buffers full
+DISTINCT = 100  # photographs; more images repeat them
+OPERATIONS = (
+    f"decode|random_resized_crop({SIZE}, method={{method!r}})|flip|normalize('imagenet')|tokenize('emoji', {LENGTH})"
+)
+PEER = "PyTorch, Pillow"
+WARM = 3  # batches before the clock starts: those made ahead are used up
 
 
-def write_examples(folder: Path, count: int, seed: int = 0) -> None:
-    """Synthetic photographs, JPEGs of quality 90: tars, an ArrayRecord data set, and files beside a captions.json."""
-    emoji, captions, images = sources.open("emoji", "train"), [], []
+class Speed(NamedTuple):
+    """Images per second, of the clock and of CPU time."""
+
+    per_second: float
+    per_cpu_second: float
+
+
+def write_examples(folder: Path, count: int) -> None:
+    """Synthetic photographs, JPEGs of quality 90 with captions, in three forms.
+
+    They are files beside a captions.json, tars, and a data set of ArrayRecord.
+    """
+    emoji = sources.open("emoji", "train")
+    made = [emoji[number] for number in range(min(count, DISTINCT))]
+    photographs = [(_photograph(about["image"], number), about["name"]) for number, about in enumerate(made)]
+    pairs = [photographs[number % DISTINCT] for number in range(count)]
     (folder / "files").mkdir(parents=True)
-    for number in range(count):
-        about = emoji[number % len(emoji)]
-        images.append(_photograph(about["image"], np.random.default_rng((seed, number))))
-        captions.append(about["name"])
-        (folder / "files" / f"{number:06d}.jpg").write_bytes(images[-1])
-    (folder / "captions.json").write_text(json.dumps(captions))
-    for start in range(0, count, SHARD):
-        with tarfile.open(folder / f"{start // SHARD:05d}.tar", "w") as archive:
-            for number in range(start, min(count, start + SHARD)):
-                _add(archive, f"{number:06d}.jpg", images[number])
-                _add(archive, f"{number:06d}.txt", captions[number].encode())
-                _add(archive, f"{number:06d}.json", json.dumps({"key": number}).encode())
-    _Photographs(images, captions, data_dir=folder / "records").download_and_prepare(file_format="array_record")
+    with tarfile.open(folder / "photographs.tar", "w") as archive:
+        for number, (image, caption) in enumerate(pairs):
+            (folder / "files" / f"{number:06d}.jpg").write_bytes(image)
+            _add(archive, f"{number:06d}.jpg", image)
+            _add(archive, f"{number:06d}.txt", caption.encode())
+            _add(archive, f"{number:06d}.json", json.dumps({"key": number}).encode())
+    (folder / "captions.json").write_text(json.dumps([caption for _, caption in pairs]))
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads that there are none of
+        _Photographs(pairs, data_dir=folder / "records").download_and_prepare(file_format="array_record")
+
+
+def ways(folder: Path, batch_size: int) -> dict[str, Callable[[], Any]]:
+    """Each way's name, and what starts its endless batches; PyTorch's first.
+
+    Ours are those of `train_batches`; PyTorch's are (images [B, 3, 224, 224], ids [B, 32]).
+    """
+    tars = sources.open(f"webdataset:{folder}/*.tar", "all")
+    prepared = next((folder / "records").rglob("dataset_info.json")).parent
+    records = sources.open(f"tfds:{prepared}", "train")
+
+    def ours(source: sources.Source, method: str) -> Callable[[], Any]:
+        operations = OPERATIONS.format(method=method)
+        return lambda: train_batches(source, operations, batch_size, seed=0, shuffle_buffer=4 * batch_size)
+
+    return {
+        PEER: lambda: peers.photograph_batches(folder, batch_size, SIZE, LENGTH),
+        "tars, bilinear": ours(tars, "bilinear"),
+        "ArrayRecord, bilinear": ours(records, "bilinear"),
+        "tars, fast": ours(tars, "fast"),
+        "ArrayRecord, fast": ours(records, "fast"),
+    }
+
+
+def measure(folder: Path, rounds: int, batch_size: int = 32, batches: int = 4) -> dict[str, list[Speed]]:
+    """The speed of each way in each of the alternating rounds. Raises ConfigError without PyTorch."""
+    peers.require(1, ("torch",))
+    started = ways(folder, batch_size)
+    seen: dict[str, list[Speed]] = {name: [] for name in started}
+    for _ in range(rounds):
+        for name, start in started.items():
+            seen[name].append(_speed(start(), batches, batch_size))
+    return seen
+
+
+def table(seen: dict[str, list[Speed]]) -> Table:
+    """Medians [quartiles], and of the ratios to PyTorch round by round."""
+    title = f"JPEGs of {WIDTH}x{HEIGHT} to crops of {SIZE} and {LENGTH} tokens, on one core"
+    shown = Table("what", "images / CPU s", "ratio", "images / s", "ratio", title=title)
+    base = np.array(seen[PEER])
+    for name, speeds in seen.items():
+        rates, ratios = np.array(speeds), np.array(speeds) / base
+        cells = [cell for i in (1, 0) for cell in (_quartiles(rates[:, i], 0), _quartiles(ratios[:, i], 2))]
+        shown.add_row(name, *cells)
+    return shown
+
+
+def _quartiles(values: np.ndarray, digits: int) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _speed(batches: Iterator[Any], count: int, batch_size: int) -> Speed:
+    """Of making batches, which takes longer than taking them: as many are begun as are done between two readings."""
+    for _ in range(WARM):
+        next(batches)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        next(batches)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    batches.close()
+    _settle()
+    return Speed(count * batch_size / seconds, count * batch_size / cpu_seconds)
+
+
+def _settle() -> None:
+    """Waits for the batches that are still being made, as closing does not."""
+    busy = True
+    while busy:
+        before = time.process_time()
+        time.sleep(0.1)
+        busy = time.process_time() - before > 0.01
 
 
 class _Photographs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     name = "photographs"
 
-    def __init__(self, images: list[bytes], captions: list[str], **options: Any):
-        self._made = list(zip(images, captions))
+    def __init__(self, pairs: list[tuple[bytes, str]], **options: Any):
+        self._pairs = pairs
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="jpeg")
         fields = {"image": image, "caption": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["photo"])}
-        return tfds.core.DatasetInfo(builder=self, description="", features=tfds.features.FeaturesDict(fields))
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {"train": self._examples()}
+        return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> None:
-        raise NotImplementedError
-
-    def _examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (image, caption) in enumerate(self._made):
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (image, caption) in enumerate(self._pairs):
             yield number, {"image": io.BytesIO(image), "caption": caption, "label": 0}
 
 
-def _photograph(emoji: bytes, rng: np.random.Generator) -> bytes:
+def _photograph(emoji: bytes, seed: int) -> bytes:
     """Emoji of several sizes on a smooth background, with the noise of a sensor."""
+    rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
     with Image.open(io.BytesIO(emoji)) as opened:
@@ -92,98 +177,3 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
-
-
-class _PillowFiles:
-    """A PyTorch data set that does as torchvision: Pillow's crop and resize, to float32, normalised; and the tokens."""
-
-    def __init__(self, folder: Path):
-        self.files = sorted((folder / "files").glob("*.jpg"))
-        self.captions = json.loads((folder / "captions.json").read_text())
-        self.tokenizer = None
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Any:
-        import torch
-        from tokenizers import Tokenizer
-
-        if self.tokenizer is None:  # in the worker
-            torch.set_num_threads(1)
-            self.tokenizer = Tokenizer.from_file(str(EMOJI / "tokenizer.json"))
-            self.tokenizer.enable_truncation(LENGTH)
-            self.tokenizer.enable_padding(length=LENGTH)
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS["imagenet"])
-            self.mean, self.std = mean, std
-        rng = np.random.default_rng(int(torch.randint(2**31, ())))
-        with self.files[index].open("rb") as file:
-            image = Image.open(file).convert("RGB")
-        top, left, height, width = _window(image.height, image.width, (0.08, 1.0), (3 / 4, 4 / 3), rng)
-        image = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-        return pixels.sub_(self.mean).div_(self.std), torch.tensor(self.tokenizer.encode(self.captions[index]).ids)
-
-
-def measure(folder: Path, rounds: int, batch_size: int = 64, batches: int = 15) -> dict[str, list[float]]:
-    """Images per second of each way with one worker, in alternating rounds."""
-    tars, records = f"webdataset:{folder}/*.tar", f"tfds:{_prepared(folder)}"
-
-    def ours(spec: str, split: str, method: str) -> Callable[[], Any]:
-        operations = CROP.format(method=method) + TOKENS
-        source = sources.open(spec, split)
-        return lambda: train_batches(source, operations, batch_size, seed=0, workers=1, shuffle_buffer=200)
-
-    ways: dict[str, Callable[[], Any]] = {
-        "PyTorch DataLoader, Pillow": lambda: _loader(folder, batch_size),
-        "tars, method='bilinear'": ours(tars, "all", "bilinear"),
-        "tars, method='fast'": ours(tars, "all", "fast"),
-        "ArrayRecord, method='fast'": ours(records, "train", "fast"),
-    }
-    seen: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, start in ways.items():
-            seen[name].append(_rate(start(), batches, batch_size))
-    return seen
-
-
-def table(seen: dict[str, list[float]]) -> Table:
-    """Medians [quartiles], and the ratio to PyTorch round by round."""
-    title = f"JPEGs of {WIDTH}x{HEIGHT} to crops of {SIZE} and {LENGTH} tokens, one worker process"
-    shown = Table("what", "images/s per worker", "ratio", title=title)
-    base = np.array(next(iter(seen.values())))
-    for name, rates in seen.items():
-        shown.add_row(name, _quartiles(np.array(rates), 0), _quartiles(np.array(rates) / base, 2))
-    return shown
-
-
-def _quartiles(values: np.ndarray, digits: int) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _prepared(folder: Path) -> Path:
-    return next((folder / "records").rglob("dataset_info.json")).parent
-
-
-def _loader(folder: Path, batch_size: int) -> Any:
-    import torch
-
-    workers = {"num_workers": 1, "prefetch_factor": 2}
-    return torch.utils.data.DataLoader(_PillowFiles(folder), batch_size, shuffle=True, drop_last=True, **workers)
-
-
-def _rate(batches: Any, count: int, batch_size: int) -> float:
-    """Images per second once it runs; batches may end and begin anew."""
-    iterator = iter(batches)
-    for _ in range(WARM):
-        next(iterator)
-    start, taken = time.perf_counter(), 0
-    while taken < count and next(iterator, None) is not None:
-        taken += 1
-    rate = taken * batch_size / (time.perf_counter() - start)
-    if hasattr(batches, "close"):
-        batches.close()
-    return rate

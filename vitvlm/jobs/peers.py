@@ -1,24 +1,33 @@
-"""The PyTorch models that ours are timed against: transformers' ViT and ViTMAE, with its fused attention (SDPA)."""
+"""What ours is timed against: transformers' ViT and ViTMAE with its fused attention (SDPA); PyTorch's DataLoader."""
 
 import importlib
-from collections.abc import Callable, Mapping
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data.operations.colour import STATISTICS
+from vitvlm.data.sources.prepared import EMOJI
 
 
-def require(threads: int) -> None:
-    """Loads PyTorch and transformers and gives PyTorch as many threads as JAX has.
+def require(threads: int, packages: tuple[str, ...] = ("torch", "transformers")) -> None:
+    """Loads the packages and gives PyTorch as many threads as JAX has.
 
     Raises ConfigError if one of them is not installed.
     """
-    for package in ("torch", "transformers"):
+    for package in packages:
         try:
             importlib.import_module(package)
         except ImportError:
             raise ConfigError(
-                f'--peers: {package} is not installed: pip install "vitvlm[test]", or time ours alone with --nopeers'
+                f'the peers: {package} is not installed: pip install "vitvlm[test]" '
+                "(scripts/benchmark.py times ours alone with --nopeers)"
             ) from None
     importlib.import_module("torch").set_num_threads(threads)
 
@@ -58,3 +67,47 @@ def make_step(
         model(**inputs).loss.backward()
 
     return step
+
+
+def photograph_batches(folder: Path, batch_size: int, size: int, length: int) -> Iterator[Any]:
+    """Endless shuffled (images float32 [B, 3, size, size], ids int64 [B, length]) of a PyTorch DataLoader.
+
+    The images are folder/files/*.jpg and the captions folder/captions.json, in the order of the files' names. The work
+    is that of torchvision: Pillow decodes, crops, resizes (bilinear) and flips, PyTorch normalises.
+    """
+    import torch
+    from tokenizers import Tokenizer
+
+    files = sorted((folder / "files").glob("*.jpg"))
+    captions = json.loads((folder / "captions.json").read_text())
+    tokenizer = Tokenizer.from_file(str(EMOJI / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS["imagenet"])
+
+    class Photographs(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            with files[index].open("rb") as file:
+                image = Image.open(file).convert("RGB")
+            image = image.crop(_window(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
+            if random.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+            return pixels.sub_(mean).div_(std), torch.tensor(tokenizer.encode(captions[index]).ids)
+
+    loader = torch.utils.data.DataLoader(Photographs(), batch_size, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+def _window(W: int, H: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of torchvision's RandomResizedCrop, for images within its ratios."""
+    while True:
+        area, ratio = H * W * random.uniform(0.08, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= W and 0 < height <= H:
+            left, top = random.randint(0, W - width), random.randint(0, H - height)
+            return left, top, left + width, top + height

@@ -102,7 +102,9 @@ def random_resized_crop(
 @image_operation("flip", random=True)
 def flip(image: np.ndarray, probability: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
     """Mirrors the image left to right with this probability."""
-    return image[:, ::-1] if rng.random() < probability else image
+    if rng.random() >= probability:
+        return image
+    return cv2.flip(np.ascontiguousarray(image), 1).reshape(image.shape)  # NumPy's view would be slow to read
 
 
 def _fast_resize(image: Pixels, height: int, width: int) -> NewPixels:
