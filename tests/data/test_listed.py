@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources
+from vitvlm.data.batches import eval_batches
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.mixture import MixedSource, spread
 
@@ -107,10 +108,14 @@ def test_coco(images):
         ('{"image": "a.png", "caption": 3}', "line 1: 'caption' is neither a text nor a list of texts: 3"),
         ('{"image": "a.png", "label": "x"}\n{"image": "b.png"}', "'b.png' has no label, and others have"),
         ("", "lists no image"),
+        ('{"image": "a.png"}\n{"image": "\udcff"}', "line 2: is not UTF-8"),
+        ('{"image": "a.png", "label": ["x"]}', "line 1: 'label' is neither a name nor a number"),
+        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "'a' is listed with label 1 and 2"),
+        ('{"image": "a", "split": "train"}\n{"image": "a", "split": "test"}', "'a' is listed with split 'train' and"),
     ],
 )
 def test_mistakes_name_the_line(tmp_path, text, message):
-    (tmp_path / "list.jsonl").write_text(text)
+    (tmp_path / "list.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         sources.open(f"jsonl:{tmp_path}/list.jsonl", "all")
 
@@ -122,12 +127,42 @@ def test_mistakes_name_the_line(tmp_path, text, message):
         ("image,caption\na,b,c", "line 2: has another number of columns"),
         ("image,caption\na", "line 2: has another number of columns"),
         ("image,caption\n,b", "line 2: has no 'image'"),
+        ("image,caption,caption\na,b,c", "line 1: names a column twice"),
+        ('"image"x,caption\na,b', "line 1: ',' expected"),
+        ("image,caption\na,\udcff", "is not UTF-8"),
     ],
 )
 def test_mistakes_in_a_csv(tmp_path, text, message):
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         sources.open(f"csv:{tmp_path}/list.csv", "all")
+
+
+def test_a_column_that_some_rows_lack_is_none_there(images):
+    rows = [{"image": "cat/0.png", "caption": "a", "alt": "b"}, {"image": "cat/1.png", "caption": "c"}]
+    source = sources.open(write_jsonl(images, rows), "all")
+    assert [source[i]["alt"] for i in range(2)] == ["b", None]
+    ops = "decode(3)|resize(8)|normalize('half')|pick_text('caption', 'alt')|tokenize('emoji', 8)"
+    (batch,) = eval_batches(source, ops, 2)
+    assert batch["mask"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation", "message"),
+    [
+        ({"id": 1, "file_name": "0.png"}, {"id": 5, "image_id": 1, "caption": None}, "image 1: 'caption' is neither"),
+        ({"id": 1, "file_name": 7}, {"id": 5, "image_id": 1, "caption": "a"}, "image 1: has no 'image'"),
+        (
+            {"id": 1, "file_name": "0.png"},
+            {"id": 5, "image_id": 9, "caption": "a"},
+            "annotation 5: there is no image 9",
+        ),
+        ({"id": 1, "file_name": "0.png"}, {"id": 5, "image_id": 1}, "is no COCO captions file: KeyError 'caption'"),
+    ],
+)
+def test_mistakes_in_a_coco_file(images, image, annotation, message):
+    with pytest.raises(DataError, match=message):
+        sources.open(f"coco:{write_coco(images, [image], [annotation])}", "all")
 
 
 def test_files_that_are_not_there(tmp_path):

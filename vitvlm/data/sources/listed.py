@@ -15,35 +15,43 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
 
+_NOT_UTF8 = "is not UTF-8 (save it so)"
 TEST_SHARE = 0.1  # of a list that says nothing of splits
 NAMES = ("train", "test", "all")
+COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
 
 
 class ListedSource(Source):
     """One example per image of a list of rows; rows of the same image are one example with all their captions.
 
     A row has "image", a path from `root`; "caption", a text or several, None or absent if there is none; perhaps
-    "label", a name or number, and "split"; any other column becomes a field. Without splits, "train" is nine tenths by
-    a hash of the path, "test" the rest, and "all" everything.
+    "label", a name or number, and "split". Any other column becomes a field: that of the image's first row, None where
+    it does not have it. Without splits, "train" is nine tenths by a hash of the path, "test" the rest, and "all"
+    everything.
 
     Raises:
-      DataError: if there is no row, or only some have a label or a split.
+      DataError: if there is no row, only some have a label or a split, or rows of an image have different ones.
       ConfigError: if the list has no such split.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], root: Path, split: str, where: str):
-        merged = _merged(rows)
+        merged = _merged(rows, where)
         if not merged:
             raise DataError(f"{where}: lists no image")
         for column in ("label", "split"):
             without = [name for name, row in merged.items() if row.get(column) in (None, "")]
             if without and len(without) < len(merged):
                 raise DataError(f"{where}: {without[0]!r} has no {column}, and others have: give it to all, or to none")
-        told = [str(row["split"]) for row in merged.values()] if next(iter(merged.values())).get("split") else None
+        told = (
+            [str(row["split"]) for row in merged.values()]
+            if next(iter(merged.values())).get("split") not in (None, "")
+            else None
+        )
         chosen = _in_split(list(merged), told, split, where)
         self._root = root
         self._rows = [merged[name] for name in chosen]
         self._ids = chosen
+        self._fields = list(dict.fromkeys(name for row in merged.values() for name in row if name not in COLUMNS))
         labels = [row["label"] for row in merged.values() if row.get("label") not in (None, "")]
         known = sorted(set(map(str, labels)), key=lambda name: (len(name) if name.isdigit() else 0, name))
         self.label_names = tuple(known)
@@ -64,7 +72,7 @@ class ListedSource(Source):
             content = (self._root / name).read_bytes()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error), name) from error
-        rest = as_fields({k: value for k, value in row.items() if k not in ("image", "label", "split", "caption")})
+        rest = as_fields({field: row.get(field) for field in self._fields})
         return rest | {"caption": row["caption"], "image": content, "label": int(self._labels[index]), "id": name}
 
 
@@ -103,40 +111,56 @@ def _file(path: str, kind: str) -> Path:
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+            where = f"{file}: line {number}"
             try:
-                row = json.loads(line)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                row = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: {_NOT_UTF8}: {error}") from None
             except ValueError as error:
-                raise DataError(f"{file}: line {number}: is not JSON: {error}") from None
-            yield _checked(row, f"{file}: line {number}")
+                raise DataError(f"{where}: is not JSON: {error}") from None
+            yield _checked(row, where)
 
 
 def _csv_rows(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-        if "image" not in (reader.fieldnames or ()):
-            raise DataError(f"{file}: line 1: names no column 'image'; it has {', '.join(reader.fieldnames or ())}")
         try:
+            names = list(reader.fieldnames or ())
+            if "image" not in names:
+                raise DataError(f"{file}: line 1: names no column 'image'; it has {', '.join(names)}")
+            if len(set(names)) < len(names):
+                raise DataError(f"{file}: line 1: names a column twice: {', '.join(names)}")
             for row in reader:
                 where = f"{file}: line {reader.line_num}"
                 if None in row or None in row.values():
                     raise DataError(f"{where}: has another number of columns than the first line")
                 yield _checked(row, where)
         except csv.Error as error:
-            raise DataError(f"{file}: line {reader.line_num}: {error}") from None
+            raise DataError(f"{file}: line {max(reader.line_num, 1)}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: after line {reader.line_num}: {_NOT_UTF8}: {error}") from None
 
 
 def _coco_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        captions: dict[int, list[str]] = {}
+        captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
+        if len(captions) < len(content["images"]):
+            raise DataError(f"{file}: two images have the same id")
         for note in sorted(content["annotations"], key=lambda note: note["id"]):
-            captions.setdefault(note["image_id"], []).append(note["caption"])
+            if note["image_id"] not in captions:
+                raise DataError(f"{file}: annotation {note['id']}: there is no image {note['image_id']}")
+            captions[note["image_id"]].append(note["caption"])
         for image in content["images"]:
-            yield {"image": image["file_name"], "caption": captions.get(image["id"]), "image_id": image["id"]}
+            row = {"image": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
+            yield _checked(row, f"{file}: image {image['id']}")
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: is no COCO captions file: {type(error).__name__} {error}") from None
 
@@ -149,6 +173,9 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     caption = row.get("caption")
     if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
         raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
+    for column in ("label", "split"):
+        if isinstance(row.get(column), (list, dict)):
+            raise DataError(f"{where}: {column!r} is neither a name nor a number: {row[column]!r:.60}")
     return row
 
 
@@ -156,13 +183,17 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _merged(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _merged(rows: Iterable[Mapping[str, Any]], where: str) -> dict[str, dict[str, Any]]:
     """Rows by image; "caption" is a text, a tuple of several, or None."""
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         given = row.get("caption")
         texts = tuple(text for text in ([given] if isinstance(given, str) else given or ()) if text.strip())
         own = merged.setdefault(row["image"], {**row, "caption": ()})
+        for column in ("label", "split"):
+            if own.get(column) != row.get(column):
+                told = f"{own.get(column)!r} and {row.get(column)!r}"
+                raise DataError(f"{where}: {row['image']!r} is listed with {column} {told}: an image has one")
         own["caption"] += texts
     for row in merged.values():
         texts = row["caption"]
