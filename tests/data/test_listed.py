@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources
-from vitvlm.data.batches import eval_batches
+from vitvlm.data.batches import eval_batches, train_batches
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.mixture import MixedSource, spread
 
@@ -200,6 +200,67 @@ def test_a_mixture(images):
         assert mixed[i]["id"] == ids[i] and mixed[i]["label"] == mixed.labels[i] == 0
 
 
+class Numbered(sources.Source):
+    """Examples that are no images, of one class."""
+
+    name, label_names = "numbered", ("one",)
+    labels, ids = np.zeros(0, np.int32), ()
+
+    def __init__(self, count):
+        self.labels, self.ids = np.zeros(count, np.int32), [str(i) for i in range(count)]
+
+    def __getitem__(self, index):
+        return {"image": b"", "label": 0, "id": self.ids[index]}
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=4), st.data())
+def test_shares_are_exact_in_any_window(parts, data):
+    weights, counts = zip(*parts, strict=True)
+    mixed = MixedSource([Numbered(count) for count in counts], weights, range(len(parts)))
+    pattern = sum(weights)
+    seen = [(example["source"], int(example["id"])) for example in (mixed[i] for i in range(len(mixed)))]
+    assert set(seen) == {(which, i) for which, count in enumerate(counts) for i in range(count)}
+    shorter = {which: (len(mixed) // pattern - 1) * weight for which, weight in enumerate(weights)}
+    assert any(shorter[which] < count for which, count in enumerate(counts))  # one pattern less would miss an example
+    start = data.draw(st.integers(0, len(mixed) - pattern))
+    length = pattern * data.draw(st.integers(1, (len(mixed) - start) // pattern))
+    window = collections.Counter(which for which, _ in seen[start : start + length])
+    assert window == {which: weight * length // pattern for which, weight in enumerate(weights)}
+    for which, count in enumerate(counts):  # each source in its own order, beginning again
+        assert [i for source, i in seen if source == which] == [
+            i % count for i in range(len(seen) // pattern * weights[which])
+        ]
+
+
+def test_slices_and_fractions_of_a_mixture_share_no_example(images):
+    large = write_jsonl(images, [{"image": f"large/{i}.png", "label": i % 2} for i in range(40)])
+    small = images / "small.csv"
+    small.write_text("image,label\n" + "".join(f"small/{i}.png,{i % 2}\n" for i in range(10)))
+    spec = f"mix:1*{large}+1*csv:{small}"
+    head, tail = (set(sources.open(spec, split).ids) for split in ("all[:80%]", "all[80%:]"))
+    assert not head & tail and len(head) == 40 and len(tail) == 10
+    some = set(sources.open(spec, "all", labels_fraction=0.2).ids)
+    assert sum(name.startswith("small") for name in some) == 2 and len(some) == 10
+    assert sources.open(spec, "all[:80%]").name == f"{spec} all[:80%]"
+
+
+def test_batches_of_a_mixture_go_on_and_pick_the_texts_that_a_source_has(images):
+    spec = write_jsonl(images, [{"image": f"cat/{i}.png", "caption": "x", "source": "web"} for i in range(3)])
+    example = sources.open(f"mix:{spec}", "all")[0]
+    assert example["source"] == spec and example["source_"] == "web"
+    ops = "decode(3)|resize(8)|normalize('half')|pick_text('name', 'caption')|tokenize('emoji', 8)|keep('source')"
+    with train_batches(sources.open(f"mix:2*emoji+1*{spec}", "train[:3]"), ops, 4, seed=1) as batches:
+        next(batches)
+        state = batches.get_state()
+        expected = [next(batches) for _ in range(3)]
+    with train_batches(sources.open(f"mix:2*emoji+1*{spec}", "train[:3]"), ops, 4, seed=1) as batches:
+        batches.set_state(state)
+        for batch in expected:
+            for name, value in next(batches).items():
+                np.testing.assert_array_equal(value, batch[name])
+            assert batch["mask"].all() and batch["text_mask"].any(axis=1).all() and "web" not in batch["source"]
+
+
 def test_a_mixtures_classes_are_those_of_all_by_name(tmp_path):
     pictures.folder(tmp_path / "a", {"cat": 2, "dog": 2})
     pictures.folder(tmp_path / "b", {"bird": 2, "dog": 2})
@@ -211,7 +272,7 @@ def test_a_mixtures_classes_are_those_of_all_by_name(tmp_path):
         assert mixed.label_names[mixed.labels[i]] == mixed.label_names[example["label"]] == example["id"].split("/")[0]
 
 
-@pytest.mark.parametrize("spec", ["mix:", "mix:0*emoji", "mix:*emoji", "mix:emoji+"])
+@pytest.mark.parametrize("spec", ["mix:", "mix:0*emoji", "mix:*emoji", "mix:emoji+", "mix:1.5*emoji", "mix:-1*emoji"])
 def test_a_mixture_that_cannot_be_meant(spec):
     with pytest.raises(ConfigError, match=r"is not WEIGHT\*SOURCE"):
         sources.open(spec, "train")

@@ -15,7 +15,6 @@ _OPENERS = {
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
     "jsonl": lambda path, split, data_dir: listed.open_jsonl(path, split),
-    "mix": lambda parts, split, data_dir: mixture.open_mixture(parts, lambda spec: open(spec, split, data_dir)),
     "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
     "webdataset": lambda pattern, split, data_dir: webdataset.TarSource(pattern, split),
@@ -36,7 +35,8 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
                                      or a list), and perhaps "label" and "split"; rows of one image are one example;
         "csv:PATH"                   the same with columns named by the first line;
         "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
-        "mix:3*emoji+1*jsonl:PATH"   several sources by weight; see `mixture.MixedSource`;
+        "mix:3*emoji+1*jsonl:PATH"   several sources by weight, each in this split, slice and labels_fraction;
+                                     see `mixture.MixedSource`;
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
                                      tuxpaint-stamps-default has installed them; all, or the photographs;
@@ -55,9 +55,14 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
       DataError: for data that are not there or cannot be used.
     """
     kind, _, place = spec.partition(":")
-    if kind not in _OPENERS:
-        raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, _OPENERS)}")
+    kinds = (*_OPENERS, "mix")
+    if kind not in kinds:
+        raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, kinds)}")
     wanted = splits.parse(split)
+    if kind == "mix":  # slices of its positions would share examples, as a source begins again
+        source = mixture.open_mixture(place, lambda part: open(part, split, data_dir, labels_fraction, seed))
+        source.name = f"{spec} {wanted}"
+        return source
     source = _OPENERS[kind](place, wanted.name, data_dir)
     name = f"{spec} {wanted}"
     source.name = name

@@ -11,16 +11,18 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError
 from vitvlm.data.sources.base import Example, Source
 
-_PART = re.compile(r"(?:(\d+)\*)?([^*].*)")
+_PART = re.compile(r"(?:(\d+)\*)?([^*:]+(?::.*)?)")
 
 
 class MixedSource(Source):
     """A pattern of sources that repeats, each as often in it as its weight and as evenly spread as can be.
 
-    So any position is an example of one source without any state, and shares are exact in every run of whole patterns
-    of an unshuffled pass. A source that is used up begins again. The length is that of the fewest whole patterns that
-    hold every example of every source. Examples have the field "source", the spec they come from. Classes are those of
-    all sources, by name; there are none if a source has none.
+    So any position is an example of one source without any state, and shares are exact in any window of whole patterns,
+    wherever it begins, of an unshuffled pass; of a shuffled one, in each epoch. A source that is used up begins again.
+    The length is that of the fewest whole patterns that hold every example of every source.
+
+    Examples have the field "source", the spec they come from (a field of that name that they have already becomes
+    "source_"). Classes are those of all sources, by name; there are none if a source has none.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int], specs: Sequence[str]):
@@ -29,10 +31,14 @@ class MixedSource(Source):
         self._patterns = max(math.ceil(len(source) / weight) for source, weight in zip(sources, weights, strict=True))
         names = [source.label_names for source in sources]
         self.label_names = tuple(dict.fromkeys(name for some in names for name in some)) if all(names) else ()
+        known = {name: label for label, name in enumerate(self.label_names)}
+        self._tables = [np.array([known[name] for name in some], np.int32) for some in names] if known else []
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
-        own = [self._translated(source) for source in self._sources]
+        if not self.label_names:
+            return np.zeros(len(self), np.int32)
+        own = [table[source.labels] for table, source in zip(self._tables, self._sources, strict=True)]
         return np.array([own[which][place] for which, place in map(self._place, range(len(self)))], np.int32)
 
     @functools.cached_property
@@ -42,8 +48,10 @@ class MixedSource(Source):
 
     def __getitem__(self, index: int) -> Example:
         which, place = self._place(index)
-        example = self._sources[which][place]
-        label = self._translated(self._sources[which])[place] if self.label_names else 0
+        example = dict(self._sources[which][place])
+        if "source" in example:
+            example["source_"] = example.pop("source")
+        label = self._tables[which][example["label"]] if self.label_names else 0
         return {**example, "label": int(label), "source": self._specs[which]}
 
     def __len__(self) -> int:
@@ -55,13 +63,6 @@ class MixedSource(Source):
         which, turn = self._pattern[slot]
         return which, (round_ * self._weights[which] + turn) % len(self._sources[which])
 
-    def _translated(self, source: Source) -> Int[np.ndarray, " n"]:
-        """Labels of a source among the classes of all."""
-        if not self.label_names:
-            return np.zeros(len(source), np.int32)
-        table = np.array([self.label_names.index(name) for name in source.label_names], np.int32)
-        return table[source.labels]
-
 
 def open_mixture(parts: str, open_one: Callable[[str], Source]) -> Source:
     """From "3*emoji+1*jsonl:PATH": whole weights, 1 by default."""
@@ -70,7 +71,8 @@ def open_mixture(parts: str, open_one: Callable[[str], Source]) -> Source:
         found = _PART.fullmatch(part.strip())
         if not found or int(found[1] or 1) < 1:
             raise ConfigError(
-                f"data source 'mix:{parts}': {part!r} is not WEIGHT*SOURCE; write mix:3*emoji+1*jsonl:PATH"
+                f"data source 'mix:{parts}': {part!r} is not WEIGHT*SOURCE with a whole weight; "
+                "write mix:3*emoji+1*jsonl:PATH"
             )
         weights.append(int(found[1] or 1))
         specs.append(found[2])
