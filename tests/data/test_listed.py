@@ -93,6 +93,10 @@ def test_coco(images):
         assert source[0]["caption"] == ("first", "second") and source[1]["caption"] is None
         assert source[0]["image"] == (images / "cat" / "0.png").read_bytes() and source[0]["image_id"] == "7"
     assert sources.open(f"coco:{file}:{images}/dog", "all")[0]["image"] == (images / "dog" / "0.png").read_bytes()
+    assert len(sources.open(f"coco:{file}", "cat")) == 2
+    train = file.with_name("captions_train2017.json")
+    train.write_text(file.read_text())
+    assert len(sources.open(f"mix:1*emoji+1*coco:{train}:{images}/cat", "train[:2]")) == 4
     with pytest.raises(ConfigError, match="write split='all'"):
         sources.open(f"coco:{file}", "train")
     with pytest.raises(DataError, match="no directory of images"):

@@ -89,8 +89,9 @@ def open_csv(path: str, split: str) -> Source:
 
 
 def open_coco(place: str, split: str) -> Source:
-    """captions_NAME.json with its images in ../NAME/, as COCO lays them out, or "JSON:IMAGES". One split, "all".
+    """captions_NAME.json with its images in ../NAME/, as COCO lays them out, or "JSON:IMAGES".
 
+    It is one split, "all", also under its own name, so that mixtures can have it: "train" for captions_train2017.json.
     Captions are in the order of their ids.
     """
     path, _, images = place.partition(".json:")
@@ -98,9 +99,10 @@ def open_coco(place: str, split: str) -> Source:
     root = Path(images).expanduser() if images else file.parent.parent / file.stem.removeprefix("captions_")
     if not root.is_dir():
         raise DataError(f"coco:{place}: no directory of images {root}; give it: coco:{file}:IMAGES")
-    if split != "all":
-        raise ConfigError(f"coco:{place}: no split {split!r}; each file is one split: write split='all'")
-    return ListedSource(_coco_rows(file), root, split, f"coco:{place}")
+    own = file.stem.removeprefix("captions_").rstrip("0123456789")
+    if split not in ("all", own):
+        raise ConfigError(f"coco:{place}: no split {split!r}; each file is one split: write split='all' or {own!r}")
+    return ListedSource(_coco_rows(file), root, "all", f"coco:{place}")
 
 
 def _file(path: str, kind: str) -> Path:
