@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import benchmark, peers
+from vitvlm.jobs import benchmark, peers, quartiles
 
 TINY = {"width": 24, "depth": 1, "heads": 2, "mlp_width": 32, "patch_size": 16}
 
@@ -70,4 +70,4 @@ def test_a_name_gives_family_sizes_and_patch():
 
 
 def test_median_and_quartiles_are_shown():
-    assert benchmark._median([1, 2, 3, 4, 5], 1) == "3.0 [2.0, 4.0]"
+    assert quartiles.shown([1, 2, 3, 4, 5], 1) == "3.0 [2.0, 4.0]"

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs import peers
+from vitvlm.jobs import peers, quartiles
 from vitvlm.models.vit import SIZES
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct
@@ -198,9 +198,9 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
         (
             one.case.name,
             f"{one.case.batch_size} x {one.case.image_size} px",
-            _median([1e3 * s for s in one.seconds], 0),
-            _median([1e3 * s for s in one.peer_seconds], 0),
-            _median(one.ratios, 2),
+            quartiles.shown([1e3 * s for s in one.seconds], 0),
+            quartiles.shown([1e3 * s for s in one.peer_seconds], 0),
+            quartiles.shown(one.ratios, 2),
             _rate(one.case, one.seconds),
             _rate(one.case, one.peer_seconds),
             f"{one.compile_seconds:.1f}",
@@ -208,13 +208,6 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
         )
         for one in measured
     ]
-
-
-def _median(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "-"
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _rate(case: Case, seconds: Sequence[float]) -> str:

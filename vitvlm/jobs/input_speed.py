@@ -4,7 +4,6 @@ Everything runs in this process, ours in the one thread that makes batches ahead
 Images per second of CPU time are what another job on the machine disturbs least.
 """
 
-import contextlib
 import io
 import json
 import tarfile
@@ -18,9 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from rich.table import Table
 
-from vitvlm.data import sources
+from vitvlm.data import sources, writing
 from vitvlm.data.batches import train_batches
-from vitvlm.jobs import peers
+from vitvlm.jobs import peers, quartiles
 
 SIZE = 224
 LENGTH = 32
@@ -57,9 +56,11 @@ def write_examples(folder: Path, count: int) -> None:
             _add(archive, f"{number:06d}.txt", caption.encode())
             _add(archive, f"{number:06d}.json", json.dumps({"key": number}).encode())
     (folder / "captions.json").write_text(json.dumps([caption for _, caption in pairs]))
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads that there are none of
-        _Photographs(pairs, data_dir=folder / "records").download_and_prepare(file_format="array_record")
+    jpeg = tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="jpeg")
+    features = {"image": jpeg, "caption": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["photo"])}
+    records = ((number, {"image": image, "caption": text, "label": 0}) for number, (image, text) in enumerate(pairs))
+    with writing.whole(folder / "records") as draft:
+        writing.write(draft, "photographs", features, {"train": records}, shuffled=True)
 
 
 def ways(folder: Path, batch_size: int) -> dict[str, Callable[[], Any]]:
@@ -68,8 +69,7 @@ def ways(folder: Path, batch_size: int) -> dict[str, Callable[[], Any]]:
     Ours are those of `train_batches`; PyTorch's are (images [B, 3, 224, 224], ids [B, 32]).
     """
     tars = sources.open(f"webdataset:{folder}/*.tar", "all")
-    prepared = next((folder / "records").rglob("dataset_info.json")).parent
-    records = sources.open(f"tfds:{prepared}", "train")
+    records = sources.open(f"tfds:{folder / 'records'}", "train")
 
     def ours(source: sources.Source, method: str) -> Callable[[], Any]:
         operations = OPERATIONS.format(method=method)
@@ -102,14 +102,9 @@ def table(seen: dict[str, list[Speed]]) -> Table:
     base = np.array(seen[PEER])
     for name, speeds in seen.items():
         rates, ratios = np.array(speeds), np.array(speeds) / base
-        cells = [cell for i in (1, 0) for cell in (_quartiles(rates[:, i], 0), _quartiles(ratios[:, i], 2))]
+        cells = [cell for i in (1, 0) for cell in (quartiles.shown(rates[:, i], 0), quartiles.shown(ratios[:, i], 2))]
         shown.add_row(name, *cells)
     return shown
-
-
-def _quartiles(values: np.ndarray, digits: int) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _speed(batches: Iterator[Any], count: int, batch_size: int) -> Speed:
@@ -132,27 +127,6 @@ def _settle() -> None:
         before = time.process_time()
         time.sleep(0.1)
         busy = time.process_time() - before > 0.01
-
-
-class _Photographs(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-    name = "photographs"
-
-    def __init__(self, pairs: list[tuple[bytes, str]], **options: Any):
-        self._pairs = pairs
-        super().__init__(**options)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="jpeg")
-        fields = {"image": image, "caption": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["photo"])}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (image, caption) in enumerate(self._pairs):
-            yield number, {"image": io.BytesIO(image), "caption": caption, "label": 0}
 
 
 def _photograph(emoji: bytes, seed: int) -> bytes:

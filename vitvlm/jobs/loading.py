@@ -14,6 +14,7 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from vitvlm import models, pretrained
+from vitvlm.jobs import quartiles
 from vitvlm.pretrained.tensors import SINGLE
 
 SAMPLE_SECONDS = 0.002
@@ -49,13 +50,9 @@ def table(folder: Path, seen: dict[str, list[tuple[float, float]]]) -> Table:
     base = np.array([seconds for seconds, _ in seen["NumPy"]])
     for name, rounds in seen.items():
         seconds, memory = np.array(rounds).T
-        shown.add_row(name, _quartiles(seconds), _quartiles(seconds / base), f"{np.median(memory) / size:.2f}")
+        times, ratios = (quartiles.shown(values, 2) for values in (seconds, seconds / base))
+        shown.add_row(name, times, ratios, f"{np.median(memory) / size:.2f}")
     return shown
-
-
-def _quartiles(values: np.ndarray) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _watched(function: Callable[[], Any]) -> tuple[float, float]:

@@ -1,0 +1,13 @@
+"""How times and rates of alternating rounds are shown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def shown(values: Sequence[float], digits: int) -> str:
+    """Median [lower quartile, upper quartile], with so many digits after the point; "-" without values."""
+    if not len(values):
+        return "-"
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
