@@ -21,9 +21,9 @@ from vitvlm.evaluation import (
     retrieval,
     zero_shot,
 )
-from vitvlm.evaluation.base import Evaluator, Predict, Result
+from vitvlm.evaluation.base import Evaluator, Predict, Result, with_intervals
 
-__all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names"]
+__all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names", "with_intervals"]
 
 EVALUATORS = Registry("evaluator")
 EVALUATORS.register("classification")(classification.Classification)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -29,6 +29,19 @@ class Result:
     protocol: str
     pictures: tuple[pathlib.Path, ...] = ()
     page: pathlib.Path | None = None
+
+
+# Bounds of an interval, which are shown with the figure that they belong to.
+_BOUNDS = ("_low", "_high")
+
+
+def with_intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
+    """(name, value, bounds of its interval) of each metric; the bounds are none of their own."""
+    for name, value in metrics.items():
+        if name.endswith(_BOUNDS) and name.rpartition("_")[0] in metrics:
+            continue
+        low, high = (metrics.get(name + bound) for bound in _BOUNDS)
+        yield name, value, None if low is None else (low, high)
 
 
 class Evaluator(Protocol):

@@ -8,7 +8,8 @@ import numpy as np
 
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, classification
-from vitvlm.evaluation.retrieval import TIE, with_texts
+from vitvlm.evaluation.nearest import TIE
+from vitvlm.evaluation.retrieval import with_texts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vitvlm.evaluation import base
-from vitvlm.evaluation.retrieval import BLOCK, embeddings
+from vitvlm.evaluation.nearest import BLOCK
+from vitvlm.evaluation.retrieval import embeddings
 
 TEMPERATURE = 2.0  # t of the uniformity; Wang and Isola's
 

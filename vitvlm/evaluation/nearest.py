@@ -1,6 +1,7 @@
 """Nearest neighbours between the images and the texts of a whole set, and the few of them that a page can show."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -36,6 +37,11 @@ def top(
     return places, scores
 
 
+def before(similarity: np.ndarray, right: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Which candidates come before the right one: the more similar, and of equal ones the `earlier`."""
+    return (similarity > right + TIE) | ((similarity > right - TIE) & earlier)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """A set of images and texts whose embeddings are unit vectors; a text is right for the images of its group.
@@ -49,6 +55,11 @@ class Pairs:
     text: Float[np.ndarray, "m E"]
     image_group: Int[np.ndarray, " n"]
     text_group: Int[np.ndarray, " m"]
+
+    @functools.cached_property
+    def first(self) -> dict[int, int]:
+        """The first image of each group."""
+        return {int(group): place for place, group in reversed(list(enumerate(self.image_group)))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +96,13 @@ def search(pairs: Pairs, order: Iterable[int], shown: int, k: int, first: Iterab
     """
     n = len(pairs.image)
     images = dict.fromkeys(range(n)) if n <= shown else dict.fromkeys(list(first)[:shown])
-    right = {int(group): place for place, group in reversed(list(enumerate(pairs.image_group)))}
     order = list(order)[: TEXTS_PER_IMAGE * shown]
     texts: dict[int, list[tuple[int, float]]] = {}
     for start in range(0, len(order), _CHUNK):
         chunk = order[start : start + _CHUNK]
         found = _lists(*top(pairs.text[chunk], pairs.image, k))
         for text, near in zip(chunk, found):
-            own = right.get(int(pairs.text_group[text]))
+            own = pairs.first.get(int(pairs.text_group[text]))
             needed = dict.fromkeys([place for place, _ in near] + ([] if own is None else [own]))
             if len(images | needed) > shown:
                 break
@@ -116,7 +126,6 @@ def page_data(
       text_ranks: of each text, how many images come before its first right one.
       image_ranks: of each image, how many texts come before its first right one; m if none is right.
     """
-    right = {int(group): place for place, group in reversed(list(enumerate(pairs.image_group)))}
     rounded = lambda near: [[place, round(score, 4)] for place, score in near]  # noqa: E731
     return {
         "images": {
@@ -133,7 +142,7 @@ def page_data(
                 {
                     "near": rounded(found.texts[place]),
                     "rank": int(text_ranks[place]) + 1,
-                    "right": right.get(int(pairs.text_group[place])),
+                    "right": pairs.first.get(int(pairs.text_group[place])),
                 }
                 if place in found.texts
                 else {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def write(
         "page.html",
         data,
         title=page.title,
-        facts=pages.metric_facts(result.metrics),
+        facts=_facts(result.metrics),
         protocol=result.protocol,
         statement=statement,
         searchable=page.searchable is not None,
@@ -113,6 +113,18 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return dataclasses.replace(result, page=path)
+
+
+def _facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """(name, value, interval) of each metric, for the head of the page."""
+    return [
+        (
+            name,
+            f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}",
+            f"{bounds[0]:.3g} to {bounds[1]:.3g}" if bounds else "",
+        )
+        for name, value, bounds in base.with_intervals(metrics)
+    ]
 
 
 def _search(searchable: Searchable, shown: int, first: Iterable[int]) -> tuple[dict[str, Any], str]:

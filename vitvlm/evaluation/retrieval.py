@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
-from vitvlm.evaluation.nearest import BLOCK, TIE
+from vitvlm.evaluation.nearest import BLOCK, TIE, before
 
 Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[str]]
 
@@ -144,12 +144,7 @@ def ranks(
             rows, columns = np.arange(len(image))[i : i + block, None], np.arange(len(text))[None, j : j + block]
             similarity = image[i : i + block] @ text[j : j + block].T
             similarity[rows == owner[columns]] = -np.inf  # an image's own texts never come before its best
-            to_text[i : i + block] += _before(similarity, best[rows], columns < first[rows]).sum(axis=1)
-            to_image[j : j + block] += _before(similarity, own[columns], rows < owner[columns]).sum(axis=0)
+            to_text[i : i + block] += before(similarity, best[rows], columns < first[rows]).sum(axis=1)
+            to_image[j : j + block] += before(similarity, own[columns], rows < owner[columns]).sum(axis=0)
     to_text[~np.isfinite(best)] = len(text)
     return to_text, to_image
-
-
-def _before(similarity: np.ndarray, right: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """Which candidates come before the right one."""
-    return (similarity > right + TIE) | ((similarity > right - TIE) & earlier)

@@ -116,8 +116,7 @@ def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]
         column, own = logits[:, label], labels == label
         best = column[own].max()
         first = np.flatnonzero(own & (column >= best - nearest.TIE))[0]
-        earlier = (column >= best - nearest.TIE) & (np.arange(n) < first)
-        ranks[label] = ((column > best + nearest.TIE) | earlier).sum()
+        ranks[label] = nearest.before(column, best, np.arange(n) < first).sum()
     return ranks
 
 

@@ -19,9 +19,6 @@ from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, load_state, setup
 from vitvlm.training.workdir import read_config
 
-# Bounds of an interval are shown with the figure that they belong to.
-_BOUNDS = ("_low", "_high")
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -112,13 +109,10 @@ def _short(folders: Sequence[str]) -> dict[str, str]:
 
 def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """(name, value, interval) of each metric; an interval's bounds are no rows of their own."""
-    rows = []
-    for name, value in metrics.items():
-        if name.endswith(_BOUNDS) and name.rpartition("_")[0] in metrics:
-            continue
-        low, high = (metrics.get(name + bound) for bound in _BOUNDS)
-        rows.append((name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
-    return rows
+    return [
+        (name, f"{value:.4g}", f"{bounds[0]:.4g} to {bounds[1]:.4g}" if bounds else "")
+        for name, value, bounds in evaluation.with_intervals(metrics)
+    ]
 
 
 def _sections(job: Setup, names: Sequence[str]) -> dict[str, fields.Section]:

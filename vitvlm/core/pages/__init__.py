@@ -6,7 +6,6 @@ script; what `data` it is given, its script reads with `JSON.parse` from the ele
 
 import base64
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -50,17 +49,3 @@ def thumbnail(image: UInt8[np.ndarray, "H W C"] | Image.Image, side: int) -> str
 def percent(share: float) -> str:
     """12.3 % of 0.1234: what tables of shares show."""
     return f"{100 * share:.1f} %"
-
-
-def metric_facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of each metric, for the head of a page; bounds of intervals are no facts themselves."""
-    facts = []
-    for name, value in metrics.items():
-        if name.rpartition("_")[0] in metrics and name.endswith(("_low", "_high")):
-            continue
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        whole = float(value).is_integer()
-        facts.append(
-            (name, f"{value:.0f}" if whole else f"{value:.3g}", f"{low:.3g} to {high:.3g}" if low is not None else "")
-        )
-    return facts
