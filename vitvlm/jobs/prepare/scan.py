@@ -12,7 +12,7 @@ from rich.progress import track
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import decoding
-from vitvlm.data.sources import Example, Source
+from vitvlm.data.sources import Source
 from vitvlm.jobs.prepare import hashes, letters
 from vitvlm.jobs.prepare.captions import captions_of
 
@@ -103,15 +103,16 @@ def scan(
             texts[text] = texts.get(text, False) or isinstance(example[text], tuple)
         one = Seen(name, index, split, example["id"], captions_of(example.get(field)))
         try:
-            pixels = decoding.decode(example["image"], 3)
+            rgba = decoding.decode(example["image"], 4)
         except UnreadableImage as error:
             seen.append(dataclasses.replace(one, unreadable=error.reason))
             continue
+        pixels = decoding.decode(rgba, 3)
         prints[place] = hashes.difference_hash(pixels)
         thumbnails[place] = hashes.colour_thumbnail(pixels)
         seen.append(
             dataclasses.replace(
-                one, size=pixels.shape[:2], pixels=_digest(example), letters=letters.letters_in_rows(pixels)
+                one, size=pixels.shape[:2], pixels=_digest(rgba), letters=letters.letters_in_rows(pixels)
             )
         )
     if caption_field is not None and caption_field not in texts:
@@ -119,7 +120,6 @@ def scan(
     return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), field if field in texts else None)
 
 
-def _digest(example: Example) -> bytes:
+def _digest(pixels: UInt8[np.ndarray, "H W 4"]) -> bytes:
     """Equal for images of the same pixels and transparency, whatever the file's format and compression."""
-    pixels = decoding.decode(example["image"], 4)
     return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=str(pixels.shape).encode()).digest()
