@@ -33,12 +33,10 @@ def devices(topology: str | None) -> Sequence[Any]:
         ) from error
 
 
-def measure(
-    where: Sequence[Any], batch_size: int, width: int, blocks: Sequence[int]
-) -> dict[tuple[str, str], tuple[int, int]]:
-    """Bytes that the value and gradient of each loss and form need on a device: (temporary, arguments and results).
+def measure(where: Sequence[Any], batch_size: int, width: int, blocks: Sequence[int]) -> dict[tuple[str, str], int]:
+    """Bytes of temporary memory that the value and gradient of each (loss, form) need on a device.
 
-    Temporary memory is all but the arguments (the batch's embeddings, split over the devices) and the gradients.
+    That is all but the arguments (the batch's embeddings, split over the devices) and the gradients.
 
     Args:
       batch_size: B, of all devices together; width: D of the embeddings.
@@ -54,11 +52,11 @@ def measure(
     }
 
 
-def table(found: dict[tuple[str, str], tuple[int, int]], title: str) -> Table:
+def table(found: dict[tuple[str, str], int], title: str) -> Table:
     """A row per loss and form, with its share of the dense form's memory."""
     shown = Table("loss", "form", "temporary, MiB per device", "of dense", title=title)
-    for (name, form), (temporary, _) in found.items():
-        dense = found[name, "dense"][0]
+    for (name, form), temporary in found.items():
+        dense = found[name, "dense"]
         shown.add_row(name, form, f"{temporary / MIB:,.1f}", f"1/{dense / temporary:.1f}" if temporary else "0")
     return shown
 
@@ -70,7 +68,7 @@ def _objective(name: str, **how: Any) -> Callable[..., jax.Array]:
     return lambda image, text, scale, bias, mask: losses.softmax(image, text, scale, mask, **how)
 
 
-def _bytes(objective: Callable[..., jax.Array], mesh: Mesh, batch_size: int, width: int) -> tuple[int, int]:
+def _bytes(objective: Callable[..., jax.Array], mesh: Mesh, batch_size: int, width: int) -> int:
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec(AXES), PartitionSpec()))
     side = jax.ShapeDtypeStruct((batch_size, width), jnp.float32)
     scalar, mask = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((batch_size,), jnp.float32)
@@ -83,5 +81,4 @@ def _bytes(objective: Callable[..., jax.Array], mesh: Mesh, batch_size: int, wid
         .lower(side, side, scalar, scalar, mask)
         .compile()
     )
-    memory = compiled.memory_analysis()
-    return memory.temp_size_in_bytes, memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return compiled.memory_analysis().temp_size_in_bytes

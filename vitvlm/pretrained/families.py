@@ -45,7 +45,7 @@ class Family:
       rows: the model and the names of the tensors (none when writing) to the rows of the table.
       config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
       inputs: the config.json of `transformers` to shapes that the model may be called with.
-      texts: how the tokenizer's files beside the weights are read; see `pretrained.texts`.
+      texts: how the tokenizer's files beside the weights are read, see `pretrained.texts`; None of what reads no texts.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Family:
     rows: Callable[[Any, Collection[str]], Iterator[Row]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     inputs: Callable[[Json], Inputs] = described_images
-    texts: texts_lib.Reader = texts_lib.none
+    texts: texts_lib.Reader | None = None
 
 
 def assemble(

@@ -100,7 +100,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
 
 def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None:
-    if family.texts is texts.none:
+    if family.texts is None:
         return None
     tower = getattr(model, "text", model)
     return family.texts(folder, tower.length, tower.vocab_size)

@@ -21,11 +21,6 @@ FILES = (
 CLIP_VOCABULARY = 49408
 
 
-def none(folder: Path, length: int, vocab_size: int) -> None:
-    """Of a model that reads no texts."""
-    return None
-
-
 def fast(folder: Path, length: int, vocab_size: int) -> Rules | None:
     """Of a tokenizer.json, as it says itself; texts are as long as the model has positions for."""
     return {"tokenizer": f"hf:{folder}", "length": length} if (folder / "tokenizer.json").is_file() else None
