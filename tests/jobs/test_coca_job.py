@@ -4,29 +4,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tests.jobs import golden
+from tests.jobs.stepping import stepped, towers
 from vitvlm import pretrained
 from vitvlm.data import tokenizers
 from vitvlm.jobs import train
 from vitvlm.jobs.setup import setup
 from vitvlm.models.coca import caption
-from vitvlm.training import sharding
 
 
 def a_config(**fields):
-    """At toy size, without anything random in the step."""
-    config = golden.load("configs/coca_emoji.py", "debug")
-    config.model.image.drop_path = config.model.text.dropout = 0.0
-    for name, value in fields.items():
-        config[name] = value
-    return config
-
-
-def stepped(config):
-    job = setup(config)
-    state = train.first_state(job)
-    with train.open_batches(job) as batches:
-        return train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+    return towers("configs/coca_emoji.py", **fields)
 
 
 def test_micro_batches_take_the_step_of_the_whole_batch():

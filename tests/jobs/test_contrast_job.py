@@ -11,30 +11,16 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.jobs import golden
+from tests.jobs.stepping import stepped, towers
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.jobs import train
-from vitvlm.jobs.setup import setup
-from vitvlm.training import sharding
 
 EXACT = ("loss", "grad_norm", "scale", "param_norm")  # accuracies count pairs that are as good as equal
 
 
 def a_config(**fields):
-    """At toy size, without anything random in the step."""
-    config = golden.load("configs/clip_emoji.py", "debug")
-    config.model.image.drop_path = config.model.text.dropout = 0.0
-    for name, value in fields.items():
-        config[name] = value
-    return config
-
-
-def stepped(config):
-    job = setup(config)
-    state = train.first_state(job)
-    with train.open_batches(job) as batches:
-        return train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+    return towers("configs/clip_emoji.py", **fields)
 
 
 def test_micro_batches_take_the_step_of_the_whole_batch():

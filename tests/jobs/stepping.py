@@ -1,0 +1,23 @@
+"""One step of a toy job without anything random in it, for tests that compare steps."""
+
+from tests.jobs import golden
+from vitvlm.jobs import train
+from vitvlm.jobs.setup import setup
+from vitvlm.training import sharding
+
+
+def towers(path, **fields):
+    """The debug config of two towers, without drop path and dropout, with these fields changed."""
+    config = golden.load(path, "debug")
+    config.model.image.drop_path = config.model.text.dropout = 0.0
+    for name, value in fields.items():
+        config[name] = value
+    return config
+
+
+def stepped(config):
+    """(state, metrics) after the first step."""
+    job = setup(config)
+    state = train.first_state(job)
+    with train.open_batches(job) as batches:
+        return train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
