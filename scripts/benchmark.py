@@ -19,6 +19,8 @@ PEERS = flags.DEFINE_bool("peers", True, "Whether to time the PyTorch peers too.
 SCAN = flags.DEFINE_bool("scan", False, "Whether our layers are scanned (compiles faster, runs slower) or looped.")
 MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Parts of our batch, run side by side.", lower_bound=1)
 
+KEEP_AWAKE = flags.DEFINE_bool("keep_awake", False, "Whether loops of idle priority keep the cores from sleeping.")
+
 
 def main() -> None:
     cases = [benchmark.parse_case(name, IMAGE_SIZE.value, BATCH_SIZE.value) for name in MODELS.value]
@@ -29,6 +31,7 @@ def main() -> None:
         scan=SCAN.value,
         workdir=WORKDIR.value,
         micro_batches=MICRO_BATCHES.value,
+        keep_awake=KEEP_AWAKE.value,
     )
     Console().print(benchmark.table(report))
 

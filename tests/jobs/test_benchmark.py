@@ -1,13 +1,14 @@
 """The benchmark job at toy size: what it writes, and what it says when it cannot run."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import benchmark, peers, quartiles
+from vitvlm.jobs import awake, benchmark, peers, quartiles
 
 TINY = {"width": 24, "depth": 1, "heads": 2, "mlp_width": 32, "patch_size": 16}
 
@@ -39,7 +40,9 @@ def test_each_round_is_measured_and_written(tmp_path, threads):
 def test_ours_alone_needs_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda threads: pytest.fail("the peers were asked for"))
     case = benchmark.Case("ViT-tiny", "vit", TINY, 32, 3)
-    (measured,) = benchmark.run([case], rounds=1, peer=False, scan=True, workdir=str(tmp_path)).measured
+    report = benchmark.run([case], rounds=1, peer=False, scan=True, workdir=str(tmp_path), keep_awake=True)
+    (measured,) = report.measured
+    assert report.environment["cores"] == "kept awake"
     assert measured.peer_seconds == () and measured.ratios == ()
     assert "| - | - |" in (tmp_path / "benchmark.md").read_text()
 
@@ -71,3 +74,10 @@ def test_a_name_gives_family_sizes_and_patch():
 
 def test_median_and_quartiles_are_shown():
     assert quartiles.shown([1, 2, 3, 4, 5], 1) == "3.0 [2.0, 4.0]"
+
+
+def test_cores_are_kept_awake_by_what_gives_way_and_ends():
+    with awake.cores_awake(2) as loops:
+        assert [loop.poll() for loop in loops] == [None, None]
+        assert [os.sched_getscheduler(loop.pid) for loop in loops] == [os.SCHED_IDLE] * 2
+    assert all(loop.poll() is not None for loop in loops)

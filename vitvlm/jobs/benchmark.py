@@ -4,6 +4,7 @@ A step is the loss and its gradient by every parameter, without an optimizer. Ro
 whatever else slows the machine slows both; what is reported is medians, their quartiles, and the median of the ratios.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs import peers, quartiles
+from vitvlm.jobs import awake, peers, quartiles
 from vitvlm.models.vit import SIZES
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct
@@ -94,7 +95,16 @@ def parse_case(name: str, image_size: int, batch_size: int) -> Case:
     return Case(name, family, SIZES[size] | {"patch_size": patch}, image_size, batch_size)
 
 
-def run(cases: Sequence[Case], *, rounds: int, peer: bool, scan: bool, workdir: str, micro_batches: int = 1) -> Report:
+def run(
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    peer: bool,
+    scan: bool,
+    workdir: str,
+    micro_batches: int = 1,
+    keep_awake: bool = False,
+) -> Report:
     """Measures the cases and writes benchmark.json and benchmark.md to `workdir`.
 
     Args:
@@ -102,13 +112,16 @@ def run(cases: Sequence[Case], *, rounds: int, peer: bool, scan: bool, workdir: 
       peer: whether to run the PyTorch peers; they need the [test] extra.
       scan: whether our layers are under `nn.scan`, which compiles faster and runs slower than a loop.
       micro_batches: into how many, side by side, we split the batch.
+      keep_awake: whether the cores are kept from sleeping, for both sides (see `awake`).
 
     Raises ConfigError if the peers' packages are not installed.
     """
     if peer:
         peers.require(threads())
-    measured = tuple(measure(case, rounds, peer, scan, micro_batches) for case in cases)
-    report = Report(measured, environment(), scan, micro_batches)
+    with awake.cores_awake(threads()) if keep_awake else contextlib.nullcontext():
+        measured = tuple(measure(case, rounds, peer, scan, micro_batches) for case in cases)
+    cores = {"cores": "kept awake" if keep_awake else "may sleep"}
+    report = Report(measured, environment() | cores, scan, micro_batches)
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(as_json(report), indent=2) + "\n")
