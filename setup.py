@@ -41,6 +41,7 @@ setup(
         "rich>=13.9",
         "safetensors>=0.6",
         "scikit-learn>=1.6",
+        "simplejpeg>=1.9",
         "tensorflow-datasets>=4.9.9",
         "tensorstore>=0.1.80",
         "tokenizers>=0.21",

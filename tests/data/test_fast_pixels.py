@@ -27,6 +27,14 @@ def test_jpegs_decode_to_the_pixels_of_pillow(size, options):
     np.testing.assert_array_equal(run("decode", content), np.asarray(Image.open(io.BytesIO(content))))
 
 
+def test_a_jpeg_that_xmp_turns():
+    turn = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    content = pictures.encoded(pictures.pattern(20, 30), "JPEG", xmp=turn)
+    assert run("decode", content).shape == (30, 20, 3)
+    thumbnail = b"\xff\xed\0\x06" + b"\xff\xda\0\0"  # a segment in which a scan seems to begin
+    assert run("decode", content[:2] + thumbnail + content[2:]).shape == (30, 20, 3)
+
+
 def test_a_jpeg_that_breaks_off_is_still_unreadable():
     content = pictures.encoded(pictures.pattern(100, 80), "JPEG")
     for kept in (len(content) // 3, len(content) // 2):

@@ -2,7 +2,6 @@
 
 import functools
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
@@ -30,11 +29,14 @@ def normalize(
     """
     if image.dtype != np.uint8:
         raise ValueError("works on uint8 pixels: put it after decode, once")
-    table = _table(mean, std)
+    scale, offset = _scale_and_offset(mean, std)
     H, W, C = image.shape
-    if table.shape[2] not in (1, C):
-        raise ValueError(f"{mean!r} has {table.shape[2]} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
-    return cv2.LUT(np.ascontiguousarray(image), table).reshape(H, W, C)
+    if len(scale) not in (1, C):
+        raise ValueError(f"{mean!r} has {len(scale)} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
+    rows = image.reshape(H, W * C).astype(np.float32)  # as long as they are, not C numbers at a time
+    rows *= np.resize(scale, W * C)
+    rows -= np.resize(offset, W * C)
+    return rows.reshape(H, W, C)
 
 
 @image_operation("grey")
@@ -76,8 +78,9 @@ def normalization(pipeline: Pipeline) -> tuple[Float[np.ndarray, " C"], Float[np
 
 
 @functools.lru_cache
-def _table(mean: str | float | tuple, std: float | tuple | None) -> Float[np.ndarray, "1 256 C"]:
-    """What each of the 256 pixel values becomes."""
+def _scale_and_offset(
+    mean: str | float | tuple, std: float | tuple | None
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """What pixels from 0 to 255 are multiplied by, and what is then subtracted; float32."""
     mean, std = statistics(mean, std)
-    scale, offset = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
-    return (np.arange(256, dtype=np.float32)[:, None] * scale - offset)[None]
+    return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)

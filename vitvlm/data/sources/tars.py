@@ -8,7 +8,7 @@ import dataclasses
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 # Header types: of the next file's name (GNU), of the next file's properties and of all files' properties (POSIX).
@@ -41,6 +41,15 @@ class _Member:
     offset: int
     content: bytes
     damage: str = ""
+
+
+class _Header(NamedTuple):
+    """`type` is the byte that says which kind of entry this is; `regular` if it is a file."""
+
+    name: str
+    size: int
+    type: bytes
+    regular: bool
 
 
 def samples(file: BinaryIO, offset: int = 0, contents: bool = True) -> Iterator[Sample]:
@@ -96,7 +105,7 @@ def _members(file: BinaryIO, offset: int, contents: bool) -> Iterator[_Member]:
             file.seek(last + 1)
             return
         try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            found = _plain_header(header) or _header(header)
         except tarfile.HeaderError:
             if not lost:
                 yield _Member("", "", begin, b"", "damaged header")
@@ -104,7 +113,7 @@ def _members(file: BinaryIO, offset: int, contents: bool) -> Iterator[_Member]:
             place = begin = place + BLOCK
             continue
         lost = False
-        name, length = given.get("path", info.name), int(given.get("size", info.size))
+        name, length = given.get("path", found.name), int(given.get("size", found.size))
         head = place
         place += BLOCK + -(-length // BLOCK) * BLOCK
         key, extension = _split(name)
@@ -112,14 +121,36 @@ def _members(file: BinaryIO, offset: int, contents: bool) -> Iterator[_Member]:
             yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive")
             file.seek(last + 1)
             return
-        if info.type in (_LONG_NAME, _PROPERTIES):
+        if found.type in (_LONG_NAME, _PROPERTIES):
             text = file.read(length)
-            given |= {"path": _text(text)} if info.type == _LONG_NAME else _properties(text)
-        elif info.type != _GLOBAL_PROPERTIES:
-            if info.isreg() and extension:
+            given |= {"path": _text(text)} if found.type == _LONG_NAME else _properties(text)
+        elif found.type != _GLOBAL_PROPERTIES:
+            if found.regular and extension:
                 yield _Member(key, extension, begin, file.read(length) if contents else b"")
             begin, given = place, {}
         file.seek(place)
+
+
+def _header(block: bytes) -> _Header:
+    """What `tarfile` reads from a header of any kind. Raises tarfile.HeaderError if it is damaged."""
+    info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    return _Header(info.name, info.size, info.type, info.isreg())
+
+
+def _plain_header(block: bytes) -> _Header | None:
+    """The same of a regular file in the usual form, in a tenth of the time; None for any other."""
+    if block[156:157] != tarfile.REGTYPE or block[257:262] != b"ustar":
+        return None
+    size, checksum = block[124:136].rstrip(b"\0 "), block[148:156].rstrip(b"\0 ")
+    if not (size.isdigit() and checksum.isdigit()) or block[345]:
+        return None
+    try:
+        name, size, checksum = block[:100].partition(b"\0")[0].decode(), int(size, 8), int(checksum, 8)
+    except ValueError:
+        return None
+    if sum(block) - sum(block[148:156]) + 8 * 32 != checksum:  # the sum takes its own field for spaces
+        return None
+    return _Header(name, size, tarfile.REGTYPE, True)
 
 
 def _split(name: str) -> tuple[str, str]:
