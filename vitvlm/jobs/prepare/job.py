@@ -37,8 +37,8 @@ def prepare(
 ) -> report.Report:
     """Prepares a data set: `sources.open(f"tfds:{out}", split)` reads it; report.json and report.html lie beside it.
 
-    The order of the source is kept, and so are its texts (a missing one becomes ""), labels and ids. Every example is
-    read twice: to look at it, and to write it.
+    The order of the source is kept, and so are its texts (a missing one becomes ""), labels and ids; other fields are
+    named in the report. Every example is read twice: to look at it, and to write it.
 
     Args:
       source: as in `sources.open`.
@@ -111,6 +111,8 @@ def reduce(image: bytes | UInt8[np.ndarray, "H W C"], max_side: int | None) -> b
             with Image.open(io.BytesIO(image), formats=decoding.FORMATS) as file:
                 size, form = file.size, "JPEG" if file.format == "JPEG" else "PNG"
                 channels = 4 if file.has_transparency_data else 1 if file.mode in ("1", "L", "I;16") else 3
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's readers raise errors of many kinds
             raise UnreadableImage(str(error)) from error
         if max_side is None or max(size) <= max_side:

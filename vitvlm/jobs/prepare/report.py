@@ -111,6 +111,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "source": report.source,
         "caption_field": report.scan.caption_field,
+        "left_out": list(report.scan.left_out),
         "drop": list(report.drop),
         "examples": {split: _before_after(counts) for split, counts in report.examples.items()},
         "captions": _before_after(report.captions),
@@ -155,7 +156,9 @@ def tables(report: Report) -> list[Table]:
         problems.add_row(row["title"], *(f"{cell:,}" if cell else "-" for cell in cells))
     if without := report.decision.dropped.get(WITHOUT_CAPTIONS):
         problems.add_row("all captions dropped", "", "", f"{without:,}", "")
-    left = Table("examples", title=report.out, title_justify="left")
+    lost = ", ".join(report.scan.left_out)
+    caption = f"not written, as they are no texts: {lost}" if lost else None
+    left = Table("examples", title=report.out, title_justify="left", caption=caption)
     for heading in ("before", "after"):
         left.add_column(heading, justify="right")
     for split, counts in [*report.examples.items(), ("together", _sum(report)), ("captions", report.captions)]:

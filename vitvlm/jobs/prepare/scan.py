@@ -61,6 +61,7 @@ class Scan:
       hashes, thumbnails: see `hashes`; zeros where the image cannot be read.
       texts: the source's text fields by name; whether some example holds a tuple of several there.
       caption_field: whose captions were seen; None if the source has no such field.
+      left_out: the source's fields that are no texts, such as boxes; a prepared set does not hold them.
     """
 
     seen: Sequence[Seen]
@@ -68,6 +69,7 @@ class Scan:
     thumbnails: UInt8[np.ndarray, "n 8 8 3"]
     texts: Mapping[str, bool]
     caption_field: str | None
+    left_out: Sequence[str] = ()
 
 
 def scan(
@@ -88,7 +90,7 @@ def scan(
     """
     field = caption_field or CAPTION
     places = [(name, index) for name, source in sources.items() for index in range(len(source))]
-    seen, texts = [], {}
+    seen, texts, left_out = [], {}, set()
     prints = np.zeros((len(places), hashes.BANDS), np.uint16)
     thumbnails = np.zeros((len(places), hashes.THUMBNAIL, hashes.THUMBNAIL, 3), np.uint8)
     console = console or Console(stderr=True)
@@ -99,8 +101,12 @@ def scan(
         except UnreadableImage as error:
             seen.append(Seen(name, index, split, error.name or sources[name].ids[index], unreadable=error.reason))
             continue
-        for text in set(example) - set(FIXED):
-            texts[text] = texts.get(text, False) or isinstance(example[text], tuple)
+        for key in set(example) - set(FIXED):
+            value = example[key]
+            if value is None or isinstance(value, str | tuple):
+                texts[key] = texts.get(key, False) or isinstance(value, tuple)
+            else:
+                left_out.add(key)
         one = Seen(name, index, split, example["id"], captions_of(example.get(field)))
         try:
             rgba = decoding.decode(example["image"], 4)
@@ -117,7 +123,8 @@ def scan(
         )
     if caption_field is not None and caption_field not in texts:
         raise ConfigError(f"--caption_field={caption_field}: no such text in the source; {suggest(field, texts)}")
-    return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), field if field in texts else None)
+    told = field if field in texts else None
+    return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), told, sorted(left_out))
 
 
 def _digest(pixels: UInt8[np.ndarray, "H W 4"]) -> bytes:
