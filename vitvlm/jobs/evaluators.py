@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -55,12 +56,17 @@ class NamedEvaluator:
     evaluator: evaluation.Evaluator
 
     def run(self, predict: Predictor, variables: Mapping[str, Any], folder: epath.Path) -> evaluation.Result:
-        """Evaluates into `folder`, where the result is also written as result.json."""
+        """Evaluates into `folder`, where the result is also written as result.json.
+
+        Every process takes part, and the first one's files are kept: of several, each would write the same.
+        """
+        if jax.process_index():
+            with tempfile.TemporaryDirectory() as elsewhere:
+                return self.evaluator.run(predict, variables, epath.Path(elsewhere))
         folder.mkdir(parents=True, exist_ok=True)
         result = self.evaluator.run(predict, variables, folder)
-        if jax.process_index() == 0:
-            described = {"name": self.name, "protocol": result.protocol, "metrics": result.metrics}
-            (folder / "result.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        described = {"name": self.name, "protocol": result.protocol, "metrics": result.metrics}
+        (folder / "result.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
         return result
 
 
