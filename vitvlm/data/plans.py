@@ -43,15 +43,18 @@ class Loader:
     def parts(self) -> tuple[Pipeline, Pipeline]:
         return self.pipeline.split()
 
-    def example(self, epoch: int, index: int) -> Example:
-        """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError."""
-        return self.finish(self.fixed(index), epoch, index)
+    def example(self, epoch: int, index: int, out: np.ndarray | None = None) -> Example:
+        """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError.
 
-    def finish(self, example: Example, epoch: int, index: int) -> Example:
+        Its image may be in `out`; see `parsing.Operation`.
+        """
+        return self.finish(self.fixed(index), epoch, index, out)
+
+    def finish(self, example: Example, epoch: int, index: int, out: np.ndarray | None = None) -> Example:
         """What is done to the fixed part of an example anew in each epoch."""
         # Philox counts: each (epoch, index) starts a stream of its own, at a third of the cost of seeding a generator.
         bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, 0, index, epoch))
-        return self.parts[1](example, np.random.Generator(bits))
+        return self.parts[1](example, np.random.Generator(bits), out)
 
     def fixed(self, index: int) -> Example:
         """The part of an example that is the same in every epoch; decoded once where it is kept."""
@@ -68,8 +71,11 @@ class Loader:
         makers = [None if place is None else functools.partial(self.example, *place) for place in rows]
         return self.collate(makers, [-1 if place is None else place[1] for place in rows])
 
-    def collate(self, rows: Sequence[Callable[[], Example] | None], index: Sequence[int]) -> dict[str, Any]:
-        """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding."""
+    def collate(self, rows: Sequence[Callable[..., Example] | None], index: Sequence[int]) -> dict[str, Any]:
+        """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding.
+
+        A row is called with `out`, its place in the batch, and may put its image there.
+        """
         images = np.empty((len(rows), *self.shape), np.float32)
         labels = np.zeros(len(rows), np.int32)
         mask = np.zeros(len(rows), np.float32)
@@ -78,14 +84,16 @@ class Loader:
         unreadable = []
         for row, make in enumerate(rows):
             try:
-                example = None if make is None else make()
+                example = None if make is None else make(out=images[row])
             except UnreadableImage as error:
                 unreadable.append((error.name, error.reason))
                 example = None
             if example is None:
                 images[row] = 0
                 continue
-            images[row] = _checked(example, self.shape)
+            image = _checked(example, self.shape)
+            if not np.may_share_memory(image, images):
+                images[row] = image
             labels[row], mask[row] = example["label"], 1
             for name, array in arrays.items():
                 array[row] = example[name]

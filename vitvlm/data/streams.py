@@ -128,8 +128,8 @@ class StreamBatches(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._reader.set_state(state)
 
-    def _make(self, epoch: int, index: int, found: Example | UnreadableImage) -> Example:
+    def _make(self, epoch: int, index: int, found: Example | UnreadableImage, out: np.ndarray) -> Example:
         if isinstance(found, UnreadableImage):
             raise found
         loader = self._plan.loader
-        return loader.finish(loader.parts[0](found), epoch, index)
+        return loader.finish(loader.parts[0](found), epoch, index, out)

@@ -21,7 +21,11 @@ STATISTICS = {
 
 @image_operation("normalize")
 def normalize(
-    image: Shaped[np.ndarray, "H W C"], mean: str | float | tuple = "half", std: float | tuple | None = None
+    image: Shaped[np.ndarray, "H W C"],
+    mean: str | float | tuple = "half",
+    std: float | tuple | None = None,
+    *,
+    out: Float[np.ndarray, "_H _W _C"] | None = None,
 ) -> Float[np.ndarray, "H W C"]:
     """float32 (pixels / 255 - mean) / std: by name ("imagenet", "half", "unit", …) or by numbers.
 
@@ -29,14 +33,17 @@ def normalize(
     """
     if image.dtype != np.uint8:
         raise ValueError("works on uint8 pixels: put it after decode, once")
-    scale, offset = _scale_and_offset(mean, std)
     H, W, C = image.shape
-    if len(scale) not in (1, C):
-        raise ValueError(f"{mean!r} has {len(scale)} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
-    rows = image.reshape(H, W * C).astype(np.float32)  # as long as they are, not C numbers at a time
-    rows *= np.resize(scale, W * C)
-    rows -= np.resize(offset, W * C)
-    return rows.reshape(H, W, C)
+    channels = len(statistics(mean, std)[0])
+    if channels not in (1, C):
+        raise ValueError(f"{mean!r} has {channels} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
+    if out is None or out.shape != image.shape:
+        out = np.empty(image.shape, np.float32)
+    scale, offset = _scale_and_offset(mean, std, W * C)
+    rows = out.reshape(H, W * C)  # as long as they are, not C numbers at a time
+    np.multiply(image.reshape(H, W * C), scale, out=rows)
+    rows -= offset
+    return out
 
 
 @image_operation("grey")
@@ -79,8 +86,8 @@ def normalization(pipeline: Pipeline) -> tuple[Float[np.ndarray, " C"], Float[np
 
 @functools.lru_cache
 def _scale_and_offset(
-    mean: str | float | tuple, std: float | tuple | None
-) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """What pixels from 0 to 255 are multiplied by, and what is then subtracted; float32."""
+    mean: str | float | tuple, std: float | tuple | None, length: int
+) -> tuple[Float[np.ndarray, " length"], Float[np.ndarray, " length"]]:
+    """What pixels from 0 to 255 are multiplied by, and what is then subtracted, along a row of so many numbers."""
     mean, std = statistics(mean, std)
-    return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
+    return np.resize(1 / (255 * std), length).astype(np.float32), np.resize(mean / std, length).astype(np.float32)

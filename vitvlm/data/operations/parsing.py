@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -18,16 +19,22 @@ OPERATIONS = Registry("operation")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation with its arguments: `operation(example, rng) -> example`."""
+    """One operation with its arguments: `operation(example, rng, out) -> example`.
+
+    `out` is float pixels that may be overwritten: an image of that shape may be returned in it, without a copy.
+    """
 
     text: str
     function: Callable[..., Any]
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
+    def __call__(
+        self, example: dict[str, Any], rng: np.random.Generator | None = None, out: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else."""
-        named = {**self.named, "rng": rng} if self.function.random else self.named
+        given = {"rng": rng} if self.function.random else {"out": out} if self.function.writes else {}
+        named = {**self.named, **given}
         try:
             if self.function.random and rng is None:
                 raise ValueError("it draws random numbers, and was given no rng")
@@ -65,14 +72,21 @@ class Pipeline:
         count = next((i for i, change in enumerate(changes) if change), len(self.operations))
         return Pipeline(self.text, self.operations[:count]), Pipeline(self.text, self.operations[count:])
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, Any]:
+    def __call__(
+        self, example: dict[str, Any], rng: np.random.Generator | None = None, out: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """See `Operation`; what is in `out` afterwards is the image, or nothing of use."""
         for operation in self.operations:
-            example = operation(example, rng)
+            example = operation(example, rng, out if operation is self._last_on_image else None)
         return example
+
+    @functools.cached_property
+    def _last_on_image(self) -> Operation | None:
+        return next((operation for operation in reversed(self.operations) if operation.function.on_image), None)
 
 
 def image_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `function(image, arguments…, [*, rng]) -> image`; an operation string gives the arguments."""
+    """Registers `function(image, arguments…, [*, rng or out]) -> image`; an operation string gives the arguments."""
     return _register(name, random, on_image=True)
 
 
@@ -119,6 +133,7 @@ def _register(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         function.name, function.random, function.on_image, function.arrays = name, random, on_image, arrays
+        function.writes = "out" in inspect.signature(function).parameters
         return OPERATIONS.register(name)(function)
 
     return add
@@ -126,7 +141,7 @@ def _register(
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     _, *parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.name != "rng"}
+    return {p.name: p for p in parameters if p.name not in ("rng", "out")}
 
 
 def _split(node: ast.expr) -> list[ast.expr]:
