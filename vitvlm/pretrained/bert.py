@@ -5,7 +5,7 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.bert import Bert
-from vitvlm.pretrained import texts
+from vitvlm.pretrained import sentences, texts
 from vitvlm.pretrained.clip import position_ids
 from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
@@ -112,5 +112,7 @@ FAMILIES = {
         config=lambda model, params: {"architectures": ["BertModel"], "model_type": "bert"} | bert_config(model),
         inputs=bert_inputs,
         texts=texts.fast,
+        read_beside=lambda folder, fields: {} if "pool" in fields else sentences.fields(folder),
+        write_beside=sentences.write,
     )
 }

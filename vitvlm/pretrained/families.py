@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +47,8 @@ class Family:
       config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
       inputs: the config.json of `transformers` to shapes that the model may be called with.
       texts: how the tokenizer's files beside the weights are read, see `pretrained.texts`; None of what reads no texts.
+      read_beside: the folder and the fields that are asked for to those that other files than config.json say.
+      write_beside: writes these files for a model.
     """
 
     model: str
@@ -55,6 +58,8 @@ class Family:
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     inputs: Callable[[Json], Inputs] = described_images
     texts: texts_lib.Reader | None = None
+    read_beside: Callable[[Path, Mapping[str, Any]], dict[str, Any]] = lambda folder, fields: {}
+    write_beside: Callable[[Any, Path], None] = lambda model, folder: None
 
 
 def assemble(

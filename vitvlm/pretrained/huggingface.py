@@ -9,7 +9,6 @@ import jax
 from flax import linen as nn
 
 from vitvlm.core.config import suggest
-from vitvlm.models.bert import Bert
 from vitvlm.pretrained import (
     align,
     bert,
@@ -20,7 +19,6 @@ from vitvlm.pretrained import (
     mae,
     preprocessing,
     resnet,
-    sentences,
     siglip,
     swin,
     texts,
@@ -63,8 +61,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     name = str((source.get("architectures") or ["none"])[0])
     if name not in FAMILIES:
         raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
-    if FAMILIES[name].kind is Bert and "pool" not in fields:
-        fields = sentences.fields(folder) | fields
+    fields = FAMILIES[name].read_beside(folder, fields) | fields
     with blamed(folder, folder / CONFIG):
         inputs = FAMILIES[name].inputs(source)
         section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
@@ -91,8 +88,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if isinstance(loaded.model, Bert):
-        sentences.write(loaded.model, folder)
+    FAMILIES[config["architectures"][0]].write_beside(loaded.model, folder)
     if described := loaded.source.get("preprocessor"):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
     if loaded.texts is not None:
