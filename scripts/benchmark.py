@@ -18,7 +18,6 @@ ROUNDS = flags.DEFINE_integer("rounds", 10, "Alternating rounds that are timed."
 PEERS = flags.DEFINE_bool("peers", True, "Whether to time the PyTorch peers too.")
 SCAN = flags.DEFINE_bool("scan", False, "Whether our layers are scanned (compiles faster, runs slower) or looped.")
 MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Parts of our batch, run side by side.", lower_bound=1)
-
 KEEP_AWAKE = flags.DEFINE_bool("keep_awake", False, "Whether loops of idle priority keep the cores from sleeping.")
 
 

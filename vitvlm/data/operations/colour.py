@@ -34,12 +34,9 @@ def normalize(
     if image.dtype != np.uint8:
         raise ValueError("works on uint8 pixels: put it after decode, once")
     H, W, C = image.shape
-    channels = len(statistics(mean, std)[0])
-    if channels not in (1, C):
-        raise ValueError(f"{mean!r} has {channels} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
+    scale, offset = _scale_and_offset(mean, std, W, C)
     if out is None or out.shape != image.shape:
         out = np.empty(image.shape, np.float32)
-    scale, offset = _scale_and_offset(mean, std, W * C)
     rows = out.reshape(H, W * C)  # as long as they are, not C numbers at a time
     np.multiply(image.reshape(H, W * C), scale, out=rows)
     rows -= offset
@@ -86,8 +83,10 @@ def normalization(pipeline: Pipeline) -> tuple[Float[np.ndarray, " C"], Float[np
 
 @functools.lru_cache
 def _scale_and_offset(
-    mean: str | float | tuple, std: float | tuple | None, length: int
-) -> tuple[Float[np.ndarray, " length"], Float[np.ndarray, " length"]]:
-    """What pixels from 0 to 255 are multiplied by, and what is then subtracted, along a row of so many numbers."""
-    mean, std = statistics(mean, std)
-    return np.resize(1 / (255 * std), length).astype(np.float32), np.resize(mean / std, length).astype(np.float32)
+    mean: str | float | tuple, std: float | tuple | None, W: int, C: int
+) -> tuple[Float[np.ndarray, " WC"], Float[np.ndarray, " WC"]]:
+    """What the W C numbers of a row of pixels, 0 to 255, are multiplied by, and what is then subtracted."""
+    means, stds = statistics(mean, std)
+    if len(means) not in (1, C):
+        raise ValueError(f"{mean!r} has {len(means)} channels, the image {C}: decode(1) gives grey, decode(3) RGB")
+    return np.resize(1 / (255 * stds), W * C).astype(np.float32), np.resize(means / stds, W * C).astype(np.float32)
