@@ -22,6 +22,7 @@ from etils import epath
 from rich.table import Table
 
 from vitvlm import models
+from vitvlm.core import compiling
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.jobs import awake, peers, quartiles
 from vitvlm.models.vit import SIZES
@@ -157,7 +158,7 @@ def _compile(
 
     lowered = jax.jit(gradients).lower(params, {}, batch, key)
     start = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=compiling.compiler_options(jax.devices()))
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return lambda: jax.block_until_ready(compiled(params, {}, batch, key)), compile_seconds, memory.temp_size_in_bytes

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vitvlm.core import compiling
 from vitvlm.core import config as config_lib
 from vitvlm.tasks import Task
 from vitvlm.training import sharding
@@ -37,7 +38,11 @@ class Predictor:
         return {key: _local_rows(value) for key, value in outputs.items()}
 
     def _compile(self, name: str) -> Any:
-        return jax.jit(sharding.keep_examples_split(self._functions[name], self._mesh), out_shardings=self._rows)
+        return jax.jit(
+            sharding.keep_examples_split(self._functions[name], self._mesh),
+            out_shardings=self._rows,
+            compiler_options=compiling.compiler_options(self._mesh.devices.ravel()) or None,
+        )
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from vitvlm.core import compiling
 from vitvlm.core.config import ConfigError
 from vitvlm.training.gradients import Batch, Gradients, Metrics, Tree
 from vitvlm.training.state import TrainState
@@ -100,5 +101,6 @@ def jit_train_step(
         in_shardings=(state_shardings, batch_sharding, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
+        compiler_options=compiling.compiler_options(batch_sharding.mesh.devices.ravel()) or None,
     )
     return CompiledStep(jitted, jax.device_put(dict(constants or {}), replicated))
