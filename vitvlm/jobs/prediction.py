@@ -41,7 +41,7 @@ class Predictor:
         return jax.jit(
             sharding.keep_examples_split(self._functions[name], self._mesh),
             out_shardings=self._rows,
-            compiler_options=compiling.compiler_options(self._mesh.devices.ravel()) or None,
+            compiler_options=compiling.compiler_options(self._mesh.devices.ravel()),
         )
 
 

@@ -101,6 +101,6 @@ def jit_train_step(
         in_shardings=(state_shardings, batch_sharding, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
-        compiler_options=compiling.compiler_options(batch_sharding.mesh.devices.ravel()) or None,
+        compiler_options=compiling.compiler_options(batch_sharding.mesh.devices.ravel()),
     )
     return CompiledStep(jitted, jax.device_put(dict(constants or {}), replicated))
