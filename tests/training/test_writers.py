@@ -168,7 +168,7 @@ def test_peak_of_an_unknown_device_is_unknown():
 
 
 def test_peak_of_simulated_cpus_is_that_of_one_processor(monkeypatch):
-    monkeypatch.setattr(peak_flops, "_measured", lambda: 1e11)
+    monkeypatch.setattr(peak_flops, "_measured", lambda devices: 1e11)
     assert peak_flops.peak([Device("cpu", "cpu")] * 8) == 1e11
 
 

@@ -5,6 +5,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from vitvlm.core import compiling
+
 # Dense bfloat16 products per second and device, from the makers' data sheets. The longest name that `device_kind`
 # begins with counts: "TPU v5 lite" before "TPU v5". A TPU v2 or v3 device is one of a chip's two cores.
 PEAKS = {
@@ -39,14 +41,14 @@ def peak(devices: list[jax.Device] | None = None) -> float | None:
     """
     devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu":
-        return _measured() * len({device.process_index for device in devices})
+        return _measured(devices) * len({device.process_index for device in devices})
     known = [name for name in PEAKS if devices[0].device_kind.startswith(name)]
     return PEAKS[max(known, key=len)] * len(devices) if known else None
 
 
-def _measured(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of this process's CPU: the best of a few products of two [size, size] matrices."""
-    product = jax.jit(jnp.matmul)
+def _measured(devices: list[jax.Device], size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of this process's CPU: the best of a few products of two [size, size] matrices, compiled as a step is."""
+    product = jax.jit(jnp.matmul, compiler_options=compiling.compiler_options(devices))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         matrix = jnp.ones((size, size), jnp.float32)
         product(matrix, matrix).block_until_ready()
