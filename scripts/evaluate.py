@@ -5,7 +5,7 @@
     python scripts/evaluate.py --weights=PATH --config=configs/evaluations/features.py:folder:IMAGES --workdir=WORKDIR
 
 Without --evals, all evaluations of each training's config run; --config gives others, with overrides as in train.py.
---weights are those of another code base, see README; the config then says what they are evaluated on.
+--weights are those of another code base, see docs/weights.md; the config then says what they are evaluated on.
 """
 
 from absl import flags
