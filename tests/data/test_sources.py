@@ -59,7 +59,7 @@ def test_a_folder_that_is_not_split_names_the_splits_that_it_can_make(tmp_path):
 def test_a_missing_folder_and_one_without_classes_are_errors(tmp_path):
     with pytest.raises(DataError, match="no such directory"):
         sources.open(f"folder:{tmp_path / 'nowhere'}", "train")
-    with pytest.raises(DataError, match="no class directories"):
+    with pytest.raises(DataError, match="no images; expected PATH/CLASS"):
         sources.open(f"folder:{tmp_path}", "all")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data.names import readable
 
 _SPLIT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[(-?[0-9_]+%?)?:(-?[0-9_]+%?)?\])?")
 
@@ -106,4 +107,4 @@ def _bound(text: str | None, count: int) -> int | None:
 
 
 def _hash(name: str, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, key=str(seed).encode()).digest())
+    return int.from_bytes(hashlib.blake2b(readable(name).encode(), digest_size=8, key=str(seed).encode()).digest())

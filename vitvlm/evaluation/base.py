@@ -45,7 +45,11 @@ def with_intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, t
 
 
 class Evaluator(Protocol):
-    """Scores a model; files (per-example results, pictures) go to `folder`."""
+    """Scores a model; files (per-example results, pictures) go to `folder`.
+
+    An evaluator whose figures are about labels has the class attribute `labelled = True`: it is given a source of two
+    classes or more.
+    """
 
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +21,8 @@ class Classification:
     and `classes.csv`. Where pictures are given, `page.html` shows what is taken for what and the worst classes, with at
     most `shown` pictures (0: no page).
     """
+
+    labelled: ClassVar[bool] = True
 
     batches: base.Batches
     label_names: tuple[str, ...] = ()

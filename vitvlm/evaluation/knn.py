@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,6 +24,8 @@ class NearestNeighbours:
     With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. For sets too
     small to be cut.
     """
+
+    labelled: ClassVar[bool] = True
 
     batches: base.Batches
     train_batches: base.Batches

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import warnings
+from typing import ClassVar
 
 import numpy as np
 from absl import logging
@@ -31,6 +32,8 @@ class MaeProbe:
     by a share of its length that the rate sets, and the rate is made for a million images: on a small set raise
     base_rate or epochs. A probe that could not move is named so in its protocol, and in a warning.
     """
+
+    labelled: ClassVar[bool] = True
 
     batches: base.Batches
     train_batches: base.Batches
@@ -88,6 +91,8 @@ class LogisticProbe:
     C is the best of `sweep` on `held_out` of the training examples (from the smallest up, until two in a row are
     worse); the fit with it is then made on all of them.
     """
+
+    labelled: ClassVar[bool] = True
 
     batches: base.Batches
     train_batches: base.Batches

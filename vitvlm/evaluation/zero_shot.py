@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -45,6 +46,8 @@ class ZeroShot:
     Metrics and files are those of `Classification`, but for the loss. Where pictures are given, `page.html` shows what
     is taken for what, the worst classes, and the images nearest to each class, the classes nearest to each image.
     """
+
+    labelled: ClassVar[bool] = True
 
     batches: base.Batches
     tokenize: Tokenize

@@ -95,7 +95,10 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
         **_facts(job, pipeline),
         **_pictures(source, pipeline),
     }
-    return NamedEvaluator(name, when, evaluation.build(when.type, own, where, **given))
+    evaluator = evaluation.build(when.type, own, where, **given)
+    if getattr(evaluator, "labelled", False):
+        sources.check_classes(source, f"{where} ({when.type})")
+    return NamedEvaluator(name, when, evaluator)
 
 
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:

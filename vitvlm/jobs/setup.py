@@ -121,6 +121,7 @@ def setup(
     mesh = sharding.make_mesh(job.mesh)
     source = open_split(train_split)
     if job.model.get("num_classes") == "data":
+        sources.check_classes(source, "config.model.num_classes: 'data'")
         plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
         job = dataclasses.replace(job, model=plain["model"])
     if make_task is None:
@@ -196,8 +197,10 @@ def open_split(split: fields.Split) -> sources.Source:
 
 
 def check_classes(task: Task, source: sources.Source) -> None:
-    """Raises ConfigError if the model's head does not have the data's number of classes."""
+    """Raises ConfigError if the model's head does not have the data's number of classes, DataError if it has none."""
     classes = getattr(task.model, "num_classes", 0)
+    if classes:
+        sources.check_classes(source, "config.model.num_classes")
     if classes and classes != source.num_classes:
         raise config_lib.ConfigError(
             f"config.model.num_classes: {classes}, but {source.name} has {source.num_classes} classes; "

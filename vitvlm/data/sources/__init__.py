@@ -2,10 +2,11 @@
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
+from vitvlm.data.names import readable
 from vitvlm.data.sources import folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
-from vitvlm.data.sources.base import Example, Source, Subset
+from vitvlm.data.sources.base import Example, Source, Subset, check_classes
 
-__all__ = ["Example", "Source", "Subset", "open"]
+__all__ = ["Example", "Source", "Subset", "check_classes", "open"]
 
 _OPENERS = {
     "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),
@@ -30,7 +31,8 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
         "tfds:NAME"                  a TFDS data set, prepared in `data_dir` as ArrayRecord;
                                      "tfds:fashion_mnist" also reads the files of Debian's dataset-fashion-mnist;
         "tfds:PATH"                  the directory of a prepared TFDS data set (the one with dataset_info.json);
-        "folder:PATH"                one directory per class, below train/ and test/ (or val/) if these are there;
+        "folder:PATH"                one directory per class, below train/ and test/ (or val/ …) if these are there;
+                                     see `layouts`;
         "jsonl:PATH"                 a JSON object per line with "image", a path from the file's folder, "caption" (one
                                      or a list), and perhaps "label" and "split"; rows of one image are one example;
         "csv:PATH"                   the same with columns named by the first line;
@@ -55,16 +57,17 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
       DataError: for data that are not there or cannot be used.
     """
     kind, _, place = spec.partition(":")
+    shown = readable(spec)
     kinds = (*_OPENERS, "mix")
     if kind not in kinds:
         raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, kinds)}")
     wanted = splits.parse(split)
     if kind == "mix":  # slices of its positions would share examples, as a source begins again
         source = mixture.open_mixture(place, lambda part: open(part, split, data_dir, labels_fraction, seed))
-        source.name = f"{spec} {wanted}"
+        source.name = f"{shown} {wanted}"
         return source
     source = _OPENERS[kind](place, wanted.name, data_dir)
-    name = f"{spec} {wanted}"
+    name = f"{shown} {wanted}"
     source.name = name
     if wanted.start is not None or wanted.stop is not None or not source.streams:
         selected = wanted.indices(len(source))

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vitvlm.data.errors import UnreadableImage
+from vitvlm.data.accounting import Files
+from vitvlm.data.errors import DataError, UnreadableImage
 
 Example = dict[str, Any]
 
@@ -27,10 +28,13 @@ class Source(abc.ABC):
     Attributes:
       name: the data set and split, for messages and protocols: "tfds:fashion_mnist train[:10%]".
       label_names: one readable name per class.
+      label_doubt: why the classes can hardly be what is meant, for those who use labels; "" where nothing speaks
+        against them.
       streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
     streams = False
+    label_doubt = ""
     name: str
     label_names: tuple[str, ...]
 
@@ -52,6 +56,11 @@ class Source(abc.ABC):
     def __getitem__(self, index: int) -> Example:
         """Reads one example. Raises UnreadableImage if its file cannot be read."""
 
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """What became of every file, for each place that the examples are from; nothing, if they are no files."""
+        return ()
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -68,12 +77,29 @@ class Source(abc.ABC):
                 yield error
 
 
+def check_classes(source: Source, user: str) -> None:
+    """Raises DataError if `source` has no labels that `user`, "config.task" for one, can learn from or judge by.
+
+    That is: no classes, one class, or directories that are hardly the classes meant.
+    """
+    if source.label_doubt:
+        raise DataError(f"{user} needs classes: {source.label_doubt}")
+    if not source.num_classes:
+        raise DataError(f"{user} needs classes, and {source.name} has no labels; choose a source that has some")
+    if source.num_classes == 1:
+        raise DataError(
+            f"{user} needs two classes or more, and {source.name} has one, {source.label_names[0]!r}: every answer "
+            "would be right; choose another source (folder:PATH is read as PATH/CLASS/… or PATH/SPLIT/CLASS/…)"
+        )
+
+
 class Subset(Source):
     """Some of the examples of another source; positions count within the subset."""
 
     def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, " k"], name: str):
         self.name = name
         self.label_names = source.label_names
+        self.label_doubt = source.label_doubt
         self._source = source
         self._indices = np.asarray(indices)
 
@@ -85,6 +111,10 @@ class Subset(Source):
     def ids(self) -> Sequence[str]:
         ids = self._source.ids
         return [ids[i] for i in self._indices]
+
+    @functools.cached_property
+    def files(self) -> tuple[Files, ...]:
+        return tuple(files.of(self.ids) for files in self._source.files)
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]

@@ -6,25 +6,28 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
+from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.names import readable
+from vitvlm.data.sources import layouts
 from vitvlm.data.sources.base import Example, Source
-
-SPLIT_NAMES = ("train", "test", "val", "validation")
-TRAIN_SHARE = 0.8  # of a folder that is not split
-SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+from vitvlm.data.survey import survey
 
 
 class FolderSource(Source):
-    """The images below PATH/SPLIT/CLASS/, or below PATH/CLASS/ if the folder is not split.
+    """The images below PATH/SPLIT/CLASS/, or below PATH/CLASS/ if the folder is not split; see `layouts`.
 
     Of a folder that is not split, "all" is all of it, "train" four fifths of each class, and "test" (or "val") the
     rest. The order is a fixed stratified shuffle of the file names, so that any slices, such as "all[:90%]" and
-    "all[90%:]", hold the classes in the same proportions. Files with other suffixes and hidden files are ignored.
+    "all[90%:]", hold the classes in the same proportions. Images that lie in no directory have no classes.
+
+    Every file below PATH is in `files`: used, in another split, left out by a rule (hidden files and what programs
+    leave behind at any depth, other suffixes, links to what is there already), or unreadable. An empty file, a broken
+    link and one without permission are images that cannot be read.
 
     Raises:
-      DataError: if there is no such folder, no class in it, or a class without any image.
+      DataError: if there is no such folder, no image in it, a class without any, or two ways to understand it.
       ConfigError: if the folder has no such split.
     """
 
@@ -32,22 +35,29 @@ class FolderSource(Source):
         root = Path(path).expanduser()
         if not root.is_dir():
             raise DataError(f"folder:{path}: no such directory; give one that holds a directory per class")
-        self._root, (begin, end) = _split_directory(root, split)
-        classes = _directories(self._root)
-        if not classes:
-            raise DataError(f"{self._root}: no class directories; images belong in one directory per class")
-        files, labels = [], []
-        for label, name in enumerate(classes):
-            images = sorted(p for p in (self._root / name).rglob("*") if _is_image(p))
-            if not images:
-                raise DataError(f"{self._root / name}: no images in this class; add some, or remove the directory")
-            files += [p.relative_to(self._root).as_posix() for p in images]
-            labels += [label] * len(images)
-        order = splits.stratified_order(files, np.array(labels), seed=0)
-        order = order[round(begin * len(order)) : round(end * len(order))]
-        self.label_names = tuple(classes)
-        self._files = [files[i] for i in order]
-        self._labels = np.array(labels, np.int32)[order]
+        found = survey(root)
+        layout = layouts.recognise(root, found, split)
+        labels = np.array(layout.labels, np.int32)
+        ids = [readable(name) for name in layout.images]
+        order = splits.stratified_order(ids, labels, seed=0)
+        begin, end = (round(share * len(order)) for share in layout.share)
+        order = order[begin:end]
+        self.label_names = tuple(map(readable, layout.classes))
+        self.label_doubt = layout.doubt
+        self._root = root / layout.base
+        self._names = [layout.images[i] for i in order]
+        self._ids = [ids[i] for i in order]
+        self._labels = labels[order]
+        left_out = {name for names in layout.skipped.values() for name in names}
+        self._files = Files(
+            place=f"folder:{readable(path)}",
+            images=len(found.images) - len(left_out),
+            used=0,
+            skipped=found.skipped | {rule: Tally.of(map(readable, names)) for rule, names in layout.skipped.items()},
+            unreadable={readable(name): reason for name, reason in found.unreadable.items() if name not in left_out},
+            notes=found.notes,
+            prefix=readable(layout.base),
+        ).of(self._ids)
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
@@ -55,33 +65,15 @@ class FolderSource(Source):
 
     @property
     def ids(self) -> Sequence[str]:
-        return self._files
+        return self._ids
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        return (self._files,)
 
     def __getitem__(self, index: int) -> Example:
-        name = self._files[index]
         try:
-            content = (self._root / name).read_bytes()
+            content = (self._root / self._names[index]).read_bytes()
         except OSError as error:
-            raise UnreadableImage(error.strerror, name) from error
-        return {"image": content, "label": int(self._labels[index]), "id": name}
-
-
-def _split_directory(root: Path, split: str) -> tuple[Path, tuple[float, float]]:
-    """Where a split's class directories are, and from which to which share of their images it goes."""
-    found = [name for name in _directories(root) if name in SPLIT_NAMES]
-    if split in found:
-        return root / split, (0, 1)
-    if found:
-        raise ConfigError(f"folder {root}: no split {split!r}; {suggest(split, found)}")
-    parts = {"all": (0, 1), **dict.fromkeys(SPLIT_NAMES, (TRAIN_SHARE, 1)), "train": (0, TRAIN_SHARE)}
-    if split not in parts:
-        raise ConfigError(f"folder {root}: no split {split!r}; {suggest(split, parts)}")
-    return root, parts[split]
-
-
-def _directories(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            raise UnreadableImage(error.strerror, self._ids[index]) from error
+        return {"image": content, "label": int(self._labels[index]), "id": self._ids[index]}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from vitvlm.data.sources.folder import SUFFIXES
+from vitvlm.data.survey import SUFFIXES
 
 SEPARATOR = "|"  # between several captions in one string
 

@@ -1,0 +1,20 @@
+"""Names of files as text: on disk they are bytes, and not all of them are UTF-8."""
+
+import os
+
+
+def readable(name: str | os.PathLike[str]) -> str:
+    """The name as text that any file, page or terminal can hold: `caf\\xe9.jpg` for a Latin-1 `café.jpg`.
+
+    Bytes that are no UTF-8 are written as \\xNN; a name that is UTF-8 stays as it is. The result is for people and for
+    ids; a file is opened by its own name.
+    """
+    text = os.fspath(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:  # half of a surrogate pair, which no file system gives but JSON can
+            return text.encode("utf-8", "backslashreplace").decode()
+    return text
