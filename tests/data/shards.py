@@ -9,8 +9,8 @@ from tests.data import pictures
 
 
 def write(path: Path, samples: dict[str, dict[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
-    """An archive of {key: {extension: content}}."""
-    with tarfile.open(path, "w", format=form) as archive:
+    """An archive of {key: {extension: content}}, gzipped if its name ends in gz."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", format=form) as archive:
         for key, files in samples.items():
             for extension, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{extension}")
@@ -29,10 +29,10 @@ def sample(number: int, size: tuple[int, int] = (9, 7)) -> dict[str, bytes]:
     }
 
 
-def folder(root: Path, counts: list[int], start: int = 0) -> Path:
+def folder(root: Path, counts: list[int], start: int = 0, suffix: str = "tar") -> Path:
     """Shards 00000.tar … of so many samples each."""
     root.mkdir(exist_ok=True)
     for shard, count in enumerate(counts):
-        write(root / f"{shard:05d}.tar", {f"{start + i:05d}": sample(start + i) for i in range(count)})
+        write(root / f"{shard:05d}.{suffix}", {f"{start + i:05d}": sample(start + i) for i in range(count)})
         start += count
     return root

@@ -113,8 +113,8 @@ def test_coco(images):
         ('{"image": "a.png", "label": "x"}\n{"image": "b.png"}', "'b.png' has no label, and others have"),
         ("", "lists no image"),
         ('{"image": "a.png"}\n{"image": "\udcff"}', "line 2: is not UTF-8"),
-        ('{"image": "a.png", "label": ["x"]}', "line 1: 'label' is neither a name nor a number"),
-        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "'a' is listed with label 1 and 2"),
+        ('{"image": "a.png", "label": [{"x": 1}]}', "line 1: 'label': is no list of names or numbers: \\[{'x'"),
+        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "'a' is listed with label '1' and '2'"),
         ('{"image": "a", "split": "train"}\n{"image": "a", "split": "test"}', "'a' is listed with split 'train' and"),
     ],
 )

@@ -57,9 +57,12 @@ class ShardReader(Iterator[tuple[int, int, Example | UnreadableImage]]):
     def set_state(self, state: dict[str, Any]) -> None:
         self._turn, self._offset, self._records = state["turn"], state["offset"], None
         self._epoch, self._drawn = state["epoch"], state["drawn"]
-        places = sorted({tuple(place) for place in state["held"]})
-        found = {place: next(self._source.read(*place)) for place in places}
-        self._held = [(shard, found[shard, offset]) for shard, offset in state["held"]]
+        places: dict[int, set[int]] = {}
+        for shard, offset in state["held"]:
+            places.setdefault(shard, set()).add(offset)
+        found = {shard: self._source.read_at(shard, sorted(offsets)) for shard, offsets in places.items()}
+        records = {(shard, record.offset): record for shard in found for record in found[shard]}
+        self._held = [(shard, records[shard, offset]) for shard, offset in state["held"]]
 
     def _fill(self) -> None:
         """Fills the buffer up, from the present epoch only unless it is empty."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitvlm.core import config as config_lib
+from vitvlm.data.sources import Labelling
 
 Section = Mapping[str, Any]
 
@@ -18,12 +19,20 @@ class Split:
       ops: operations on each example, such as "decode|flip|normalize".
       source: "tfds:fashion_mnist", "folder:PATH", "emoji", …
       labels_fraction: share of the labels that may be seen, the same for every class and chosen by a fixed seed.
+      label, label_separator, classes: where the labels are and what they mean; see `data.sources.labels.Labelling`.
     """
 
     split: str
     ops: str
     source: str
     labels_fraction: float = 1.0
+    label: str | None = None
+    label_separator: str | None = None
+    classes: Any = ()
+
+    @property
+    def labelling(self) -> Labelling:
+        return Labelling(self.label, self.label_separator, self.classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,10 @@ class Data:
 
     Attributes:
       source, train, eval: see `Split`; train and eval may name a source of their own.
+      label: the column or JSON field of the label (jsonl, csv, webdataset), if it is not "label" or webdataset's "cls".
+        This and the next two are also those of train, eval and evaluators that name a source of the same kind.
+      label_separator: what is between the classes in a CSV cell of several labels.
+      classes: the classes in the order of their index, or a file of them, a name a line; collected if not given.
       workers: processes that read and decode; 0 does it in the training's own process.
       bad_share: share of unreadable images above which the job stops.
       shuffle_buffer: examples that each reader of a streamed source (webdataset) holds, encoded, and draws from.
@@ -43,9 +56,19 @@ class Data:
     workers: int = 0
     bad_share: float = 0.01
     shuffle_buffer: int = 1000
+    label: str | None = None
+    label_separator: str | None = None
+    classes: Any = ()
 
     def split(self, section: Section, where: str) -> Split:
-        return config_lib.call(Split, {"source": self.source, **section}, where)
+        shared = {"source": self.source}
+        if _kind(section.get("source", self.source)) == _kind(self.source):
+            shared |= {"label": self.label, "label_separator": self.label_separator, "classes": self.classes}
+        return config_lib.call(Split, {**shared, **section}, where)
+
+
+def _kind(source: Any) -> str:
+    return str(source).partition(":")[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,7 +193,7 @@ def take_name(section: fields.Section, where: str) -> tuple[str, dict[str, Any]]
 
 
 def open_split(split: fields.Split) -> sources.Source:
-    return sources.open(split.source, split.split, labels_fraction=split.labels_fraction)
+    return sources.open(split.source, split.split, labels_fraction=split.labels_fraction, labelling=split.labelling)
 
 
 def check_classes(task: Task, source: sources.Source) -> None:

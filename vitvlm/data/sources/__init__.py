@@ -1,28 +1,38 @@
 """Random-access sources of labelled images, by a spec: "emoji", "tfds:fashion_mnist", "folder:PATH", "stamps", …"""
 
+import numpy as np
+
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
 from vitvlm.data.names import readable
 from vitvlm.data.sources import folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
 from vitvlm.data.sources.base import Example, Source, Subset, check_classes
+from vitvlm.data.sources.labels import USUAL, Labelling
 
-__all__ = ["Example", "Source", "Subset", "check_classes", "open"]
+__all__ = ["Example", "Labelling", "Source", "Subset", "check_classes", "open"]
 
 _OPENERS = {
     "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),
     "tfds": prepared.open_tfds,
     "coco": lambda place, split, data_dir: listed.open_coco(place, split),
-    "csv": lambda path, split, data_dir: listed.open_csv(path, split),
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
-    "jsonl": lambda path, split, data_dir: listed.open_jsonl(path, split),
     "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
-    "webdataset": lambda pattern, split, data_dir: webdataset.TarSource(pattern, split),
 }
 
+# Those whose labels can be told where they are.
+_WITH_LABELLING = {"csv": listed.open_csv, "jsonl": listed.open_jsonl, "webdataset": webdataset.TarSource}
 
-def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: float = 1.0, seed: int = 0) -> Source:
+
+def open(
+    spec: str,
+    split: str,
+    data_dir: str | None = None,
+    labels_fraction: float = 1.0,
+    seed: int = 0,
+    labelling: Labelling = USUAL,
+) -> Source:
     """Opens a split of a data set.
 
     Args:
@@ -49,8 +59,10 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
                                      and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1".
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
       data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else.
+      labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else; of a
+        multi-label source, this share of its images.
       seed: of the choice above.
+      labelling: where the labels of jsonl, csv and webdataset are and what they mean, if not as usual.
 
     Raises:
       ConfigError: for a spec or split that cannot be meant.
@@ -58,15 +70,25 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
     """
     kind, _, place = spec.partition(":")
     shown = readable(spec)
-    kinds = (*_OPENERS, "mix")
+    kinds = (*_OPENERS, *_WITH_LABELLING, "mix")
     if kind not in kinds:
         raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, kinds)}")
     wanted = splits.parse(split)
     if kind == "mix":  # slices of its positions would share examples, as a source begins again
-        source = mixture.open_mixture(place, lambda part: open(part, split, data_dir, labels_fraction, seed))
+        source = mixture.open_mixture(place, lambda part: open(part, split, data_dir, labels_fraction, seed, labelling))
         source.name = f"{shown} {wanted}"
         return source
-    source = _OPENERS[kind](place, wanted.name, data_dir)
+    if labelling.separator is not None and kind != "csv":
+        raise ConfigError(f"data source {shown!r}: label_separator is for csv; several labels are a list elsewhere")
+    if kind in _WITH_LABELLING:
+        source = _WITH_LABELLING[kind](place, wanted.name, labelling)
+    elif labelling != USUAL:
+        raise ConfigError(
+            f"data source {shown!r}: its labels are where they are: label, label_separator and classes are for "
+            f"{', '.join(sorted(_WITH_LABELLING))}"
+        )
+    else:
+        source = _OPENERS[kind](place, wanted.name, data_dir)
     name = f"{shown} {wanted}"
     source.name = name
     if wanted.start is not None or wanted.stop is not None or not source.streams:
@@ -74,6 +96,8 @@ def open(spec: str, split: str, data_dir: str | None = None, labels_fraction: fl
         if len(selected) < len(source):
             source = Subset(source, selected, name)
     if labels_fraction != 1.0:
-        chosen = splits.stratified_fraction(source.ids, source.labels, labels_fraction, seed)
+        # Sets of labels are no strata: of a multi-label source, it is that share of the images.
+        strata = np.zeros(len(source), np.int32) if source.multi_label else source.labels
+        chosen = splits.stratified_fraction(source.ids, strata, labels_fraction, seed)
         source = Subset(source, chosen, f"{name}, {labels_fraction:.4g} of the labels (seed {seed})")
     return source

@@ -2,7 +2,7 @@
 
 A source gives, for each position, a dictionary with
   image: the encoded file (bytes), or uint8 pixels [H, W, C] where the data set stores pixels,
-  label: the class, 0 <= label < num_classes,
+  label: the class, 0 <= label < num_classes; of a multi-label source, an array of those that apply, int32 [k], k >= 0,
   id: a stable readable name, for error messages and pages,
 and whatever text the data set has (names, keywords, captions): a string, a tuple of strings where an image has several,
 or None where this image has none.
@@ -30,11 +30,13 @@ class Source(abc.ABC):
       label_names: one readable name per class.
       label_doubt: why the classes can hardly be what is meant, for those who use labels; "" where nothing speaks
         against them.
+      multi_label: examples have any number of classes; `label_sets` has them, and `labels` raises DataError.
       streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
     streams = False
     label_doubt = ""
+    multi_label = False
     name: str
     label_names: tuple[str, ...]
 
@@ -45,7 +47,13 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def labels(self) -> Int[np.ndarray, " n"]:
-        """The label of every example, without reading images."""
+        """The label of every example, without reading images. Raises DataError if they have several each."""
+        raise DataError(f"{self.name}: its images have several labels each, and this needs one label per image")
+
+    @property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        """The labels of every example of a multi-label source, sorted, without reading images."""
+        raise DataError(f"{self.name}: its images have one label each, and this needs lists of labels")
 
     @property
     @abc.abstractmethod
@@ -100,12 +108,18 @@ class Subset(Source):
         self.name = name
         self.label_names = source.label_names
         self.label_doubt = source.label_doubt
+        self.multi_label = source.multi_label
         self._source = source
         self._indices = np.asarray(indices)
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " k"]:
         return self._source.labels[self._indices]
+
+    @functools.cached_property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        own = self._source.label_sets
+        return [own[i] for i in self._indices]
 
     @property
     def ids(self) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Images and captions that a file lists: JSON lines, CSV, and COCO's captions."""
 
 import csv
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from vitvlm.data import splits
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
+from vitvlm.data.sources.labels import USUAL, Classes, Labelling, same_kind, written
 
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 TEST_SHARE = 0.1  # of a list that says nothing of splits
@@ -25,16 +27,23 @@ class ListedSource(Source):
     """One example per image of a list of rows; rows of the same image are one example with all their captions.
 
     A row has "image", a path from `root`; "caption", a text or several, None or absent if there is none; perhaps
-    "label", a name or number, and "split". Any other column becomes a field: that of the image's first row, None where
-    it does not have it. Without splits, "train" is nine tenths by a hash of the path, "test" the rest, and "all"
-    everything.
+    "label", a name or number, or a list of them where images have several, and "split". Any other column becomes a
+    field: that of the image's first row, None where it does not have it. Without splits, "train" is nine tenths by a
+    hash of the path, "test" the rest, and "all" everything.
 
     Raises:
       DataError: if there is no row, only some have a label or a split, or rows of an image have different ones.
       ConfigError: if the list has no such split.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], root: Path, split: str, where: str):
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        root: Path,
+        split: str,
+        where: str,
+        labelling: Labelling = USUAL,
+    ):
         merged = _merged(rows, where)
         if not merged:
             raise DataError(f"{where}: lists no image")
@@ -52,15 +61,30 @@ class ListedSource(Source):
         self._rows = [merged[name] for name in chosen]
         self._ids = chosen
         self._fields = list(dict.fromkeys(name for row in merged.values() for name in row if name not in COLUMNS))
-        labels = [row["label"] for row in merged.values() if row.get("label") not in (None, "")]
-        known = sorted(set(map(str, labels)), key=lambda name: (len(name) if name.isdigit() else 0, name))
-        self.label_names = tuple(known)
-        places = {name: i for i, name in enumerate(known)}
-        self._labels = np.array([places[str(row["label"])] if known else 0 for row in self._rows], np.int32)
+        labels = {name: row["label"] for name, row in merged.items() if row.get("label") is not None}
+        if labelling.field and not labels:
+            columns = dict.fromkeys(name for row in merged.values() for name in row if name != "label")
+            raise DataError(
+                f"{where}: no image has a label in {labelling.field!r}; {suggest(labelling.field, columns)}"
+            )
+        self.multi_label = same_kind(labels.items(), where)
+        names = labelling.names()
+        classes = Classes(names) if names else Classes.found(labels.values())
+        if labels and not classes.names:
+            raise DataError(f"{where}: every list of labels is empty")
+        self.label_names = classes.names if labels else ()
+        self._labels = [classes.label(labels[name], f"{where}: {name!r}") if labels else 0 for name in chosen]
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return super().labels if self.multi_label else np.array(self._labels, np.int32)
 
     @property
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return self._labels
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        return self._labels if self.multi_label else super().label_sets
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -73,19 +97,19 @@ class ListedSource(Source):
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error), name) from error
         rest = as_fields({field: row.get(field) for field in self._fields})
-        return rest | {"caption": row["caption"], "image": content, "label": int(self._labels[index]), "id": name}
+        return rest | {"caption": row["caption"], "image": content, "label": self._labels[index], "id": name}
 
 
-def open_jsonl(path: str, split: str) -> Source:
+def open_jsonl(path: str, split: str, labelling: Labelling = USUAL) -> Source:
     """A JSON object per line; empty lines are passed over."""
     file = _file(path, "jsonl")
-    return ListedSource(_json_rows(file), file.parent, split, f"jsonl:{path}")
+    return ListedSource(_json_rows(file, labelling), file.parent, split, f"jsonl:{path}", labelling)
 
 
-def open_csv(path: str, split: str) -> Source:
+def open_csv(path: str, split: str, labelling: Labelling = USUAL) -> Source:
     """Columns named by the first line; a .tsv has tabs between them."""
     file = _file(path, "csv")
-    return ListedSource(_csv_rows(file), file.parent, split, f"csv:{path}")
+    return ListedSource(_csv_rows(file, labelling), file.parent, split, f"csv:{path}", labelling)
 
 
 def open_coco(place: str, split: str) -> Source:
@@ -112,7 +136,7 @@ def _file(path: str, kind: str) -> Path:
     return file
 
 
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{file}: line {number}"
@@ -125,10 +149,10 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{where}: {_NOT_UTF8}: {error}") from None
             except ValueError as error:
                 raise DataError(f"{where}: is not JSON: {error}") from None
-            yield _checked(row, where)
+            yield _with_label(_checked(row, where), labelling, where)
 
 
-def _csv_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
         try:
@@ -141,7 +165,7 @@ def _csv_rows(file: Path) -> Iterator[dict[str, Any]]:
                 where = f"{file}: line {reader.line_num}"
                 if None in row or None in row.values():
                     raise DataError(f"{where}: has another number of columns than the first line")
-                yield _checked(row, where)
+                yield _with_label(_checked(row, where), labelling, where)
         except csv.Error as error:
             raise DataError(f"{file}: line {max(reader.line_num, 1)}: {error}") from None
         except UnicodeDecodeError as error:
@@ -175,10 +199,17 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     caption = row.get("caption")
     if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
         raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
-    for column in ("label", "split"):
-        if isinstance(row.get(column), (list, dict)):
-            raise DataError(f"{where}: {column!r} is neither a name nor a number: {row[column]!r:.60}")
+    if isinstance(row.get("split"), (list, dict)):
+        raise DataError(f"{where}: 'split' is neither a name nor a number: {row['split']!r:.60}")
     return row
+
+
+def _with_label(row: dict[str, Any], labelling: Labelling, where: str) -> dict[str, Any]:
+    """The row with the label that the chosen column has: a text, several texts, or None."""
+    column = "label" if labelling.field is None else labelling.field
+    label = written(row.get(column), f"{where}: {column!r}", labelling.separator)
+    other = {"label_": row["label"]} if column != "label" and "label" in row else {}
+    return {**row, **other, "label": label}
 
 
 def _is_texts(value: Any) -> bool:

@@ -7,10 +7,14 @@ The headers are gone through here, since `tarfile` takes a damaged one in mid-ar
 import dataclasses
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Container, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
+from vitvlm.data.sources.gzipped import GzipReader
+
 BLOCK = 512
+END = 1 << 62  # the `end` of an archive's last sample: behind every byte
 # Header types: of the next file's name (GNU), of the next file's properties and of all files' properties (POSIX).
 _LONG_NAME, _PROPERTIES, _GLOBAL_PROPERTIES = b"L", b"x", b"g"
 
@@ -22,8 +26,8 @@ class Sample:
     Attributes:
       key: their common name; "" where a damaged place of the archive has none.
       offset: byte at which its first header is; reading from there gives it again.
-      end: byte at which the next sample begins; after the last one, a byte behind the archive.
-      files: contents by extension, in lower case: {"jpg": …, "txt": …}; empty where contents are not asked for.
+      end: byte at which the next sample begins; END after the last one.
+      files: contents by extension, in lower case: {"jpg": …, "txt": …}; b"" where one is not asked for.
       damage: what is wrong with this part of the archive; "" for nothing.
     """
 
@@ -52,26 +56,30 @@ class _Header(NamedTuple):
     regular: bool
 
 
-def samples(file: BinaryIO, offset: int = 0, contents: bool = True) -> Iterator[Sample]:
+def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str] | None = None) -> Iterator[Sample]:
     """The samples from byte `offset` on, which must be 0 or another sample's `offset` or `end`.
 
     Files without an extension and hidden files are passed over. After a damaged header, reading goes on at the next
-    whole one; what was lost in between is one Sample with `damage`. So are a file that the archive's end cuts off, and
-    an archive without its end marker. An archive of nothing is damaged too.
+    whole one; what was lost in between is one Sample with `damage`. So are a file that the archive's end cuts off, an
+    archive without its end marker, and compressed data from its first damage on. An archive of nothing is damaged too.
+
+    Args:
+      file: a tar, or the `GzipReader` of one, whose bytes count as decompressed.
+      offset: where to begin.
+      wanted: the extensions whose contents are read; None for all.
     """
     files: list[_Member] = []
     count = 0
-    for member in _members(file, offset, contents):
+    for member in _members(file, offset, wanted):
         if files and (member.key != files[0].key or not member.key):
             yield _sample(files, member.offset)
             files = []
         files.append(member)
         count += 1
-    end = file.tell()
     if files:
-        yield _sample(files, end)
+        yield _sample(files, END)
     elif not count and not offset:
-        yield Sample("", 0, end, {}, "the archive holds no files")
+        yield Sample("", 0, END, {}, "the archive holds no files")
 
 
 def _sample(members: list[_Member], end: int) -> Sample:
@@ -84,51 +92,59 @@ def _sample(members: list[_Member], end: int) -> Sample:
     return Sample(members[0].key, members[0].offset, end, files, damage)
 
 
-def _members(file: BinaryIO, offset: int, contents: bool) -> Iterator[_Member]:
-    size = file.seek(0, os.SEEK_END)
-    last = -(-size // BLOCK) * BLOCK
-    if offset > last:
+def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | None) -> Iterator[_Member]:
+    if offset >= END:
         return
-    place = begin = file.seek(offset)
+    place = begin = offset
     given: dict[str, str] = {}  # what headers before a file's own say of it
     lost = False  # since a damaged header
     blank = False  # the last block was empty
-    while True:
-        header = file.read(BLOCK)
-        if len(header) < BLOCK:
-            if not (lost and blank):
-                yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off")
-            file.seek(last + 1)
-            return
-        blank = not any(header)
-        if blank and not lost:
-            file.seek(last + 1)
-            return
-        try:
-            found = _plain_header(header) or _header(header)
-        except tarfile.HeaderError:
-            if not lost:
-                yield _Member("", "", begin, b"", "damaged header")
-            lost, given = True, {}
-            place = begin = place + BLOCK
-            continue
-        lost = False
-        name, length = given.get("path", found.name), int(given.get("size", found.size))
-        head = place
-        place += BLOCK + -(-length // BLOCK) * BLOCK
-        key, extension = _split(name)
-        if head + BLOCK + length > size:
-            yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive")
-            file.seek(last + 1)
-            return
-        if found.type in (_LONG_NAME, _PROPERTIES):
-            text = file.read(length)
-            given |= {"path": _text(text)} if found.type == _LONG_NAME else _properties(text)
-        elif found.type != _GLOBAL_PROPERTIES:
-            if found.regular and extension:
-                yield _Member(key, extension, begin, file.read(length) if contents else b"")
-            begin, given = place, {}
-        file.seek(place)
+    try:
+        size = END if isinstance(file, GzipReader) else file.seek(0, os.SEEK_END)  # END: not known yet
+        file.seek(offset)
+        while True:
+            header = file.read(BLOCK)
+            if len(header) < BLOCK:
+                if not (lost and blank):
+                    yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off")
+                return
+            blank = not any(header)
+            if blank and not lost:
+                if isinstance(file, GzipReader):
+                    file.seek(END)  # at their end, compressed data are compared with their checksum
+                return
+            try:
+                found = _plain_header(header) or _header(header)
+            except tarfile.HeaderError:
+                if not lost:
+                    yield _Member("", "", begin, b"", "damaged header")
+                lost, given = True, {}
+                place = begin = place + BLOCK
+                continue
+            lost = False
+            name, length = given.get("path", found.name), int(given.get("size", found.size))
+            key, extension = _split(name)
+            about = found.type in (_LONG_NAME, _PROPERTIES)  # the next file
+            member = found.regular and bool(extension)
+            last = place + BLOCK + length
+            cut = last > size
+            content = b""
+            if not cut and (about or (member and (wanted is None or extension in wanted))):
+                content = file.read(length)
+                cut = len(content) < length
+            if cut or file.seek(last) < last:
+                yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive")
+                return
+            place += BLOCK + -(-length // BLOCK) * BLOCK
+            if about:
+                given |= {"path": _text(content)} if found.type == _LONG_NAME else _properties(content)
+            elif found.type != _GLOBAL_PROPERTIES:
+                if member:
+                    yield _Member(key, extension, begin, content)
+                begin, given = place, {}
+            file.seek(place)
+    except zlib.error as error:
+        yield _Member("", "", begin, b"", f"damaged gzip data: {error}")
 
 
 def _header(block: bytes) -> _Header:

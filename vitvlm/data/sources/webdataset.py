@@ -1,12 +1,13 @@
-"""WebDataset tars of images and captions, as img2dataset writes them: KEY.jpg (or .png, .webp …), KEY.txt, KEY.json."""
+"""WebDataset tars, gzipped or not: KEY.jpg (or .png, .webp …), KEY.txt, KEY.json, and KEY.cls for labels."""
 
+import contextlib
 import dataclasses
 import functools
 import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources import tars
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
+from vitvlm.data.sources.gzipped import GzipReader, Points, compression
+from vitvlm.data.sources.labels import USUAL, Classes, Labelling, Written, written
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
+CLS = "cls"  # the member that holds a label
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -33,37 +37,57 @@ class Record:
 
 
 class TarSource(Source):
-    """Shards by a pattern with braces and globs: "PATH/{00000..00099}.tar", "PATH/{cc3m,cc12m}/*.tar".
+    """Shards by a pattern with braces and globs: "PATH/{00000..00099}.tar", "PATH/{cc3m,cc12m}/*.tar.gz".
 
     An example holds "caption" (the text file, else the JSON's "caption", else None) and the JSON's other fields; ids
     are SHARD/KEY. Training reads shards from front to back, and never knows what lies ahead. Evaluation needs random
     access and a length: the first use of `len`, `ids` or `[]` makes one pass over the headers, not the contents, and
     keeps the place of every example in memory. There is one split, "all", as shards are chosen by the pattern.
 
-    Raises ConfigError for another split, and DataError if there are no such shards.
+    The label is what KEY.cls says, a name or an index, or else the JSON's "label": a name, an index, or a list of them
+    where examples have several. The first sample decides which of these it is, unless `labelling.field` does; a sample
+    without a label among those that have one is counted as unreadable. If the classes are not given, they are collected
+    from all shards in that pass over the headers, which is then made before training too.
+
+    A gzipped shard, told by its first bytes, is streamed as any other. But a pass over its headers decompresses all of
+    it, going on in a stream decompresses the shard up to where it was, and random access some MB; see `gzipped.Points`.
+
+    Raises ConfigError for another split, and DataError if there are no such shards, or no labels where
+    `labelling.field` says.
     """
 
-    label_names = ()
     streams = True
 
-    def __init__(self, pattern: str, split: str):
+    def __init__(self, pattern: str, split: str, labelling: Labelling = USUAL):
         if split != "all":
             raise ConfigError(
                 f"webdataset:{pattern}: no split {split!r}; write split='all', and choose the shards by the pattern "
                 "(evaluation may name a source of its own)"
             )
+        self._where = f"webdataset:{pattern}"
         self.shards = expand(pattern)
         folders = [os.path.dirname(os.path.abspath(shard)) for shard in self.shards]
         self.shard_names = [os.path.relpath(shard, os.path.commonpath(folders)) for shard in self.shards]
+        self._given = labelling.names()
+        self._field, label = self._find_labels(labelling.field)
+        self.multi_label = isinstance(label, tuple)
+        self._points: dict[int, Points] = {}
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self._classes.names
 
     def read(self, shard: int, offset: int = 0) -> Iterator[Record]:
         """A shard's records from a byte on; whatever is wrong is a record of its own, an UnreadableImage."""
         for sample in self._samples(shard, offset):
-            try:
-                found = self._example(shard, sample)
-            except UnreadableImage as error:
-                found = error
-            yield Record(sample.offset, sample.end, found)
+            yield self._record(shard, sample)
+
+    def read_at(self, shard: int, offsets: Sequence[int]) -> Iterator[Record]:
+        """A shard's records at some bytes in ascending order; a gzipped shard is decompressed once for all."""
+        points = Points()
+        for offset in offsets:
+            with contextlib.closing(self._samples(shard, offset, points=points)) as samples:
+                yield self._record(shard, next(samples))
 
     def first(self) -> Iterator[Example | UnreadableImage]:
         for shard in range(len(self.shards)):
@@ -71,42 +95,127 @@ class TarSource(Source):
                 yield record.found
 
     def __str__(self) -> str:
-        return f"{len(self.shards):,} shards"
+        count = f"{len(self.shards):,} shards"
+        if self._field is None:
+            return f"{count}, no labels"
+        place = ".cls" if self._field == CLS else f"the JSON's {self._field!r}"
+        names = f"{len(self._given)} given classes" if self._given else "classes collected in a pass over the shards"
+        return f"{count}, labels from {place}, {names}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_points": {}}  # zlib's states do not travel; a worker makes its own
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The label of every example; -1 where there is none to be read."""
+        if self.multi_label:
+            return super().labels
+        return np.array([-1 if label is None else label for label in self._all_labels], np.int32)
+
+    @functools.cached_property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        none = np.zeros(0, np.int32)
+        return [none if label is None else label for label in self._all_labels]
 
     @property
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return np.zeros(len(self), np.int32)
+    def _all_labels(self) -> list[Any]:
+        if self._field is None:
+            return [0] * len(self)
+        return [None if label is None else self._classes.label(label, id_) for id_, label in zip(*self._index[1:])]
 
     @property
     def ids(self) -> Sequence[str]:
         return self._index[1]
 
     def __getitem__(self, index: int) -> Example:
-        shard, offset = self._index[0][index]
-        found = next(self.read(int(shard), int(offset))).found
-        if isinstance(found, UnreadableImage):
-            raise found
-        return found
+        shard, offset = map(int, self._index[0][index])
+        points = self._points.setdefault(shard, Points())
+        with contextlib.closing(self._samples(shard, offset, points=points)) as samples:
+            return self._example(shard, next(samples))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @functools.cached_property
-    def _index(self) -> tuple[Int[np.ndarray, "n 2"], list[str]]:
-        """(shard and offset, id) of every record, which takes a pass over the headers."""
-        places, ids = [], []
+    def _classes(self) -> Classes:
+        if self._field is None:
+            return Classes(())
+        if self._given:
+            return Classes(self._given)
+        found = Classes.found(label for label in self._index[2] if label is not None)
+        if not found.names:
+            raise DataError(f"{self._where}: no sample names a class in {self._field!r}")
+        return found
+
+    @functools.cached_property
+    def _index(self) -> tuple[Int[np.ndarray, "n 2"], list[str], list[Written | None]]:
+        """(shard and offset, id, label as written) of every record, which takes a pass over the headers."""
+        places, ids, labels = [], [], []
+        wanted = () if self._field is None else (CLS,) if self._field == CLS else ("json",)
         for shard in range(len(self.shards)):
-            for sample in self._samples(shard, 0, contents=False):
+            for sample in self._samples(shard, 0, wanted):
                 places.append((shard, sample.offset))
                 ids.append(self._id(shard, sample))
-        return np.array(places, np.int64).reshape(-1, 2), ids
+                labels.append(self._readable_label(sample, ids[-1]))
+        return np.array(places, np.int64).reshape(-1, 2), ids, labels
 
-    def _samples(self, shard: int, offset: int, contents: bool = True) -> Iterator[tars.Sample]:
+    def _find_labels(self, field: str | None) -> tuple[str | None, Written | None]:
+        """Where labels are, and the first of them: in `field`, else in what the first whole sample has."""
+        if field == "":
+            return None, None
+        seen = ""
+        for sample in self._samples(0, 0, (CLS, "json")):
+            try:
+                about = _json(sample)
+            except ValueError:
+                continue
+            if sample.damage:
+                continue
+            for name in (CLS, "label") if field is None else (field,):
+                label = _written_label(sample, name, self._where)
+                if label is not None:
+                    return name, label
+            if field is None:
+                return None, None
+            seen = seen or ", ".join([*(f".{extension}" for extension in sample.files), *about])
+        if field is None:
+            return None, None
+        raise DataError(f"{self._where}: no sample of its first shard has a label in {field!r}; it has {seen}")
+
+    def _readable_label(self, sample: tars.Sample, name: str) -> Written | None:
+        """The label as it is written; None where there is none or it is not as the first sample's."""
+        if self._field is None or sample.damage:
+            return None
+        try:
+            label = _written_label(sample, self._field, name)
+            if label is None or isinstance(label, tuple) != self.multi_label:
+                return None
+            if self._given:
+                self._classes.label(label, name)
+        except (DataError, ValueError):
+            return None
+        return label
+
+    def _samples(
+        self, shard: int, offset: int, wanted: Container[str] | None = None, points: Points | None = None
+    ) -> Iterator[tars.Sample]:
         try:
             with open(self.shards[shard], "rb", buffering=2**20) as file:
-                yield from tars.samples(file, offset, contents)
+                kind = compression(file)
+                if kind in (None, "gzip"):
+                    yield from tars.samples(GzipReader(file, points) if kind else file, offset, wanted)
+                else:
+                    damage = f"is compressed by {kind}: unpack it, or compress it by gzip, which is read"
+                    yield tars.Sample("", offset, tars.END, {}, damage)
         except OSError as error:
-            yield tars.Sample("", offset, offset, {}, error.strerror or str(error))
+            yield tars.Sample("", offset, tars.END, {}, error.strerror or str(error))
+
+    def _record(self, shard: int, sample: tars.Sample) -> Record:
+        try:
+            found: Example | UnreadableImage = self._example(shard, sample)
+        except UnreadableImage as error:
+            found = error
+        return Record(sample.offset, sample.end, found)
 
     def _id(self, shard: int, sample: tars.Sample) -> str:
         return f"{self.shard_names[shard]}/{sample.key or f'byte {sample.offset}'}"
@@ -121,15 +230,49 @@ class TarSource(Source):
             seen = " and ".join(sorted(sample.files))
             raise UnreadableImage(f"needs one image ({', '.join(IMAGES)}), and holds {seen}", name)
         try:
-            about: Any = json.loads(sample.files.get("json", b"{}"))
+            about = _json(sample)
             text = sample.files["txt"].decode().strip() if "txt" in sample.files else None
+            label = None if self._field is None else _written_label(sample, self._field, name)
         except ValueError as error:
-            raise UnreadableImage(f"damaged text or JSON: {error}", name) from error
-        if not isinstance(about, dict):
-            raise UnreadableImage(f"its JSON is no object, but {type(about).__name__}", name)
+            reason = error.reason if isinstance(error, UnreadableImage) else f"damaged text or JSON: {error}"
+            raise UnreadableImage(reason, name) from error
         fields = as_fields(about)
         caption = fields.get("caption") if text is None else text
-        return fields | {"caption": caption, "image": sample.files[images[0]], "label": 0, "id": name}
+        return fields | {
+            "caption": caption,
+            "image": sample.files[images[0]],
+            "label": self._label(label, name),
+            "id": name,
+        }
+
+    def _label(self, label: Written | None, name: str) -> int | Int[np.ndarray, " k"]:
+        """Raises UnreadableImage."""
+        if self._field is None:
+            return 0
+        if label is None:
+            raise UnreadableImage(f"has no label in {self._field!r}, and others have", name)
+        if isinstance(label, tuple) != self.multi_label:
+            reason = "its label is no list, and others are" if self.multi_label else "its label is a list"
+            raise UnreadableImage(reason, name)
+        try:
+            return self._classes.label(label, "")
+        except DataError as error:
+            raise UnreadableImage(str(error).removeprefix(": "), name) from error
+
+
+def _json(sample: tars.Sample) -> dict[str, Any]:
+    """What a sample's JSON says. Raises ValueError."""
+    about = json.loads(sample.files.get("json", b"{}"))
+    if not isinstance(about, dict):
+        raise UnreadableImage(f"its JSON is no object, but {type(about).__name__}", sample.key)
+    return about
+
+
+def _written_label(sample: tars.Sample, field: str, where: str) -> Written | None:
+    """Raises ValueError."""
+    if field == CLS:
+        return written(sample.files[CLS].decode().strip(), where) if CLS in sample.files else None
+    return written(_json(sample).get(field), f"{where}: {field!r}")
 
 
 def expand(pattern: str) -> tuple[str, ...]:

@@ -1,0 +1,136 @@
+"""Labels as data sets write them: which field holds them, and which class each means."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data.errors import DataError
+
+Written = str | tuple[str, ...]  # a label, or the several of a multi-label example
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelling:
+    """How the labels of a data set are read; the defaults are what each kind of source says of itself.
+
+    Attributes:
+      field: the column, JSON field or TFDS feature that holds the label; of webdataset also "cls", the member KEY.cls.
+      separator: what is between the classes in a column of a CSV file whose examples have several.
+      classes: the classes in the order of their index, or the path of a file of them: a name a line, or a JSON list.
+        Labels are then these names or their indices, and nothing else. Without it the classes are collected.
+    """
+
+    field: str | None = None
+    separator: str | None = None
+    classes: Sequence[str] | str = ()
+
+    def names(self) -> tuple[str, ...]:
+        """The classes that were given; empty if they are to be collected. Raises ConfigError."""
+        names = _read(self.classes) if isinstance(self.classes, str) else self.classes
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(f"classes={self.classes!r}: is no list of names")
+        repeated = next((name for name in names if list(names).count(name) > 1), None)
+        if repeated is not None:
+            raise ConfigError(f"classes: names {repeated!r} twice")
+        return tuple(names)
+
+
+USUAL = Labelling()
+
+
+class Classes:
+    """The classes of a data set, by what is written of them.
+
+    Attributes:
+      names: in the order of their index.
+      collected: whether they are those that were found, not given.
+    """
+
+    def __init__(self, names: Iterable[str], collected: bool = False):
+        self.names = tuple(names)
+        self.collected = collected
+        self._places = {name: place for place, name in enumerate(self.names)}
+
+    @classmethod
+    def found(cls, labels: Iterable[Written]) -> "Classes":
+        """Those that occur, by name; of whole numbers, by number."""
+        names = {name for label in labels for name in ((label,) if isinstance(label, str) else label)}
+        return cls(sorted(names, key=lambda name: (len(name) if name.isdigit() else 0, name)), collected=True)
+
+    def label(self, written: Written, where: str) -> int | Int[np.ndarray, " k"]:
+        """The index of a label, or sorted those of several. Raises DataError for what is no class."""
+        if isinstance(written, str):
+            return self._place(written, where)
+        return np.array(sorted({self._place(name, where) for name in written}), np.int32)
+
+    def _place(self, name: str, where: str) -> int:
+        """A name that is a number is that name if there is one, else an index."""
+        if name in self._places:
+            return self._places[name]
+        if not self.collected and name.isdecimal() and int(name) < len(self.names):
+            return int(name)
+        few = len(self.names) <= 20
+        hint = suggest(name, self.names) if few else suggest(name, self.names).partition("there is")[0]
+        raise DataError(f"{where}: label {name!r} is none of the {len(self.names)} classes{'; ' * bool(hint)}{hint}")
+
+
+def written(value: Any, where: str, separator: str | None = None) -> Written | None:
+    """A label as text, or several; None if there is none.
+
+    Several are a list of names or numbers, which may be empty; or with a `separator`, the parts of a text.
+    Raises DataError for anything else.
+    """
+    if separator is not None and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+    if value is None or value == "":
+        return None
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(name, (str, int)) and name != "" for name in value):
+            raise DataError(f"{where}: is no list of names or numbers: {value!r:.60}")
+        return tuple(map(str, value))
+    if isinstance(value, dict):
+        raise DataError(f"{where}: is neither a name nor a number nor a list of them: {value!r:.60}")
+    return str(value)
+
+
+def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
+    """Whether every example has several labels, by (id, label); False if each has one.
+
+    Raises DataError if they differ: one label is then written as a list of one.
+    """
+    first: dict[bool, str] = {}
+    for name, label in labels:
+        first.setdefault(isinstance(label, tuple), name)
+    if len(first) > 1:
+        raise DataError(
+            f"{where}: the label of {first[True]!r} is a list, and that of {first[False]!r} is not: write a list for "
+            'each, such as ["cat"] or []'
+        )
+    return True in first
+
+
+def multi_hot(label: Int[np.ndarray, " k"], classes: int) -> np.ndarray:
+    """float32 [S], 1 for each of the labels."""
+    row = np.zeros(classes, np.float32)
+    row[label] = 1
+    return row
+
+
+def _read(path: str) -> list[str]:
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        content = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"classes={path}: cannot be read: {error}") from None
+    if isinstance(content, dict) and set(content) == {str(i) for i in range(len(content))}:
+        return [content[str(i)] for i in range(len(content))]
+    return content
