@@ -1,6 +1,7 @@
 """A whole job at toy size: train, evaluate, fine-tune, and the mistakes that a user can make."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from tests.jobs import golden
 from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
+from vitvlm.data.errors import DataError
 from vitvlm.evaluation import Result
 from vitvlm.jobs import evaluate, train
 from vitvlm.jobs.setup import load_state, setup
@@ -77,6 +79,34 @@ def test_another_config_in_the_same_workdir_is_an_error_that_names_the_field(cla
     folder, _ = classifier
     with pytest.raises(ConfigError, match=r"batch_size: 8 before, 4 now"):
         train.train(read_config(folder) | {"batch_size": 4}, folder)
+
+
+def test_a_workdir_is_claimed_with_its_first_step(images, tmp_path):
+    """The error advises another bad_share: a job of no step must not stand in its way, nor in that of any other."""
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    for file in sorted((broken / "cross").iterdir())[:8]:
+        file.write_bytes(file.read_bytes()[:200])
+    config = a_config("vit", broken)
+    config.data.bad_share, config.evals, config.checkpoint.best = 0.0, {}, None
+    with pytest.raises(DataError, match="raise bad_share"):
+        train.train(config, tmp_path / "workdir")
+    assert not (tmp_path / "workdir" / "config.json").exists()
+    config.data.bad_share, config.seed = 1.0, 7
+    train.train(config, tmp_path / "workdir")
+    assert read_config(tmp_path / "workdir")["seed"] == 7
+    config.data.bad_share = 0.9
+    train.train(config, tmp_path / "workdir")
+    assert read_config(tmp_path / "workdir")["data"]["bad_share"] == 0.9
+
+
+@pytest.mark.parametrize("best", ["tset/top1", "top1"])
+def test_the_best_metric_is_of_an_evaluation(images, tmp_path, best):
+    config = a_config("vit", images)
+    config.checkpoint.best = best
+    with pytest.raises(ConfigError, match=rf"config\.checkpoint\.best: '{best}' is no metric of an evaluation"):
+        train.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencoder, classifier):

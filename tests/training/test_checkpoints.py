@@ -12,7 +12,8 @@ import pytest
 import toy_training as toy
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training.checkpoints import Best, CheckpointError, Checkpoints
+from vitvlm.training.best import Best
+from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -86,6 +87,23 @@ def test_state_may_be_overwritten_while_it_is_saved(tmp_path):
             assert (np.asarray(restored.state["w"]) == step).all()
 
 
+def test_metrics_are_added_to_a_checkpoint_and_the_best_before_goes(tmp_path):
+    state = {"kernel": jnp.ones(3)}
+    target = {"kernel": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=DEVICE)}
+    with Checkpoints(tmp_path, keep_last=1, best=Best("val/score")) as checkpoints:
+        for step, score in ((1, 0.3), (2, 0.2), (3, 0.4)):
+            checkpoints.save(step, state, resume={"evaluated": []}, metrics={"other/loss": 1.0})
+            assert checkpoints.steps() == ([step] if step == 1 else [1, step])
+            checkpoints.add_metrics(step, {"val/score": score}, resume={"evaluated": ["val"]})
+        assert checkpoints.steps() == [3], "the newest is the best: no other is needed"
+    with Checkpoints(tmp_path, keep_last=1, best=Best("val/score")) as checkpoints:
+        restored = checkpoints.restore(target)
+        assert restored.metrics == {"other/loss": 1.0, "val/score": 0.4}
+        assert restored.resume == {"evaluated": ["val"]}
+        with pytest.raises(CheckpointError, match="checkpoint 7 could not be given its metrics"):
+            checkpoints.add_metrics(7, {}, resume=None)
+
+
 @pytest.mark.parametrize(
     ("mode", "best_step", "kept"), [("max", 2, [2, 5, 6]), ("min", 4, [4, 5, 6])], ids=["highest", "lowest"]
 )
@@ -100,9 +118,6 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, best_step, kept):
         assert (checkpoints.steps(), checkpoints.best_step(), checkpoints.latest_step()) == (kept, best_step, 6)
     with Checkpoints(tmp_path, keep_last=2, best=best) as checkpoints:
         assert (checkpoints.steps(), checkpoints.best_step()) == (kept, best_step), "known from the records on disk"
-        assert not checkpoints.improves({"val/score": scores[best_step]})
-        assert checkpoints.improves({"val/score": scores[best_step] + (0.01 if mode == "max" else -0.01)})
-        assert not checkpoints.improves({"val/score": float("nan")}) and not checkpoints.improves({})
     assert sorted(path.name for path in tmp_path.iterdir()) == list(map(str, kept))
 
 
@@ -139,7 +154,7 @@ def test_read_only_needs_a_folder_and_changes_nothing(tmp_path):
 def test_bad_arguments():
     with pytest.raises(ConfigError, match="keep_last: 0"):
         Checkpoints("anywhere", keep_last=0)
-    with pytest.raises(ConfigError, match=r"best\.mode: 'most'"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.best_mode: 'most'"):
         Best("val/score", "most")
 
 

@@ -14,7 +14,8 @@ import toy_training as toy
 
 from vitvlm.core.config import ConfigError
 from vitvlm.training import loop, resume, writers
-from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.best import Best
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted, Interrupts
 from vitvlm.training.speed import Speed
 from vitvlm.training.state import TrainState
@@ -36,11 +37,11 @@ class Metric:
 class Recorder:
     """Plays every part of a training but the loop, and writes down what is asked of it."""
 
-    def __init__(self, stop_before=None, best_at=(), bad_step=None):
+    def __init__(self, stop_before=None, bad_step=None):
         self.events = []
         self.rows = []
         self.saved = {}
-        self._stop_before, self._best_at, self._bad_step = stop_before, best_at, bad_step
+        self._stop_before, self._bad_step = stop_before, bad_step
         self._taken = 0
 
     # batches
@@ -70,13 +71,14 @@ class Recorder:
         return len(self.rows)
 
     # checkpoints
-    def save(self, step, state, *, resume, metrics):
+    def save(self, step, state, *, resume):
         assert int(state.step) == step
         self.events.append(f"save {step}")
-        self.saved[step] = (resume, dict(metrics))
+        self.saved[step] = (resume, {})
 
-    def improves(self, metrics):
-        return any(metrics.get("val/score") == step for step in self._best_at)
+    def add_metrics(self, step, metrics, *, resume):
+        self.events.append(f"add {step}")
+        self.saved[step] = (resume, self.saved[step][1] | metrics)
 
     def latest_step(self):
         return max(self.saved, default=None)
@@ -113,7 +115,7 @@ def state_at(step: int) -> TrainState:
     return TrainState(jnp.int32(step), {}, {}, {}, None, None)
 
 
-def run(recorder, start=None, *, total_steps, every=0, at_start=False, at_end=True, **options):
+def run(recorder, start=None, *, total_steps, every=0, at_start=False, at_end=True, more=(), **options):
     return loop.fit(
         recorder.step,
         start or resume.Start(state_at(0)),
@@ -124,24 +126,24 @@ def run(recorder, start=None, *, total_steps, every=0, at_start=False, at_end=Tr
         progress=Bar(),
         speed=Speed(1),
         interrupts=recorder,
-        evaluations=(loop.Evaluation("val", recorder.evaluate, every=every, at_start=at_start, at_end=at_end),),
+        evaluations=(*more, loop.Evaluation("val", recorder.evaluate, every=every, at_start=at_start, at_end=at_end)),
         checkpoints=recorder,
         **options,
     )
 
 
-def test_order_evaluate_save_batch_step_and_metrics_one_step_late():
+def test_order_save_evaluate_batch_step_and_metrics_one_step_late():
     recorder = Recorder()
     state = run(recorder, total_steps=5, every=2, at_start=True, save_every=4)
     assert int(state.step) == 5
     assert recorder.events == [
         *("evaluate 0", "write val 0"),
         *("batch 1", "step 1", "batch 2", "step 2", "fetch 1", "write train 1"),
-        *("fetch 2", "write train 2", "evaluate 2", "write val 2"),
+        *("fetch 2", "write train 2", "save 2", "wait", "evaluate 2", "write val 2", "add 2"),
         *("batch 3", "step 3", "batch 4", "step 4", "fetch 3", "write train 3"),
-        *("fetch 4", "write train 4", "evaluate 4", "write val 4", "save 4"),
+        *("fetch 4", "write train 4", "save 4", "wait", "evaluate 4", "write val 4", "add 4"),
         *("batch 5", "step 5"),
-        *("fetch 5", "write train 5", "evaluate 5", "write val 5", "save 5"),
+        *("fetch 5", "write train 5", "save 5", "wait", "evaluate 5", "write val 5", "add 5"),
         "wait",
     ]
 
@@ -155,10 +157,55 @@ def test_checkpoint_holds_the_place():
     assert place == {"iterators": [{"json": 4}], "written": 6, "evaluated": ["val"]} and metrics == {"val/score": 4}
 
 
-def test_a_new_best_is_saved_out_of_turn():
-    recorder = Recorder(best_at=(2,))
-    run(recorder, total_steps=5, every=1)
-    assert list(recorder.saved) == [2, 5]
+class Broken(Recorder):
+    """Its evaluation fails at some steps."""
+
+    def __init__(self, fails_at):
+        super().__init__()
+        self.fails_at = fails_at
+
+    def evaluate(self, state, step):
+        metrics = super().evaluate(state, step)
+        if step in self.fails_at:
+            raise RuntimeError("no such neighbours")
+        return metrics
+
+
+def test_the_state_is_on_disk_before_an_evaluation_can_fail():
+    """Kind 5 of issue 11: evaluation 20 failed, checkpoint 15 was the last, and a rerun did steps 16 to 20 again."""
+    broken = Broken(fails_at=(20,))
+    with pytest.raises(RuntimeError, match="no such neighbours"):
+        run(broken, total_steps=30, every=20, save_every=15)
+    assert broken.events[-3:] == ["save 20", "wait", "evaluate 20"]
+    assert broken.saved[20] == ({"iterators": [{"json": 20}], "written": 20, "evaluated": []}, {})
+    again = Recorder()
+    again._taken, again.saved = 20, broken.saved
+    run(again, resume.Start(state_at(20), 20), total_steps=30, every=20, save_every=15)
+    assert again.events[:4] == ["wait", "evaluate 20", "write val 20", "add 20"]
+    assert again.events[4] == "batch 21"
+    assert again.saved[20][0]["evaluated"] == ["val"] and again.saved[20][1] == {"val/score": 20}
+
+
+def test_each_evaluation_is_noted_as_it_ends():
+    """Of two, the second fails: a rerun repeats that one only."""
+    broken = Broken(fails_at=(3,))
+    fine = loop.Evaluation("fine", lambda state, step: {"score": 1.0})
+    with pytest.raises(RuntimeError):
+        run(broken, total_steps=3, more=(fine,))
+    assert broken.saved[3][0]["evaluated"] == ["fine"] and broken.saved[3][1] == {"fine/score": 1.0}
+    again = Recorder()
+    again._taken, again.saved = 3, broken.saved
+    run(again, resume.Start(state_at(3), 3, ("fine",)), total_steps=3, more=(fine,))
+    assert again.events == ["wait", "evaluate 3", "write val 3", "add 3", "wait"]
+    assert again.saved[3][0]["evaluated"] == ["fine", "val"]
+    assert again.saved[3][1] == {"fine/score": 1.0, "val/score": 3}
+
+
+def test_begun_is_called_once_after_the_first_step():
+    recorder = Recorder()
+    run(recorder, total_steps=3, begun=lambda: recorder.events.append("begun"))
+    assert recorder.events.index("begun") == recorder.events.index("step 1") + 1
+    assert recorder.events.count("begun") == 1
 
 
 def test_rows_every_few_steps_but_every_step_is_fetched():
@@ -172,10 +219,10 @@ def test_rows_every_few_steps_but_every_step_is_fetched():
 @pytest.mark.parametrize("done", [(), ("val",)])
 def test_going_on_repeats_only_the_evaluations_that_are_missing(done):
     recorder = Recorder()
-    recorder._taken = 2
+    recorder._taken, recorder.saved = 2, {2: ({}, {})}
     run(recorder, resume.Start(state_at(2), 2, done), total_steps=3, every=2, save_every=2)
-    assert ("evaluate 2" in recorder.events) == (not done)
-    assert list(recorder.saved) == [3], "the checkpoint that it came from is there already"
+    assert ("evaluate 2" in recorder.events) == ("add 2" in recorder.events) == (not done)
+    assert "save 2" not in recorder.events, "the checkpoint that it came from is there already"
 
 
 def test_a_finished_training_does_nothing():
@@ -228,11 +275,11 @@ def test_a_real_nan_leaves_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_misspelt_best_metric_is_named(tmp_path):
-    with (
-        Checkpoints(tmp_path, best=Best("val/acuracy")) as checkpoints,
-        pytest.raises(ConfigError, match=r"best\.metric: no metric 'val/acuracy'; did you mean \"val/accuracy\""),
-    ):
-        checkpoints.improves({"val/accuracy": 0.5, "other/loss": 1.0})
+    with Checkpoints(tmp_path, best=Best("val/acuracy")) as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(3)})
+        checkpoints.add_metrics(1, {"other/loss": 1.0}, resume=None)
+        with pytest.raises(ConfigError, match=r"best: no metric 'val/acuracy'; did you mean \"val/accuracy\""):
+            checkpoints.add_metrics(1, {"val/accuracy": 0.5}, resume=None)
 
 
 def test_signals_are_noted_once_and_handlers_put_back(request):
@@ -292,5 +339,28 @@ def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
     assert last == "SIGTERM: stopped after step 6; checkpoint 6 is saved: run the same command again to go on"
     assert "Traceback" not in stopped.stderr
     toy.train(tmp_path, 12, toy.Batches())
+    assert fingerprints(tmp_path, 12) == fingerprints(undisturbed, 12)
+    assert rows_without_times(tmp_path) == rows_without_times(undisturbed)
+
+
+def test_a_failing_evaluation_loses_no_step(undisturbed, tmp_path, monkeypatch):
+    """The state of step 6 is on disk, and a rerun goes on there, evaluates, and ends as if nothing had happened."""
+    validate = toy.validate
+
+    def broken(state, step):
+        if step == 6:
+            raise RuntimeError("no such neighbours")
+        return validate(state, step)
+
+    monkeypatch.setattr(toy, "validate", broken)
+    with pytest.raises(RuntimeError, match="no such neighbours"):
+        toy.train(tmp_path, 12, toy.Batches())
+    monkeypatch.setattr(toy, "validate", validate)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 6
+        assert checkpoints.record(6).resume["evaluated"] == [] and checkpoints.record(6).metrics == {}
+    batches = toy.Batches()
+    toy.train(tmp_path, 12, batches)
+    assert batches.taken == 12
     assert fingerprints(tmp_path, 12) == fingerprints(undisturbed, 12)
     assert rows_without_times(tmp_path) == rows_without_times(undisturbed)

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from vitvlm.training import loop, resume, sharding, step, workdir, writers
-from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.best import Best
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.gradients import make_gradients
 from vitvlm.training.interrupts import Interrupted, Interrupts
 from vitvlm.training.progress import Progress

@@ -10,14 +10,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitvlm.core import flops
-from vitvlm.core.config import ConfigError
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.jobs import curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
 from vitvlm.training import loop, optimizer, peak_flops, resume, sharding, workdir, writers
-from vitvlm.training.checkpoints import Best, Checkpoints
+from vitvlm.training.best import Best
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
 from vitvlm.training.gradients import Gradients, make_gradients
 from vitvlm.training.interrupts import Interrupts
@@ -42,16 +43,20 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
     """
     job = setup(config)
     evals = evaluators.build(job, job.job.evals)
+    best = best_checkpoint(job)
     save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
-    folder = workdir.claim(folder, job.config)
+    folder = workdir.check(folder, job.config)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
-        checkpoints = stack.enter_context(_checkpoints(job, folder))
+        checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder)))
         batches = stack.enter_context(open_batches(job))
         start = resume.restore_or_init(
             checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
         )
+        claim = functools.partial(workdir.claim, folder, job.config)
+        if start.restored is not None:
+            claim()
         progress = stack.enter_context(_progress(job))
         progress.note(describe(job, start))
         loop.fit(
@@ -68,6 +73,7 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
             checkpoints=checkpoints,
             save_every=save_every,
             log_every=job.log.every,
+            begun=claim,
         )
         final = checkpoints.record(job.clock.total_steps).metrics
         if batches.bad.count:
@@ -145,8 +151,21 @@ def describe(job: Setup, start: resume.Start) -> str:
     )
 
 
-def _checkpoints(job: Setup, folder: epath.Path) -> Checkpoints:
-    best = Best(job.checkpoint.best, job.checkpoint.best_mode) if job.checkpoint.best else None
+def best_checkpoint(job: Setup) -> Best | None:
+    """By which metric checkpoints are the best. Raises ConfigError for a metric of no evaluation of the config."""
+    metric = job.checkpoint.best
+    if not metric:
+        return None
+    name = metric.rpartition("/")[0]
+    if name not in job.job.evals:
+        raise ConfigError(
+            f"config.checkpoint.best: {metric!r} is no metric of an evaluation such as test/top1; "
+            f"of evaluations, {suggest(name, job.job.evals)}"
+        )
+    return Best(metric, job.checkpoint.best_mode)
+
+
+def _checkpoints(job: Setup, folder: epath.Path, best: Best | None) -> Checkpoints:
     return Checkpoints(folder / "checkpoints", config=job.config, keep_last=job.checkpoint.keep_last, best=best)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from vitvlm.core import config as config_lib
 from vitvlm.core import paths
 from vitvlm.training import integrity
+from vitvlm.training.best import Best
 from vitvlm.training.records import DamagedError, Record, line
 
 Tree = Any
@@ -40,26 +41,6 @@ _NO_ECHOES = _NoEchoes()
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, found or used; one line that says which and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """Which checkpoints count as best: those with the highest (or lowest) value of one metric, "val/accuracy"."""
-
-    metric: str
-    mode: str = "max"
-    keep: int = 1
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise config_lib.ConfigError(f'best.mode: {self.mode!r} is none of "max" and "min"')
-
-    def score(self, metrics: Mapping[str, Any]) -> float | None:
-        """Higher is better; None where the metric is not, or is no number."""
-        value = metrics.get(self.metric)
-        if not isinstance(value, (int, float)) or value != value:
-            return None
-        return value if self.mode == "max" else -value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,23 +116,8 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step whose metric is best; None if no checkpoint has the metric."""
-        scores = self._scores(self.steps())
-        return max(scores, key=scores.__getitem__) if scores else None
-
-    def improves(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether these metrics beat those of every checkpoint.
-
-        Raises ConfigError if they come from the evaluation that `best` names, but lack its metric.
-        """
-        if self._best is None:
-            return False
-        group = self._best.metric.rpartition("/")[0]
-        if self._best.metric not in metrics and any(name.rpartition("/")[0] == group for name in metrics):
-            raise config_lib.ConfigError(
-                f"best.metric: no metric {self._best.metric!r}; {config_lib.suggest(self._best.metric, metrics)}"
-            )
-        score = self._best.score(metrics)
-        return score is not None and all(score > other for other in self._scores(self.steps()).values())
+        scores = self._scores(sorted(self.steps()))
+        return max(scores, key=scores.__getitem__) if scores else None  # of equal ones the first
 
     def save(self, step: int, state: Tree, *, resume: Json = None, metrics: Mapping[str, Any] | None = None) -> None:
         """Copies the state to the host and returns; it is written while training goes on.
@@ -160,7 +126,7 @@ class Checkpoints:
           step: names the checkpoint.
           state: a pytree of arrays; it may be donated as soon as this returns.
           resume: JSON for the loop itself, the data iterator's state above all.
-          metrics: of the evaluations at this step.
+          metrics: of the evaluations at this step, as far as they are known; `add_metrics` adds others.
 
         Raises CheckpointError if the save before this one, or the start of this one, failed.
         """
@@ -182,6 +148,33 @@ class Checkpoints:
             self._manager.save(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that nothing was committed.
             self._failed(error)
+
+    def add_metrics(self, step: int, metrics: Mapping[str, Any], *, resume: Json) -> None:
+        """Puts an evaluation's metrics into the checkpoint of its step, and drops the best before if these are better.
+
+        Args:
+          metrics: join those that are there.
+          resume: in place of the one before: what the loop would go on from now.
+
+        Raises ConfigError if they come from the evaluation that `best` names, but lack its metric, and CheckpointError
+        if that checkpoint cannot be read or written; its state is untouched by either.
+        """
+        if self._best is not None:
+            self._best.check(metrics)
+        self.wait()
+        try:
+            before = self.record(step)
+            record = dataclasses.replace(before, metrics={**before.metrics, **metrics}, resume=resume)
+            if jax.process_index() == 0:
+                record.write(self._record_file(step))
+        except (DamagedError, OSError) as error:
+            raise CheckpointError(
+                f"{self.folder}: checkpoint {step} could not be given its metrics: {line(error)}; {self._all()}"
+            ) from error
+        ocp.multihost.sync_global_processes("vitvlm: metrics are put beside a checkpoint")
+        self._metrics[step] = record.metrics
+        for unwanted in sorted(set(self.steps()) - self._kept(self.steps())):
+            self._manager.delete(unwanted)
 
     def check(self) -> None:
         """Raises CheckpointError if the running save has failed by now; never waits."""
@@ -261,7 +254,10 @@ class Checkpoints:
 
     def record(self, step: int) -> Record:
         """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
-        return Record.read(self.folder / str(step) / "record" / "metadata")
+        return Record.read(self._record_file(step))
+
+    def _record_file(self, step: int) -> epath.Path:
+        return self.folder / str(step) / "record" / "metadata"
 
     def _read(self, step: int, target: Tree) -> Restored:
         record = self.record(step)
@@ -308,11 +304,13 @@ class Checkpoints:
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax's preservation policy: the newest, and the best."""
-        steps = [info.step for info in checkpoints]
+        kept = self._kept([info.step for info in checkpoints])
+        return [info.step in kept for info in checkpoints]
+
+    def _kept(self, steps: list[int]) -> set[int]:
         scores = self._scores(steps)
-        best = sorted(scores, key=scores.__getitem__)[-self._best.keep :] if self._best else []
-        kept = {*sorted(steps)[-self._keep_last :], *best}
-        return [step in kept for step in steps]
+        best = sorted(scores, key=lambda step: (-scores[step], step))[: self._best.keep] if self._best else []
+        return {*sorted(steps)[-self._keep_last :], *best}
 
     def _scores(self, steps: list[int]) -> dict[int, float]:
         if self._best is None:

@@ -1,7 +1,10 @@
-"""The one train loop: for each step, evaluate if due, save if due, take the next batch, step, report the step before.
+"""The one train loop: for each step, save if due, evaluate if due, take the next batch, step, report the step before.
 
 It knows no task, model or data set. Step n means: n updates are done. So evaluation and checkpoint n belong to
 the parameters after n updates, and the iterator in checkpoint n gives the batch of update n + 1.
+
+A state is on disk before it is evaluated, and each evaluation's metrics are put beside it as they come: whatever an
+evaluation does, the same command goes on from that very step, and repeats only the evaluations that are missing.
 """
 
 import dataclasses
@@ -68,6 +71,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     save_every: int = 0,
     log_every: int = 1,
+    begun: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Trains from where `start` is to `total_steps`, and returns the last state.
 
@@ -78,10 +82,11 @@ def fit(
       place: puts a host batch on the devices.
       writer, progress, speed: where metrics and rates go.
       interrupts: asked before each step whether to stop.
-      evaluations: run when due, before saving, so that a checkpoint holds its metrics.
-      checkpoints: where the state goes every `save_every` steps (0: not in between), after the last step, when
-        an evaluation gives a new best, and when interrupted. None saves nothing.
+      evaluations: run when due, each after the state is on disk; the checkpoint holds their metrics.
+      checkpoints: where the state goes every `save_every` steps (0: not in between), after the last step, before an
+        evaluation, and when interrupted. None saves nothing.
       log_every: steps between rows of training metrics; every step is checked for NaN and Inf.
+      begun: called once, when the first step has been made.
 
     Raises NotFiniteError when a metric is NaN or Inf (such a state is never saved), Interrupted after SIGTERM or
     SIGINT with the state saved, and CheckpointError when a save failed.
@@ -89,35 +94,42 @@ def fit(
     state, first_step = start.state, int(start.state.step)
     report = _Report(writer, progress, speed, total_steps, log_every, checkpoints)
 
-    def save(step: int, state: TrainState, metrics: Mapping[str, Value], evaluated: Sequence[str]) -> None:
+    def save(step: int, state: TrainState) -> None:
         report.flush()
         with speed.paused():
-            checkpoints.save(step, state, resume=resume.here(batches, writer, evaluated), metrics=metrics)
+            checkpoints.save(step, state, resume=resume.here(batches, writer, ()))
 
     for step in range(first_step, total_steps + 1):
-        results: dict[str, Value] = {}
+        on_disk = step == start.restored
         evaluated = list(start.evaluated) if step == first_step else []
 
         if step < total_steps and (signal := interrupts.requested(step)):
             if checkpoints is not None and step > first_step:
-                save(step, state, results, evaluated)
+                save(step, state)
             raise Interrupted(_farewell(signal, step, checkpoints))
 
-        for evaluation in evaluations:
-            if evaluation.due(step, total_steps) and evaluation.name not in evaluated:
-                results |= report.evaluation(step, evaluation, state)
-                evaluated.append(evaluation.name)
-
+        due = [each for each in evaluations if each.due(step, total_steps) and each.name not in evaluated]
         if checkpoints is not None and step > first_step:
             checkpoints.check()
-            scheduled = step == total_steps or (save_every > 0 and step % save_every == 0)
-            if scheduled or checkpoints.improves(results):
-                save(step, state, results, evaluated)
+            if due or step == total_steps or (save_every > 0 and step % save_every == 0):
+                save(step, state)
+                on_disk = True
+
+        for evaluation in due:
+            if on_disk:
+                with speed.paused():
+                    checkpoints.wait()
+            metrics = report.evaluation(step, evaluation, state)
+            evaluated.append(evaluation.name)
+            if on_disk:
+                checkpoints.add_metrics(step, metrics, resume=resume.here(batches, writer, evaluated))
 
         if step < total_steps:
             with speed.waiting():
                 batch = place(next(batches))
             state, metrics = train_step(state, batch)
+            if step == first_step:
+                begun()
             report.later(step + 1, metrics)
 
     report.flush()

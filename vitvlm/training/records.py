@@ -51,6 +51,13 @@ class Record:
         arrays = {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in content.pop("arrays").items()}
         return cls(arrays=arrays, **content)
 
+    def write(self, path: epath.PathLike) -> None:
+        """Replaces the file as a whole. Raises OSError."""
+        path = epath.Path(path)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(self.json()))
+        temporary.replace(path)
+
     def mismatches(self, target: Mapping[str, Any]) -> list[str]:
         """How the arrays differ from a target's in name, shape and dtype: one phrase per array."""
         wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in paths.flatten(target).items()}

@@ -11,7 +11,7 @@ from etils import epath
 from vitvlm.core.config import ConfigError
 from vitvlm.training.records import line
 
-CHANGEABLE = ("log/.*", "evals/.*", "data/workers")
+CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/bad_share")
 """Fields that may differ when a training goes on: they do not touch what is computed."""
 
 
@@ -19,10 +19,10 @@ class WorkdirError(RuntimeError):
     """A workdir that cannot be used; one line that says why."""
 
 
-def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
-    """Makes the workdir and writes the resolved config, or checks that it is the config that began there.
+def check(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
+    """Makes the workdir, and checks that the config is the one that began there, if one did.
 
-    Every process checks; the first one writes.
+    A training claims its workdir (`claim`) with its first step: what failed before may come back with another config.
 
     Args:
       workdir: made with its parents if it is not there.
@@ -34,22 +34,37 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
     """
     workdir = epath.Path(workdir)
     file = workdir / "config.json"
-    config = json.loads(json.dumps(config))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            _compare(workdir, json.loads(file.read_text()), config, changeable)
-        if jax.process_index() == 0:
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
-            temporary.replace(file)
+            _compare(workdir, json.loads(file.read_text()), json.loads(json.dumps(config)), changeable)
     except json.JSONDecodeError as error:
         raise WorkdirError(
             f"{file} is damaged: {line(error)}; remove it if you know the config to be the same"
         ) from error
     except OSError as error:
-        raise WorkdirError(f"workdir {workdir} cannot be written: {line(error)}; choose another --workdir") from error
+        raise _unwritable(workdir, error) from error
     return workdir
+
+
+def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
+    """Writes the resolved config into the workdir after `check`, and raises what that raises.
+
+    Every process checks; the first one writes.
+    """
+    workdir = check(workdir, config, changeable)
+    try:
+        if jax.process_index() == 0:
+            temporary = workdir / "config.json.tmp"
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+            temporary.replace(workdir / "config.json")
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    return workdir
+
+
+def _unwritable(workdir: epath.Path, error: OSError) -> WorkdirError:
+    return WorkdirError(f"workdir {workdir} cannot be written: {line(error)}; choose another --workdir")
 
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""Which checkpoints are the best, by one metric of an evaluation."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vitvlm.core import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoints count as best: those with the highest (or lowest) value of one metric, "val/accuracy"."""
+
+    metric: str
+    mode: str = "max"
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise config_lib.ConfigError(f'config.checkpoint.best_mode: {self.mode!r} is none of "max" and "min"')
+
+    def score(self, metrics: Mapping[str, Any]) -> float | None:
+        """Higher is better; None where the metric is not, or is no number."""
+        value = metrics.get(self.metric)
+        if not isinstance(value, (int, float)) or value != value:
+            return None
+        return value if self.mode == "max" else -value
+
+    def check(self, metrics: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the metrics come from the evaluation that this names, but lack its metric."""
+        group = self.metric.rpartition("/")[0]
+        if self.metric not in metrics and any(name.rpartition("/")[0] == group for name in metrics):
+            near = config_lib.suggest(self.metric, metrics)
+            raise config_lib.ConfigError(f"config.checkpoint.best: no metric {self.metric!r}; {near}")
