@@ -9,7 +9,7 @@ from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.nn.windows import relative_position_index
 from vitvlm.pretrained.swin import swin_rows
-from vitvlm.pretrained.tables import Table, TableError
+from vitvlm.pretrained.tables import Table
 from vitvlm.pretrained.timm_swin import swin_rows as timm_rows
 
 
@@ -97,7 +97,7 @@ def test_timm_and_transformers_are_the_same_parameters(biased):
     ],
     ids=["transformers", "timm"],
 )
-def test_an_index_in_the_checkpoint_is_checked(rows, name):
+def test_an_index_in_the_checkpoint_is_passed_over(rows, name):
     model = make()
     variables = paths.unflatten(random_tensors(shapes_of(model)))
     tensors = Table(rows(model, ())).write(variables)
@@ -106,5 +106,3 @@ def test_an_index_in_the_checkpoint_is_checked(rows, name):
     table = Table.reading(rows(model, tensors), tensors)
     table.check_shapes({name: tensor.shape for name, tensor in tensors.items()}, shapes_of(model))
     jax.tree.map(np.testing.assert_array_equal, table.read(tensors), variables)
-    with pytest.raises(TableError, match="other values than its config says"):
-        table.read(tensors | {name: tensors[name].T})

@@ -111,6 +111,33 @@ def test_what_is_missing_or_left_over_is_named():
         table.write({"params": table.read(full)["params"] | {"head": random(1)}})
 
 
+def test_long_lists_are_cut_and_a_common_prefix_is_named():
+    rows = [row(f"blocks.{i}.weight", f"blocks_{i}/a", same) for i in range(20)]
+    with pytest.raises(TableError) as found:
+        Table.reading(rows, {f"module.vit.{each.theirs[0]}" for each in rows})
+    assert "blocks.0.weight, blocks.1.weight, " in str(found.value) and "(20 in all)" in str(found.value)
+    assert 'most of these begin with "module.vit." in the checkpoint' in str(found.value)
+    assert len(str(found.value)) < 700
+    with pytest.raises(TableError, match=r'most of these lack the prefix "vit\." in the checkpoint'):
+        Table.reading(under("vit.", "", rows), {each.theirs[0] for each in rows})
+    with pytest.raises(TableError) as found:
+        Table.reading(rows, {"a.b", "c.d"})
+    assert "most of these" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["num_batches_tracked", "position_ids", "relative_position_index", "attn_mask"])
+def test_tensors_without_meaning_may_be_there_or_not(name):
+    rows = [row("w", "w", same), *batch_norm("bn", "norm")]
+    full = Table(rows).write({"params": {"w": random(1), "norm": {"scale": random(1), "bias": random(1)}},
+                              "batch_stats": {"norm": {"mean": random(1), "var": random(1)}}})  # fmt: skip
+    assert "bn.num_batches_tracked" in full
+    bare = {key: value for key, value in full.items() if "tracked" not in key}
+    for tensors in (full, bare, bare | {f"deep.inside.{name}": random(2), name: random(1)}):
+        assert set(Table.reading(rows, tensors).read(tensors)) == {"params", "batch_stats"}
+    with pytest.raises(TableError, match=r"no row reads: deep\.ids$"):
+        Table.reading(rows, full | {"deep.ids": random(1)})
+
+
 def test_endless_rows_are_not_followed():
     endless = (row(f"a.{i}", f"a_{i}", same) for i in itertools.count())
     with pytest.raises(TableError, match="more than 102 tensors"):

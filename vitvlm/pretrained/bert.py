@@ -6,7 +6,6 @@ from typing import Any
 from vitvlm.core.config import ConfigError
 from vitvlm.models.bert import Bert
 from vitvlm.pretrained import sentences, texts
-from vitvlm.pretrained.clip import position_ids
 from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import dense, layer_norm, same
@@ -81,7 +80,6 @@ def bert_rows(model: Bert, names: Collection[str], prefix: str = "") -> Iterator
     yield row(f"{prefix}embeddings.word_embeddings.weight", "embed/embedding", same)
     yield row(f"{prefix}embeddings.position_embeddings.weight", "positions", same)
     yield row(f"{prefix}embeddings.token_type_embeddings.weight", "segments", same)
-    yield from position_ids(f"{prefix}embeddings", names, model.length)
     yield from layer_norm(f"{prefix}embeddings.LayerNorm", "embed_norm")
     for i in range(model.depth):
         yield from under(f"{prefix}encoder.layer.{i}.", f"blocks_{i}/", _block_rows())

@@ -12,7 +12,7 @@ from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained import texts
 from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, image_inputs, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same, unused
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same
 from vitvlm.pretrained.vit import activation, their_activation
 
 # What a config.json that does not say means: the defaults of CLIPConfig, CLIPVisionConfig and CLIPTextConfig
@@ -224,7 +224,6 @@ def vision_rows(model: ViT, names: Collection[str], prefix: str) -> Iterator[Row
     yield row(f"{prefix}embeddings.class_embedding", "cls", same)
     yield row(f"{prefix}embeddings.patch_embedding.weight", "patches/kernel", conv)
     yield from under(prefix, "", image_position_rows(model))
-    yield from position_ids(f"{prefix}embeddings", names, math.prod(model.table_grid) + 1)
     yield from layer_norm(f"{prefix}pre_layrnorm", "pre_norm")  # as it is spelt there
     yield from under(prefix, "", layer_rows(model.depth))
     yield from layer_norm(f"{prefix}post_layernorm", "norm")
@@ -234,7 +233,6 @@ def text_rows(model: TextTransformer, names: Collection[str], prefix: str) -> It
     """CLIP's text tower, and SigLIP's but for its head."""
     yield row(f"{prefix}embeddings.token_embedding.weight", "embed/embedding", same)
     yield row(f"{prefix}embeddings.position_embedding.weight", "positions", same)
-    yield from position_ids(f"{prefix}embeddings", names, model.length)
     yield from under(prefix, "", layer_rows(model.depth))
     yield from layer_norm(f"{prefix}final_layer_norm", "norm")
 
@@ -243,12 +241,6 @@ def image_position_rows(model: ViT) -> Iterator[Row]:
     ours = tuple(f"positions/{name}" for name in (*model.placed, "grid"))
     transform = position_embedding(model.table_grid, model.placed)
     yield row("embeddings.position_embedding.weight", ours, transform)
-
-
-def position_ids(theirs: str, names: Collection[str], count: int) -> Iterator[Row]:
-    """The numbers from 0 that old `transformers` saved beside a table of positions."""
-    if f"{theirs}.position_ids" in names:
-        yield row(f"{theirs}.position_ids", (), unused((1, count)))
 
 
 def layer_rows(depth: int) -> Iterator[Row]:

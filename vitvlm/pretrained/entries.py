@@ -36,10 +36,15 @@ class Entry:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Names to arrays, each read when it is asked for and not kept: a large model is never held twice."""
+    """Names to arrays, each read when it is asked for and not kept: a large model is never held twice.
 
-    def __init__(self, entries: Mapping[str, Entry]):
+    Fields:
+      opaque: names of the classes of objects that lie beside the tensors and are not read.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], opaque: tuple[str, ...] = ()):
         self.entries = entries
+        self.opaque = opaque
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.entries[name].read()
@@ -53,6 +58,11 @@ class Tensors(Mapping[str, np.ndarray]):
     def shapes(self) -> dict[str, Shape]:
         """Of all tensors; nothing is read for it."""
         return {name: entry.shape for name, entry in self.entries.items()}
+
+    def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
+        """The same under other names, without those that have none."""
+        names = {name: rename(name) for name in self.entries}
+        return Tensors({new: self.entries[name] for name, new in names.items() if new is not None})
 
     def under(self, prefix: str) -> "Tensors":
         """Those whose names begin with `prefix`, without it."""

@@ -1,7 +1,6 @@
 """SigLIP weights of Hugging Face `transformers`, and SigLIP 2's of a fixed resolution, which are the same architecture:
 SiglipModel, and its towers alone, SiglipVisionModel and SiglipTextModel."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from vitvlm.pretrained.clip import (
     image_position_rows,
     layer_rows,
     mlp_rows,
-    position_ids,
     prefix_of,
     sequence_config,
     sequence_fields,
@@ -144,7 +142,6 @@ def vision_rows(model: ViT, names: Collection[str], prefix: str) -> Iterator[Row
     yield row(f"{prefix}embeddings.patch_embedding.weight", "patches/kernel", conv)
     yield row(f"{prefix}embeddings.patch_embedding.bias", "patches/bias", same)
     yield from under(prefix, "", image_position_rows(model))
-    yield from position_ids(f"{prefix}embeddings", names, math.prod(model.table_grid))
     yield from under(prefix, "", layer_rows(model.depth))
     yield from layer_norm(f"{prefix}post_layernorm", "norm")
     yield from under(f"{prefix}head.", "pool/", _pooling_rows())

@@ -5,17 +5,9 @@ from typing import Any
 
 from vitvlm.models.swin import Swin
 from vitvlm.nn.patches import as_pair, patch_grid
-from vitvlm.nn.windows import relative_position_index
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import (
-    buffer,
-    conv,
-    dense,
-    layer_norm,
-    positions,
-    same,
-)
+from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
 from vitvlm.pretrained.vit import activation, labels, num_labels, sides, their_activation
 
 EMBED_NORM_EPS = 1e-5  # of the norms that their layer_norm_eps does not reach
@@ -86,14 +78,7 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def relative_position_rows(theirs: str, ours: str, window: int, names: Collection[str]) -> Iterator[Row]:
-    """The table of one block, and its index where the checkpoint has that too."""
-    yield row(f"{theirs}.relative_position_bias_table", f"{ours}/relative_positions", same)
-    if (index := f"{theirs}.relative_position_index") in names:
-        yield row(index, (), buffer(relative_position_index(window, window)))
-
-
-def encoder_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
+def encoder_rows(model: Swin) -> Iterator[Row]:
     """SwinModel. Its merging is at the end of a stage, ours at the start of the next."""
     patch = as_pair(model.patch_size)
     yield row("embeddings.patch_embeddings.projection.weight", "patches/kernel", conv)
@@ -109,7 +94,8 @@ def encoder_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
         for i in range(depth):
             theirs, ours = f"encoder.layers.{s}.blocks.{i}", f"stages_{s}/blocks_{i}"
             yield from layer_norm(f"{theirs}.layernorm_before", f"{ours}/attention_norm")
-            yield from relative_position_rows(f"{theirs}.attention.self", f"{ours}/attention", model.window, names)
+            table = f"{theirs}.attention.self.relative_position_bias_table"
+            yield row(table, f"{ours}/attention/relative_positions", same)
             for name in ("query", "key", "value"):
                 yield from dense(f"{theirs}.attention.self.{name}", f"{ours}/attention/{name}", model.qkv_bias)
             yield from dense(f"{theirs}.attention.output.dense", f"{ours}/attention/out")
@@ -122,8 +108,7 @@ def encoder_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
 def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
     """SwinForImageClassification, or SwinModel for a model without classes."""
     prefix = "swin." if model.num_classes else ""
-    inside = {name.removeprefix(prefix) for name in names}
-    yield from under(prefix, "", encoder_rows(model, inside))
+    yield from under(prefix, "", encoder_rows(model))
     if model.num_classes:
         yield from dense("classifier", "head")
 

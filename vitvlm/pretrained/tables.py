@@ -5,6 +5,7 @@ that reads like a list of them. Our side is the looped form of the parameters ("
 `nn.stack.stack_blocks` makes the scanned form of.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -23,6 +24,12 @@ Shape = tuple[int, ...]
 # A config that asks for more than twice what there is, and this much besides, is complained of by a number, not a list.
 FEW_TENSORS = 100
 FEW_NUMBERS = 10_000
+
+MANY_NAMES = 8  # a longer list is cut
+
+# Buffers that frameworks save beside the weights: counters, indices and masks, which follow from the config. Files
+# differ in which they have; none says anything.
+MEANINGLESS = frozenset({"num_batches_tracked", "position_ids", "relative_position_index", "attn_mask"})
 
 THREADS = 4  # that put tensors in order, which takes longer than reading them
 
@@ -87,10 +94,19 @@ class Table:
     def reading(cls, rows: Iterable[Row], names: Collection[str]) -> "Table":
         """For a checkpoint with tensors of these names, whatever number of layers its config claims.
 
-        Raises TableError that lists every tensor of a row that is missing, and every one that is in no row.
+        Tensors that are MEANINGLESS may be there or not.
+
+        Raises TableError that lists the tensors of rows that are missing, and those that are in no row.
         """
         table = cls(rows, at_most=2 * len(names) + FEW_TENSORS)
-        _complain("the checkpoint", "tensor", [each.theirs for each in table.rows], names, "that no row reads")
+        table.rows = [each for each in table.rows if not all(map(is_meaningless, each.theirs))]
+        wanted = dict.fromkeys(itertools.chain(*(each.theirs for each in table.rows)))
+        present = {name for name in names if not is_meaningless(name)}
+        missing, left = [name for name in wanted if name not in present], sorted(present - wanted.keys())
+        if missing or left:
+            problems = [f"the checkpoint has no tensor {listed(missing)}"] if missing else []
+            problems += [f"the checkpoint has tensors that no row reads: {listed(left)}"] if left else []
+            raise TableError("; ".join(problems + _prefixed(missing, left)))
         return table
 
     def check_shapes(self, found: Mapping[str, Shape], ours: Mapping[str, Shape]) -> None:
@@ -99,8 +115,8 @@ class Table:
         Args:
           found: of the tensors, by name; ours: of the model's variables, by path ("params/head/kernel").
 
-        Raises TableError that lists every variable that is not in `ours` or the other way round, and every tensor of
-        another shape.
+        Raises TableError that lists variables that are not in `ours` or the other way round, and tensors of another
+        shape.
         """
         needed, held = (sum(map(math.prod, shapes.values())) for shapes in (ours, found))
         if needed > 2 * held + FEW_NUMBERS:
@@ -113,7 +129,7 @@ class Table:
             if tuple(found[name]) != tensor.shape
         ]
         if different:
-            raise TableError(f"tensors of another shape than the config says: {'; '.join(different)}")
+            raise TableError(f"tensors of another shape than the config says: {listed(different, '; ')}")
 
     def read(
         self, tensors: Mapping[str, np.ndarray], place: Callable[[np.ndarray], Any] = lambda x: x
@@ -134,22 +150,48 @@ class Table:
     def write(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A checkpoint's tensors: the inverse of `read`.
 
-        Raises TableError that lists every variable of the table that is missing and every one that is in no row.
+        Raises TableError that lists the variables of the table that are missing and those that are in no row.
         """
         leaves, tensors = paths.flatten(variables), {}
-        _complain("the model", "parameter", [each.paths for each in self.rows], leaves, "that no row writes")
+        wanted = dict.fromkeys(itertools.chain(*(each.paths for each in self.rows)))
+        missing, left = [path for path in wanted if path not in leaves], sorted(leaves.keys() - wanted.keys())
+        if missing or left:
+            problems = [f"the model has no parameter {listed(missing)}"] if missing else []
+            problems += [f"the model has parameters that no row writes: {listed(left)}"] if left else []
+            raise TableError("; ".join(problems))
         for each in self.rows:
             arrays = each.transform.write(*(np.asarray(leaves[path]) for path in each.paths))
             tensors.update(zip(each.theirs, arrays, strict=True))
         return tensors
 
 
-def _complain(whole: str, kind: str, rows: Sequence[tuple[str, ...]], present: Iterable[str], unused: str) -> None:
-    """Raises TableError that lists what the rows need and is not there, and what is there and in no row."""
-    wanted = dict.fromkeys(itertools.chain(*rows))
-    present = set(present)
-    missing, left = [name for name in wanted if name not in present], sorted(present - set(wanted))
-    problems = [f"{whole} has no {kind} {', '.join(missing)}"] if missing else []
-    problems += [f"{whole} has {kind}s {unused}: {', '.join(left)}"] if left else []
-    if problems:
-        raise TableError("; ".join(problems))
+def is_meaningless(name: str) -> bool:
+    """Whether a tensor is one of MEANINGLESS, under any prefix."""
+    return name.rpartition(".")[2] in MEANINGLESS
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The names, or the first of many and how many there are."""
+    if len(names) <= MANY_NAMES:
+        return separator.join(names)
+    return f"{separator.join(names[:MANY_NAMES])}{separator}… ({len(names):,} in all)"
+
+
+def _prefixed(missing: Sequence[str], left: Sequence[str]) -> list[str]:
+    """A remark if most of what is missing is there under a common prefix, or without one that is asked for."""
+    for names, others, remark in (
+        (missing, left, 'most of these begin with "{}" in the checkpoint'),
+        (left, missing, 'most of these lack the prefix "{}" in the checkpoint'),
+    ):
+        wanted = set(names)
+        prefixes = collections.Counter(
+            other[:end] for other in others for end in _ends_of_parts(other) if other[end:] in wanted
+        )
+        if prefixes and 2 * prefixes.most_common(1)[0][1] > len(names):
+            return [remark.format(prefixes.most_common(1)[0][0])]
+    return []
+
+
+def _ends_of_parts(name: str) -> list[int]:
+    """Where the parts of "a.b.weight" end: 2 and 4."""
+    return [i + 1 for i, letter in enumerate(name) if letter == "."]

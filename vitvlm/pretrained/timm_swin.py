@@ -9,7 +9,6 @@ from vitvlm.models.swin import Swin
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Json, check_expressible
-from vitvlm.pretrained.swin import relative_position_rows
 from vitvlm.pretrained.tables import Row, row
 from vitvlm.pretrained.timm_vit import block_rows
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
@@ -97,7 +96,7 @@ def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
         for i in range(depth):
             theirs, ours = f"layers.{s}.blocks.{i}", f"stages_{s}/blocks_{i}"
             yield from block_rows(theirs, ours, model.qkv_bias)
-            yield from relative_position_rows(f"{theirs}.attn", f"{ours}/attention", model.window, names)
+            yield row(f"{theirs}.attn.relative_position_bias_table", f"{ours}/attention/relative_positions", same)
     yield from layer_norm("norm", "norm")
     if model.num_classes:
         yield from dense("head.fc", "head")

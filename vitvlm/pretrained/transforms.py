@@ -76,17 +76,6 @@ def position_embedding(grid: Pair, before: Sequence[str] = ()) -> Transform:
     return Transform(read=lambda x: table.read(x[None]), write=lambda *parts: (table.write(*parts)[0][0],))
 
 
-def buffer(value: np.ndarray) -> Transform:
-    """A tensor that follows from the config, checked to be `value`; no parameter of ours."""
-
-    def read(tensor: np.ndarray) -> Arrays:
-        if not np.array_equal(tensor, value):
-            raise TableError("a buffer of the checkpoint has other values than its config says")
-        return ()
-
-    return Transform(read=read, write=lambda: (value,))
-
-
 def fixed_positions(grid: Pair, width: int) -> Transform:
     """A table [1, 1 + N, D], checked to be zero for CLS and the sin-cos table; no parameter of ours."""
 
