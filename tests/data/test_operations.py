@@ -35,7 +35,7 @@ def test_resize_small_sets_the_shorter_side_and_keeps_the_ratio(H, W, size):
     resized = geometry.resize_small(np.zeros((H, W, 3), np.uint8), size)
     height, width = resized.shape[:2]
     assert min(height, width) == size
-    assert abs(height - H * size / min(H, W)) <= 0.5 and abs(width - W * size / min(H, W)) <= 0.5
+    assert max(height, width) == size * max(H, W) // min(H, W)
 
 
 @given(H=st.integers(1, 60), W=st.integers(1, 60), size=st.integers(1, 40), fill=st.sampled_from([0, 255]))
@@ -57,6 +57,31 @@ def test_central_crop_is_the_middle(H, W, data):
     cut = geometry.central_crop(image, (height, width))
     assert cut.shape == (height, width, 1)
     assert cut[0, 0, 0] == ((H - height) // 2 * W + (W - width) // 2) % 251
+
+
+@given(H=st.integers(1, 30), W=st.integers(1, 30), size=st.tuples(SIDES, SIDES), odd=st.sampled_from(["down", "even"]))
+def test_central_crop_of_a_smaller_image_has_a_border(H, W, size, odd):
+    """Against an image with a border that is wide enough, cut where the margins, negative ones too, say."""
+    image = rng(H * W).integers(1, 256, (H, W, 2), dtype=np.uint8)
+    cut = geometry.central_crop(image, size, (0, 255), odd)
+    wide = np.zeros((H + 80, W + 80, 2), np.uint8)
+    wide[..., 1] = 255
+    wide[40 : 40 + H, 40 : 40 + W] = image
+    places = []
+    for side, target in zip((H, W), size):
+        half = (side - target) / 2
+        places.append(40 + int(np.floor(half) if odd == "down" else np.round(half) if half > 0 else np.ceil(half)))
+    top, left = places
+    assert np.array_equal(cut, wide[top : top + size[0], left : left + size[1]])
+
+
+@given(SIDES, SIDES, st.tuples(SIDES, SIDES))
+def test_resize_cover_and_contain_touch_the_size_on_one_side(H, W, size):
+    image = np.zeros((H, W, 3), np.uint8)
+    for operation, nearest in ((geometry.resize_cover, max), (geometry.resize_contain, min)):
+        sides, scale = operation(image, size).shape[:2], nearest(size[0] / H, size[1] / W)
+        assert any(a == b for a, b in zip(sides, size))
+        assert all(abs(side - max(1, scale * before)) <= 0.5 for side, before in zip(sides, (H, W)))
 
 
 @given(SIDES, SIDES, st.integers(0, 5), SEEDS, st.data())
@@ -246,6 +271,7 @@ def test_grey_and_rgb():
         ("decode|normalize|resize(20)", "put it before normalize"),
         ("decode|normalize|normalize", "once"),
         ("decode|central_crop(500)", "500x500: resize it first"),
+        ("decode|central_crop(2, 0, 'up')", "rounding='up' must be 'down' or 'even'"),
         ("decode|random_resized_crop(8, scale=(0.5, 0.1))", "in rising order"),
         ("decode|resize((1, 2, 3))", "pair"),
         ("decode|resize(8, 'cubic')", "there is nearest, bilinear"),

@@ -178,16 +178,20 @@ def copied_config_only(folder):
 
 def test_preprocessing():
     normalize = "normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))"
-    expected = f"decode(3)|resize_small(13, 'bicubic')|central_crop((13, 13))|{normalize}"
+    expected = f"decode(3)|resize_small(13, 'bicubic')|central_crop((13, 13), rounding='even')|{normalize}"
     assert pretrained.load(RECORDED / "open_clip_clip").preprocessing == expected
 
 
-def test_squashed_or_not_followed(tmp_path):
-    folder = copied(tmp_path, lambda config: config["preprocess_cfg"].update(resize_mode="squash", size=[13, 9]))
-    assert pretrained.load(folder).preprocessing.startswith("decode(3)|resize((13, 9), 'bicubic')|normalize(")
-    folder = copied(tmp_path, lambda config: config["preprocess_cfg"].update(resize_mode="longest"))
-    with pytest.raises(pretrained.WeightsError, match="resize_mode 'longest'"):
-        pretrained.load(folder)
+def test_other_ways_of_resizing(tmp_path):
+    folder = copied(tmp_path, lambda config: config["preprocess_cfg"].update(resize_mode="squash", size=[13, 13]))
+    loaded = pretrained.load(folder)
+    assert loaded.preprocessing.startswith("decode(3)|resize((13, 13), 'bicubic')|normalize(")
+    framed = "decode(3)|resize_pad((13, 13), 9, 'bilinear')|normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))"
+    pretrained.save(dataclasses.replace(loaded, preprocessing=framed), tmp_path / "framed", format="open_clip")
+    assert pretrained.load(tmp_path / "framed").preprocessing == framed
+    turned = dataclasses.replace(loaded, preprocessing="decode|flip|normalize")
+    pretrained.save(turned, tmp_path / "turned", format="open_clip")
+    assert "preprocess_cfg" not in json.loads((tmp_path / "turned" / CONFIG).read_text())
 
 
 def test_openais_numbers_among_the_tensors(tmp_path):

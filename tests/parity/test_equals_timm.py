@@ -41,9 +41,24 @@ def test_tokens_and_logits_there_and_back(folder, tmp_path):
 def test_preprocessing_is_timms():
     loaded = pretrained.load(RECORDED / "timm_vit_mean")
     expected = (
-        "decode(3)|resize_small(17, 'bicubic')|central_crop((16, 16))|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
+        "decode(3)|resize_small(17, 'bicubic')|central_crop((16, 16), rounding='even')"
+        "|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
     )
     assert loaded.preprocessing == expected
+
+
+def test_other_preprocessing_is_written_as_timm_says_it(tmp_path):
+    loaded = pretrained.load(RECORDED / "timm_vit")
+    squeezed = dataclasses.replace(loaded, preprocessing="decode(3)|resize((8, 12))|normalize('half')")
+    pretrained.save(squeezed, tmp_path / "squeezed", format="timm")
+    described = json.loads((tmp_path / "squeezed" / "config.json").read_text())["pretrained_cfg"]
+    said = {"interpolation": "bilinear", "crop_mode": "squash", "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert {key: described[key] for key in said} == said and described["input_size"] == [3, 8, 12]
+    again = pretrained.load(tmp_path / "squeezed").preprocessing
+    assert again.startswith("decode(3)|resize((8, 12), 'bilinear')|central_crop((8, 12), rounding='even')|normalize(")
+    for name, preprocessing in (("none", None), ("turned", "decode(3)|flip|resize((8, 12))|normalize('half')")):
+        pretrained.save(dataclasses.replace(loaded, preprocessing=preprocessing), tmp_path / name, format="timm")
+        assert pretrained.load(tmp_path / name).preprocessing is None
 
 
 def test_a_model_that_changed_is_described_as_it_is_now(tmp_path):

@@ -1,5 +1,6 @@
 """Folders that `transformers` writes, loaded by path; and folders that we write, loaded by `transformers`."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,12 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import (
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-    ViTMAEForPreTraining,
-)
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
 from vitvlm import models, pretrained
 from vitvlm.core import paths
@@ -77,24 +73,42 @@ def test_a_model_of_ours_from_nothing(tmp_path):
     np.testing.assert_allclose(again.model.apply(again.variables, images, noise).reconstruction, found, atol=1e-5)
 
 
-def test_preprocessing_makes_the_same_pixels(tmp_path):
-    theirs = reference()
-    theirs.save_pretrained(tmp_path)
-    processor = ViTImageProcessor(
-        size={"height": 12, "width": 20}, resample=2, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.1]
-    )
-    processor.save_pretrained(tmp_path)
+def test_preprocessing_is_read_saved_and_written(tmp_path, caplog):
+    """The file goes on as it is while it is right; other operations get a file of their own, or a warning."""
+    reference().save_pretrained(tmp_path)
+    described = {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 12, "crop_pct": 0.875, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
     loaded = pretrained.load(tmp_path)
-    assert loaded.preprocessing == "decode(3)|resize((12, 20), 'bilinear')|normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))"
+    assert loaded.preprocessing.startswith("decode(3)|resize_small(13, 'bicubic')|central_crop((12, 12))|normalize(")
+    pretrained.save(loaded, tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "preprocessor_config.json").read_text()) == described
+
+    squeezed = "decode(3)|resize((12, 20))|normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))"
+    pretrained.save(dataclasses.replace(loaded, preprocessing=squeezed), tmp_path / "other")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "other", backend="pil")
     pixels = np.random.default_rng(0).integers(256, size=(31, 45, 3), dtype=np.uint8)
-    _, rest = operations.parse(loaded.preprocessing).split()
-    resized = operations.parse("resize((12, 20), 'bilinear')")({"image": pixels, "id": "0"})
-    found = rest(resized)["image"]
-    expected = np.asarray(processor(pixels, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
-    np.testing.assert_allclose(found, expected, atol=0.05)  # two resizers, both with antialias
-    assert np.abs(found - expected).mean() < 0.01
-    pretrained.save(loaded, tmp_path / "again")
-    assert pretrained.load(tmp_path / "again").preprocessing == loaded.preprocessing
+    expected = processor(pixels, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    again = pretrained.load(tmp_path / "other").preprocessing
+    for text in (squeezed, again):
+        np.testing.assert_allclose(operations.parse(text)({"image": pixels, "id": "0"})["image"], expected, atol=1e-5)
+
+    framed = dataclasses.replace(loaded, preprocessing="decode(3)|resize_pad(12)|normalize('half')")
+    pretrained.save(framed, tmp_path / "none")
+    assert pretrained.load(tmp_path / "none").preprocessing is None
+    assert "resize_pad is nothing that an image processor of transformers does" in caplog.text
+
+
+def test_the_processors_file_decides(tmp_path):
+    """As `transformers` has it, where both files are there."""
+    reference().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "BitImageProcessor"}))
+    nested = {"image_processor_type": "ViTImageProcessor", "size": 12}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    assert pretrained.load(tmp_path).preprocessing.startswith("decode(3)|resize((12, 12), 'bilinear')|")
+    nested["do_pad"] = True
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    with pytest.raises(pretrained.WeightsError, match=r"processor_config\.json: do_pad"):
+        pretrained.load(tmp_path)
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from flax import linen as nn
 
-from vitvlm.core.config import suggest
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import (
     align,
     bert,
@@ -65,20 +66,21 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     with blamed(folder, folder / CONFIG):
         inputs = FAMILIES[name].inputs(source)
         section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
-    described = _image_processor(folder)
-    channels = inputs[0].shape[-1]  # whoever has a preprocessor sees images
+    described, where = _image_processor(folder)
     return Pretrained(
         model=model,
         variables=variables,
-        preprocessing=described and preprocessing.operations(described, channels),
+        preprocessing=described and _operations(FAMILIES[name], described, source, where),
         texts=_texts(FAMILIES[name], model, folder),
         source={"path": str(folder), "format": "hf", "model": section, "config": source, "preprocessor": described},
     )
 
 
 def save(loaded: Pretrained, folder: Path) -> None:
-    """Writes what `from_pretrained` loads: config.json, model.safetensors and, if it came with them, the preprocessor's
-    config and the tokenizer's files.
+    """Writes what `from_pretrained` loads: config.json, model.safetensors, the preprocessor's config, by which
+    `transformers` makes the pixels that `loaded.preprocessing` makes, and the tokenizer's files.
+
+    A warning tells of preprocessing that no image processor follows, and of what one does a little otherwise.
 
     Raises ConfigError for a model that no architecture of `transformers` can express, with the reason.
     """
@@ -89,10 +91,36 @@ def save(loaded: Pretrained, folder: Path) -> None:
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     FAMILIES[config["architectures"][0]].write_beside(loaded.model, folder)
-    if described := loaded.source.get("preprocessor"):
+    if described := _described_images(loaded, config):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
     if loaded.texts is not None:
         texts.copy_files(loaded.texts, folder)
+
+
+def _operations(family: Family, described: Json, config: Json, where: str) -> str:
+    channels = family.inputs(config)[0].shape[-1]  # whoever has a preprocessor sees images
+    return preprocessing.operations(described, channels, config, where)
+
+
+def _described_images(loaded: Pretrained, config: Json) -> dict[str, Any] | None:
+    """The preprocessor's config: the one that the weights came with if it is still right, or one for the operations."""
+    if loaded.preprocessing is None:
+        return None
+    family = FAMILIES[config["architectures"][0]]
+    if own := loaded.source.get("preprocessor"):
+        try:
+            if _operations(family, own, config, PREPROCESSOR) == loaded.preprocessing:
+                return own
+        except WeightsError:
+            pass  # it was of another model
+    try:
+        described, differences = preprocessing.described(loaded.preprocessing, config)
+    except ConfigError as error:
+        logging.warning("no %s is written for %r: %s", PREPROCESSOR, loaded.preprocessing, error)
+        return None
+    for difference in differences:
+        logging.warning("%s: %s", PREPROCESSOR, difference)
+    return described
 
 
 def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None:
@@ -102,11 +130,13 @@ def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None
     return family.texts(folder, tower.length, tower.vocab_size)
 
 
-def _image_processor(folder: Path) -> dict[str, Any] | None:
-    """Its config, if there is one: a file of its own, or part of the processor's, as `transformers` 5 write it."""
-    if (folder / PREPROCESSOR).is_file():
-        return read_json(folder / PREPROCESSOR)
-    return read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+def _image_processor(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Its config, if there is one, and where: part of the processor's, as `transformers` 5 write it, or its file."""
+    whole = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+    if described := whole.get("image_processor"):
+        return described, str(folder / PROCESSOR)
+    path = folder / PREPROCESSOR
+    return read_json(path) if path.is_file() else None, str(path)
 
 
 def _with_kept(config: Json, source: Json) -> dict[str, Any]:

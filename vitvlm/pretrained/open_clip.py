@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import texts
+from vitvlm.pretrained import image_steps, texts
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Json, assemble, image_inputs, still_describes, take_apart, text_inputs
 from vitvlm.pretrained.loaded import Pretrained
@@ -25,6 +28,7 @@ PREPROCESSING = {
     "std": (0.26862954, 0.26130258, 0.27577711),
     "interpolation": "bicubic",
     "resize_mode": "shortest",
+    "fill_color": 0,
 }
 
 
@@ -56,8 +60,8 @@ def load(folder: Path, **fields: Any) -> Pretrained:
 def save(loaded: Pretrained, folder: Path) -> None:
     """Writes what `open_clip.create_model("local-dir:FOLDER")` loads.
 
-    Without the config that the weights came with, or of a model that changed since, the file does not say how images
-    are preprocessed: open_clip takes CLIP's way then.
+    A warning tells of preprocessing that open_clip does not follow, in which case it takes CLIP's way, and of what it
+    does a little otherwise.
 
     Raises ConfigError for a model that open_clip cannot express, with the reason.
     """
@@ -70,6 +74,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     config = {"model_cfg": described}
     if source and still_describes(FAMILIES[own], source["model_cfg"], loaded.model, loaded.variables, tensors):
         config = source
+    config = _with_preprocessing(config, loaded.preprocessing)
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder, SINGLE)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -77,19 +82,92 @@ def save(loaded: Pretrained, folder: Path) -> None:
         texts.copy_files(loaded.texts, folder)
 
 
-def operations(source: Json, image_size: int | list[int]) -> str:
-    """open_clip's evaluation: the shorter side to the image's, the middle of it, normalised; or a plain resize.
+def _with_preprocessing(config: Json, preprocessing: str | None) -> dict[str, Any]:
+    """The config with a preprocess_cfg by which open_clip makes the pixels of the operations; see `save`."""
+    size = as_pair((VISION | config["model_cfg"]["vision_cfg"])["image_size"])
+    if preprocessing is None or preprocessing == operations(config.get("preprocess_cfg", {}), size):
+        return dict(config)
+    kept = {key: value for key, value in config.items() if key != "preprocess_cfg"}
+    try:
+        said, differences = described(preprocessing, tuple(size))
+    except ConfigError as error:
+        logging.warning("%s says nothing of preprocessing, which is %r: %s", CONFIG, preprocessing, error)
+        return kept
+    for difference in differences:
+        logging.warning("%s: %s", CONFIG, difference)
+    return kept | {"preprocess_cfg": said}
 
-    Raises WeightsError for a way of resizing that our operations cannot follow.
+
+def operations(source: Json, image_size: int | list[int]) -> str:
+    """open_clip's evaluation, normalised at last; see its resize_mode.
+
+    shortest: resized to cover the image size, and the middle. squash: resized whatever the shape. longest: resized to
+    lie within it, and a border of fill_color.
+
+    Raises WeightsError for a key or a value that is not known, and for a size other than the model's, which open_clip
+    overrides.
     """
-    source = PREPROCESSING | source
-    size, method, mode = as_pair(source.get("size", image_size)), source["interpolation"], source["resize_mode"]
+    for key in source:
+        if key not in PREPROCESSING and key not in ("size", "mode"):
+            raise WeightsError(
+                f"{CONFIG}: preprocess_cfg.{key} = {source[key]!r} is not known; take it out of the file if it changes "
+                f"no pixel; {suggest(key, PREPROCESSING)}"
+            )
+    source = PREPROCESSING | {key: value for key, value in source.items() if value is not None}
+    size, method, mode = tuple(as_pair(image_size)), source["interpolation"], source["resize_mode"]
+    if tuple(as_pair(source.get("size", size))) != size:
+        raise WeightsError(f"{CONFIG}: preprocess_cfg.size {source['size']!r} is not vision_cfg.image_size {size}")
+    if source.get("mode", "RGB") != "RGB":
+        raise WeightsError(f"{CONFIG}: preprocess_cfg.mode {source['mode']!r}; there is: RGB")
+    method = "bicubic" if method == "random" else method  # which is for training
+    if method not in ("bicubic", "bilinear"):
+        raise WeightsError(f"{CONFIG}: preprocess_cfg.interpolation {method!r}; there is: bicubic, bilinear")
     if mode == "squash":
-        resize = f"resize({tuple(size)}, {method!r})"
+        resize = f"resize({size}, {method!r})"
+    elif mode == "longest":
+        resize = f"resize_pad({size}, {source['fill_color']!r}, {method!r})"
     elif mode == "shortest" and size[0] == size[1]:
-        resize = f"resize_small({size[0]}, {method!r})|central_crop({tuple(size)})"
+        resize = f"resize_small({size[0]}, {method!r})|central_crop({size}, rounding='even')"
+    elif mode == "shortest":  # bicubic, whatever the interpolation
+        resize = f"resize_cover({size}, 'bicubic')|central_crop({size}, rounding='even')"
     else:
-        raise WeightsError(
-            f"{CONFIG}: resize_mode {mode!r} to {tuple(size)}; squash, or shortest to a square, is understood"
-        )
-    return f"decode(3)|{resize}|normalize({tuple(source['mean'])}, {tuple(source['std'])})"
+        raise WeightsError(f"{CONFIG}: preprocess_cfg.resize_mode {mode!r}; there is: longest, shortest, squash")
+    mean, std = (
+        value if isinstance(value, list | tuple) else (value,) * 3 for value in (source["mean"], source["std"])
+    )
+    return f"decode(3)|{resize}|normalize({tuple(mean)}, {tuple(std)})"
+
+
+def described(text: str, size: tuple[int, int]) -> tuple[dict[str, Any], list[str]]:
+    """A preprocess_cfg for an operation string, and what open_clip does a little otherwise, in words.
+
+    Args:
+      size: height and width of the model's images.
+
+    Raises ConfigError, with the reason, for operations that open_clip's evaluation does not follow.
+    """
+    steps = image_steps.take_apart(text)
+    name, arguments = steps.resize or (None, {"size": 0, "method": "bicubic"})
+    crop = steps.crop and image_steps.pair(steps.crop["size"])
+    mode = {"resize": "squash", "resize_pad": "longest", "resize_small": "shortest", "resize_cover": "shortest"}.get(
+        name
+    )
+    cut = size if mode == "shortest" else None
+    covers = "resize_small" if size[0] == size[1] else "resize_cover"
+    method = "bilinear" if arguments["method"] == "fast" else arguments["method"]
+    wrong = [
+        steps.channels != 3 and f"{steps.channels} channels",
+        mode is None and f"{name or 'no resize'}",
+        image_steps.pair(arguments["size"]) != size
+        and f"a resize to {arguments['size']}, other than the model's {size}",
+        mode == "shortest" and name != covers and f"{name} to {size}",
+        crop != cut and f"a crop of {crop} after {name}",
+        method not in ("bicubic", "bilinear") and f"interpolation {method!r}",
+        name == "resize_cover" and method != "bicubic" and "bilinear interpolation to a size that is not square",
+        steps.crop and steps.crop["fill"] not in (None, 0) and f"a border of {steps.crop['fill']}",
+    ]
+    if reasons := [reason for reason in wrong if reason]:
+        raise ConfigError(f"open_clip's evaluation has no {', and no '.join(reasons)}")
+    found = {"interpolation": method, "resize_mode": mode, "mean": list(steps.mean), "std": list(steps.std)}
+    found |= {"fill_color": arguments["fill"]} if mode == "longest" else {}
+    return found, image_steps.near_misses(steps, "even")

@@ -1,76 +1,332 @@
-"""A Hugging Face folder's preprocessor_config.json as an operation string: "decode(3)|resize((224, 224), …)|…"."""
+"""The preprocessor_config.json of `transformers` as an operation string: "decode(3)|resize((224, 224), …)|…".
 
-from collections.abc import Mapping
+Every key is followed, known to change no pixel, or an error that names it; what the file leaves out is as its class of
+image processor has it. Their processors that resize by Pillow are meant, by which published models were trained.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained.entries import WeightsError
+from vitvlm.pretrained.families import Json
+from vitvlm.pretrained.image_steps import near_misses, pair, take_apart
 
+FILE = "preprocessor_config.json"
+NO_CONFIG: Json = MappingProxyType({})
 METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
-BILINEAR = 2
+BILINEAR, BICUBIC = 2, 3
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# Change no pixel: who wrote the file, how arrays are laid out, what becomes of segmentation maps.
+HARMLESS = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys"),
+    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "image_seq_length"),
+    *("model_input_names", "transformers_version", "use_fast", "do_reduce_labels", "reduce_labels"),
+}
+
+# Of every class; "size", "resample", "image_mean" and "image_std" are each one's own.
+COMMON = MappingProxyType(
+    {
+        "do_convert_rgb": None,  # `decode` always makes the channels that the model has
+        "do_resize": True,
+        "default_to_square": True,
+        "do_center_crop": False,
+        "crop_size": None,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_pad": False,
+        "pad_size": None,
+    }
+)
 
 
-def operations(source: Mapping[str, Any], channels: int) -> str:
-    """The same image to the same array: resize, crop and normalise as the source says.
+def _resize(settings: Json, where: str) -> list[str]:
+    """To a square, to (height, width), or the shorter side to a length."""
+    size, method = _size(settings, where), _method(settings, where)
+    if "shortest_edge" in size:
+        return [f"resize_small({size['shortest_edge']}, {method!r})"]
+    return [f"resize({(size['height'], size['width'])}, {method!r})"]
+
+
+def _resize_and_crop(settings: Json, where: str) -> list[str]:
+    """As ConvNext does: below 384 pixels the middle of a larger image, and a square that is squeezed from there on."""
+    size, method = _size(settings, where), _method(settings, where)
+    if "shortest_edge" not in size:
+        raise WeightsError(f"{where}: size {size!r}; ConvNextImageProcessor needs a number or a shortest_edge")
+    side = size["shortest_edge"]
+    if side >= 384:
+        return [f"resize({(side, side)}, {method!r})"]
+    larger = int(side / _number(settings, "crop_pct", where))
+    return [f"resize_small({larger}, {method!r})", _crop((side, side), padded=larger < side)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """A class of image processors.
+
+    Fields:
+      defaults: of all its settings; a key that is not here is unknown to the class.
+      resize: the settings and the file's name to the operations that resize.
+    """
+
+    defaults: Json
+    resize: Callable[[Json, str], list[str]] = _resize
+
+
+def _processor(
+    size: Json,
+    resample: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    resize: Callable[[Json, str], list[str]] = _resize,
+    **settings: Any,
+) -> Processor:
+    mean, std = statistics
+    defaults = {**COMMON, "size": size, "resample": resample, "image_mean": mean, "image_std": std, **settings}
+    return Processor(defaults, resize)
+
+
+_HALF = (0.5,) * 3, (0.5,) * 3
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+_CLIP = _processor(
+    {"shortest_edge": 224},
+    BICUBIC,
+    CLIP,
+    default_to_square=False,
+    crop_size=_square(224),
+    do_center_crop=True,
+)
+PROCESSORS: Mapping[str, Processor] = {
+    "ViTImageProcessor": _processor(_square(224), BILINEAR, _HALF),
+    "DeiTImageProcessor": _processor(_square(256), BICUBIC, _HALF, crop_size=_square(224), do_center_crop=True),
+    "BeitImageProcessor": _processor(_square(224), BICUBIC, _HALF, crop_size=_square(224)),
+    "BitImageProcessor": _CLIP,
+    "CLIPImageProcessor": dataclasses.replace(_CLIP, defaults={**_CLIP.defaults, "use_square_size": False}),
+    "SiglipImageProcessor": _processor(_square(224), BICUBIC, _HALF, default_to_square=False),
+    "ConvNextImageProcessor": _processor(
+        {"shortest_edge": 384}, BICUBIC, _HALF, _resize_and_crop, default_to_square=False, crop_pct=224 / 256
+    ),
+    "EfficientNetImageProcessor": _processor(
+        _square(346), BICUBIC, _HALF, crop_size=_square(289), rescale_offset=False, include_top=True
+    ),
+}
+
+# The class of files that name none, by config.json's model_type.
+BY_MODEL_TYPE = {
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "swin": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+    "efficientnet": "EfficientNetImageProcessor",
+    "align": "EfficientNetImageProcessor",
+    "align_vision_model": "EfficientNetImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+}
+
+
+def operations(source: Json, channels: int, config: Json = NO_CONFIG, where: str = FILE) -> str:
+    """The same image to the same array: resized, cropped, scaled and normalised as the source and its class say.
 
     Args:
       source: the contents of preprocessor_config.json.
       channels: of the model's images.
+      config: config.json, whose model_type tells the class of a file that does not name it.
+      where: the file's name, for errors.
 
-    Raises WeightsError for a setting that our operations cannot follow.
+    Raises WeightsError, naming the key, for a class, a key or a value that our operations cannot follow.
     """
+    settings = complete(source, config, where)
+    processor = PROCESSORS[processor_name(source, config, where)]
     steps = [f"decode({channels})"]
-    if source.get("do_resize", True) and "size" in source:
-        steps.append(_resize(source))
-    if source.get("do_center_crop", False):
-        steps.append(f"central_crop({_sides(source['crop_size'], 'crop_size')})")
-    mean_and_std = _normalization(source)
-    steps.append("normalize('unit')" if mean_and_std is None else "normalize({}, {})".format(*mean_and_std))
-    return "|".join(steps)
+    if settings["do_resize"]:
+        steps += processor.resize(settings, where)
+    if settings["do_center_crop"]:
+        if settings["crop_size"] is None:
+            raise WeightsError(f"{where}: do_center_crop without a crop_size")
+        steps.append(_central_crop(settings, where))
+    return "|".join([*steps, _normalize(settings, channels, where)])
 
 
-def _normalization(source: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation, per channel, of pixels in [0, 1]; None if there are none.
+def processor_name(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> str:
+    """The class of image processor, a key of PROCESSORS, by its name of today.
 
-    EfficientNet's and ALIGN's say besides: `rescale_offset`, pixels times the factor, less 1; and `include_top`, the
-    result divided by the deviation once more.
+    Raises WeightsError for a class that is not among them, and for a file that names none of a model without its own.
     """
-    factor, offset = source.get("rescale_factor", 1 / 255), source.get("rescale_offset", False)
-    if not source.get("do_rescale", True) or (abs(factor * 255 - 1) > 1e-6 and not offset):
+    named = source.get("image_processor_type") or source.get("feature_extractor_type")
+    named = named or config.get("image_processor_type") or BY_MODEL_TYPE.get(config.get("model_type"))
+    if named is None:
         raise WeightsError(
-            f"preprocessor_config.json: do_rescale {source.get('do_rescale')}, rescale_factor {factor}: pixels are "
-            f"divided by 255 here; change the file if the model allows"
+            f"{where}: names no image_processor_type, and none is known of config.json's model_type "
+            f"{config.get('model_type')!r}; there is: {', '.join(PROCESSORS)}"
         )
-    normalizes = source.get("do_normalize", True) and "image_mean" in source
-    if not (normalizes or offset or source.get("include_top")):
-        return None
-    deviations = tuple(source.get("image_std", (1.0,)))
-    mean = tuple(source["image_mean"]) if normalizes else (0.0,) * len(deviations)
-    std = deviations if normalizes else (1.0,) * len(deviations)
-    if source.get("include_top"):
-        std = tuple(a * b for a, b in zip(std, deviations))
-    if offset:  # factor x - 1 = mean is where 255 factor (x / 255) = mean + 1
-        mean, std = (tuple(round(x / (255 * factor), 7) for x in xs) for xs in ([m + 1 for m in mean], std))
-    return mean, std
+    name = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in PROCESSORS:
+        raise WeightsError(f"{where}: image_processor_type {named!r}; {suggest(name, PROCESSORS)}")
+    return name
 
 
-def _resize(source: Mapping[str, Any]) -> str:
-    number = source.get("resample", BILINEAR)
-    if number not in METHODS:
-        raise WeightsError(f"preprocessor_config.json: resample {number!r}; there is: {METHODS}")
-    size = source["size"]
-    if isinstance(size, int) and "CLIP" in str(
-        source.get("image_processor_type", source.get("feature_extractor_type"))
-    ):
-        size = {"shortest_edge": size}  # older files of CLIP; a single number is a square's side elsewhere
-    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-        return f"resize_small({size['shortest_edge']}, {METHODS[number]!r})"
-    return f"resize({_sides(size, 'size')}, {METHODS[number]!r})"
+def complete(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> dict[str, Any]:
+    """All settings of the source's class of processor: the source's own, and the class's where it says nothing.
+
+    A null leaves a step out, and is else as good as nothing.
+
+    Raises WeightsError for a key that neither the class has nor is harmless.
+    """
+    name = processor_name(source, config, where)
+    defaults = PROCESSORS[name].defaults
+    flags = {key for key, value in defaults.items() if isinstance(value, bool)}
+    given = {key: value for key, value in source.items() if value is not None and key not in HARMLESS}
+    given |= {key: False for key in flags if key in source and source[key] is None}
+    for key, value in given.items():
+        if key not in defaults and not (key.startswith("do_") and value is False):  # a step that is not taken
+            raise WeightsError(
+                f"{where}: {key} = {value!r}: {name} has no such setting; take it out of the file if it changes no "
+                f"pixel; {suggest(key, defaults)}"
+            )
+        if key in flags and not isinstance(value, bool):
+            raise WeightsError(f"{where}: {key} = {value!r}; true or false is understood")
+    settings = {**defaults, **given}
+    if settings["do_pad"]:
+        raise WeightsError(f"{where}: do_pad to {settings['pad_size']!r}: images are not padded here")
+    if settings.get("use_square_size"):
+        settings["size"] = _square(defaults["size"]["shortest_edge"])
+    return settings
 
 
-def _sides(size: Any, name: str) -> tuple[int, int]:
-    """(height, width); a single number, as older files have it, is both."""
-    if isinstance(size, int):
-        return size, size
+def described(text: str, config: Json) -> tuple[dict[str, Any], list[str]]:
+    """The contents of preprocessor_config.json for an operation string, and what it does a little otherwise, in words.
+
+    Args:
+      config: config.json, whose model_type tells which class of image processor its readers expect.
+
+    Raises ConfigError, with the reason, for operations that no image processor follows.
+    """
+    steps = take_apart(text)
+    name = BY_MODEL_TYPE.get(config.get("model_type"), "ViTImageProcessor")
+    small = steps.resize is not None and steps.resize[0] == "resize_small"
+    if small or steps.crop:  # in every release of `transformers`, one of these two does
+        name = name if name == "BitImageProcessor" else "CLIPImageProcessor"
+    elif PROCESSORS[name].resize is not _resize:
+        name = "ViTImageProcessor"
+    found = {key: value for key, value in PROCESSORS[name].defaults.items() if value is not None}
+    found |= {"image_processor_type": name, "do_resize": steps.resize is not None, "do_center_crop": bool(steps.crop)}
+    found |= {"image_mean": list(steps.mean), "image_std": list(steps.std), "do_convert_rgb": steps.channels == 3}
+    found |= {key: False for key in ("include_top", "rescale_offset") if key in found}
+    if steps.resize is not None:
+        operation, arguments = steps.resize
+        if operation not in ("resize", "resize_small"):
+            raise ConfigError(f"{operation} is nothing that an image processor of transformers does")
+        method = "bilinear" if arguments["method"] == "fast" else arguments["method"]
+        found["resample"] = next(number for number, name in METHODS.items() if name == method)
+        found["size"] = {"shortest_edge": arguments["size"]} if small else _square_or_not(arguments["size"])
+    if steps.crop is not None:
+        if steps.crop["fill"] not in (None, 0):
+            raise ConfigError(f"a border of {steps.crop['fill']} is nothing that an image processor does: it is black")
+        found["crop_size"] = _square_or_not(steps.crop["size"])
+    return found, near_misses(steps, "down")
+
+
+def _square_or_not(size: int | tuple[int, int]) -> dict[str, int]:
+    height, width = pair(size)
+    return {"height": height, "width": width}
+
+
+def _size(settings: Json, where: str) -> dict[str, int]:
+    """{"shortest_edge"} or {"height", "width"}; what a bare number means hangs on the class (default_to_square)."""
+    size = settings["size"]
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"} and _is_side(size["shortest_edge"]):
+        return dict(size)
+    if _is_side(size) and not settings["default_to_square"]:
+        return {"shortest_edge": size}
+    height, width = _sides(size, "size", where)
+    return {"height": height, "width": width}
+
+
+def _sides(size: Any, name: str, where: str) -> tuple[int, int]:
+    """(height, width); a single number is both."""
+    sides = (size, size) if _is_side(size) else size
     if isinstance(size, Mapping) and set(size) == {"height", "width"}:
-        return size["height"], size["width"]
-    raise WeightsError(f"preprocessor_config.json: {name} {size!r}; a number, or height and width, is understood")
+        sides = size["height"], size["width"]
+    if isinstance(sides, list | tuple) and len(sides) == 2 and all(map(_is_side, sides)):
+        return tuple(sides)
+    shortest = ", a shortest_edge" if name == "size" else ""
+    raise WeightsError(f"{where}: {name} {size!r}; a number{shortest}, or height and width, is understood")
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _central_crop(settings: Json, where: str) -> str:
+    height, width = _sides(settings["crop_size"], "crop_size", where)
+    if not settings["do_resize"]:
+        return _crop((height, width), padded=True)
+    size = _size(settings, where)
+    least = (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
+    return _crop((height, width), padded=least[0] < height or least[1] < width)
+
+
+def _crop(size: tuple[int, int], padded: bool) -> str:
+    """The middle; if images may be smaller, they get a black border."""
+    return f"central_crop({size}, 0)" if padded else f"central_crop({size})"
+
+
+def _method(settings: Json, where: str) -> str:
+    number = settings["resample"]
+    if number not in METHODS or isinstance(number, bool):
+        raise WeightsError(f"{where}: resample {number!r}; there is: {METHODS}")
+    return METHODS[number]
+
+
+def _normalize(settings: Json, channels: int, where: str) -> str:
+    """One mean and deviation per channel, of pixels in [0, 1], for all that is done to values.
+
+    With factor f, offset 1 or 0, mean m and deviation s, each from the file or without effect, a pixel p of 0 to 255
+    becomes (f p - offset - m) / s, which is (p / 255 - (m + offset) / (255 f)) / (s / (255 f)).
+    """
+    scales, normalizes = settings["do_rescale"], settings["do_normalize"]
+    again = settings.get("include_top", False)  # EfficientNet's classifiers divide by the deviation once more
+    factor = _number(settings, "rescale_factor", where) if scales else 1.0
+    offset = 1.0 if scales and settings.get("rescale_offset") else 0.0
+    mean = _per_channel(settings, "image_mean", channels, where) if normalizes else (0.0,)
+    deviation = _per_channel(settings, "image_std", channels, where) if normalizes or again else (1.0,)
+    std = deviation if normalizes else (1.0,) * len(deviation)
+    if again:
+        std = tuple(a * b for a, b in zip(std, deviation))
+    mean = tuple(mean) * (len(std) // len(mean))
+    if abs(255 * factor - 1) > 1e-9 or offset:
+        mean, std = (tuple(float(f"{x / (255 * factor):.9g}") for x in xs) for xs in ([m + offset for m in mean], std))
+    if mean == (0.0,) and std == (1.0,):
+        return "normalize('unit')"
+    if min(std) <= 0:
+        raise WeightsError(f"{where}: image_std {settings['image_std']!r} must be above 0")
+    return f"normalize({mean}, {std})"
+
+
+def _per_channel(settings: Json, key: str, channels: int, where: str) -> tuple[float, ...]:
+    value = settings[key]
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
+    if len(values) != channels or not all(type(x) in (int, float) for x in values):
+        raise WeightsError(f"{where}: {key} {value!r}; a number, or one for each of {channels} channels, is understood")
+    return tuple(map(float, values))
+
+
+def _number(settings: Json, key: str, where: str) -> float:
+    value = settings[key]
+    if type(value) not in (int, float) or value <= 0:
+        raise WeightsError(f"{where}: {key} {value!r}; a number above 0 is understood")
+    return value

@@ -1,14 +1,15 @@
 """Folders as timm has them on the hub: config.json with an "architecture" and a "pretrained_cfg", and safetensors."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitvlm.core.config import suggest
-from vitvlm.pretrained import timm_resnet, timm_swin, timm_vit
+from absl import logging
+
+from vitvlm.core.config import ConfigError, suggest
+from vitvlm.pretrained import timm_preprocessing, timm_resnet, timm_swin, timm_vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, still_describes, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -36,7 +37,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         channels, *size = source["pretrained_cfg"]["input_size"]
         inputs = image_inputs(tuple(size), channels)
         section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
-        preprocessing = operations(source["pretrained_cfg"])
+        preprocessing = timm_preprocessing.operations(source["pretrained_cfg"])
     return Pretrained(
         model=model,
         variables=variables,
@@ -47,7 +48,10 @@ def load(folder: Path, **fields: Any) -> Pretrained:
 
 
 def save(loaded: Pretrained, folder: Path) -> None:
-    """Writes what `timm.create_model("local-dir:FOLDER")` loads.
+    """Writes what `timm.create_model("local-dir:FOLDER")` loads, by which timm makes the pixels that
+    `loaded.preprocessing` makes.
+
+    A warning tells of preprocessing that timm does not follow, and of what it does a little otherwise.
 
     Raises ConfigError for a model that timm cannot express, with the reason.
     """
@@ -56,29 +60,27 @@ def save(loaded: Pretrained, folder: Path) -> None:
         source = loaded.source["config"]
         if still_describes(FAMILIES[_family(source)], source, loaded.model, loaded.variables, tensors):
             config = source
+    if loaded.preprocessing != timm_preprocessing.operations(config["pretrained_cfg"]):
+        config = {**config, "pretrained_cfg": _with_preprocessing(config["pretrained_cfg"], loaded.preprocessing)}
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _with_preprocessing(described: Json, preprocessing: str | None) -> dict[str, Any]:
+    """A pretrained_cfg with what it says of pixels put in place of what it said, or with nothing of it."""
+    kept = {key: value for key, value in described.items() if key not in timm_preprocessing.SAID}
+    if preprocessing is None:
+        return kept
+    try:
+        said, differences = timm_preprocessing.described(preprocessing, described["input_size"][1:])
+    except ConfigError as error:
+        logging.warning("%s says nothing of preprocessing, which is %r: %s", CONFIG, preprocessing, error)
+        return kept
+    for difference in differences:
+        logging.warning("%s: %s", CONFIG, difference)
+    return kept | said
+
+
 def _family(source: Json) -> str:
     return re.match("[a-z]*", str(source["architecture"]))[0]
-
-
-def operations(source: Json) -> str | None:
-    """timm's evaluation: the shorter side to size / crop_pct, the middle of it, normalised. None if it does not say.
-
-    Raises WeightsError for a way of cropping that our operations cannot follow.
-    """
-    if "mean" not in source:
-        return None
-    channels, height, width = source["input_size"]
-    interpolation, mode = source.get("interpolation", "bilinear"), source.get("crop_mode", "center")
-    if mode == "squash" or (mode == "center" and height != width):
-        resize = f"resize({(height, width)}, {interpolation!r})"
-    elif mode == "center":
-        resize = f"resize_small({math.floor(height / source.get('crop_pct', 0.875))}, {interpolation!r})"
-    else:
-        raise WeightsError(f"config.json: crop_mode {mode!r}; there is: center, squash")
-    crop = "" if mode == "squash" else f"|central_crop({(height, width)})"
-    return f"decode({channels})|{resize}{crop}|normalize({tuple(source['mean'])}, {tuple(source['std'])})"

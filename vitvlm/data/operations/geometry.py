@@ -1,6 +1,7 @@
 """Sizes, crops and mirror images. Sizes are (height, width), or one number for both."""
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -29,35 +30,57 @@ def resize(image: Shaped[np.ndarray, "H W C"], size: int | tuple, method: str = 
 
 @image_operation("resize_small")
 def resize_small(image: Pixels, size: int, method: str = "bilinear") -> NewPixels:
-    """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept."""
+    """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept.
+
+    The longer side is rounded down, as torchvision and `transformers` do.
+    """
     _pair(size)
-    height, width = image.shape[:2]
-    scale = size / min(height, width)
-    return resize(image, (max(size, round(height * scale)), max(size, round(width * scale))), method)
+    short, long = sorted(image.shape[:2])
+    longer = int(size * long / short)
+    return resize(image, (size, longer) if image.shape[0] == short else (longer, size), method)
+
+
+@image_operation("resize_cover")
+def resize_cover(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
+    """Resizes to the smallest image that covers `size`, with antialias; the aspect ratio is kept, to a pixel."""
+    return resize(image, _scaled(image, size, min), method)
+
+
+@image_operation("resize_contain")
+def resize_contain(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
+    """Resizes to the largest image that `size` contains, with antialias; the aspect ratio is kept, to a pixel."""
+    return resize(image, _scaled(image, size, max), method)
 
 
 @image_operation("resize_pad")
-def resize_pad(image: Pixels, size: int, fill: int = 255, method: str = "bilinear") -> NewPixels:
-    """Resizes so that the longer side becomes `size`, with antialias, and puts it in the middle of a square of `fill`.
+def resize_pad(image: Pixels, size: int | tuple, fill: int | tuple = 255, method: str = "bilinear") -> NewPixels:
+    """Resizes to the largest image that `size` contains, and puts it in the middle of a `size` of `fill`.
 
     The aspect ratio is kept and nothing is cut away; an odd margin leaves its extra pixel at the bottom or right.
     """
-    _pair(size)
-    height, width = image.shape[:2]
-    scale = size / max(height, width)
-    small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), method)
-    top, left = ((size - side) // 2 for side in small.shape[:2])
-    square = np.full((size, size, image.shape[2]), fill, np.uint8)
-    square[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return square
+    return central_crop(resize_contain(image, size, method), size, fill, "even")
 
 
 @image_operation("central_crop")
-def central_crop(image: Pixels, size: int | tuple) -> NewPixels:
-    """Cuts out the middle; an odd margin leaves its extra pixel at the bottom or right."""
+def central_crop(
+    image: Pixels, size: int | tuple, fill: int | tuple | None = None, rounding: str = "down"
+) -> NewPixels:
+    """Cuts out the middle, after adding a border of `fill` (0 to 255, or one per channel) to an image that is smaller.
+
+    Args:
+      fill: None is an error for a smaller image.
+      rounding: of half an odd margin. "down", as `transformers`: an extra pixel is cut from the bottom or right, and
+        added at the top or left. "even", as torchvision: half the margin is rounded to the even number, so that an
+        extra pixel is cut from either side, and added at the bottom or right.
+    """
     height, width = _pair(size)
-    below, right = _margins(image, height, width)
-    top, left = below // 2, right // 2
+    if rounding not in ("down", "even"):
+        raise ValueError(f"rounding={rounding!r} must be 'down' or 'even'")
+    if fill is None:
+        _margins(image, height, width)
+    top, left = (_before(H - h, rounding) for H, h in zip(image.shape, (height, width)))
+    if min(image.shape[0] - height, image.shape[1] - width) < 0:
+        image, top, left = _bordered(image, height, width, top, left, fill)
     return image[top : top + height, left : left + width]
 
 
@@ -155,6 +178,32 @@ def _pair(size: int | tuple) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"size={size!r} must be a positive number or a pair (height, width) of them")
     return pair
+
+
+def _scaled(image: np.ndarray, size: int | tuple, least: Callable[..., float]) -> tuple[int, int]:
+    """(height, width) of the image over the least, or the largest, of the ratios of its sides to those of `size`."""
+    ratio = least(side / target for side, target in zip(image.shape, _pair(size)))
+    height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
+    return height, width
+
+
+def _before(margin: int, rounding: str) -> int:
+    """Pixels to cut off before the middle, of a margin to cut; less than 0 are to be added."""
+    if rounding == "down":
+        return margin // 2
+    return round(margin / 2) if margin > 0 else -(-margin // 2)
+
+
+def _bordered(
+    image: np.ndarray, height: int, width: int, top: int, left: int, fill: int | tuple
+) -> tuple[np.ndarray, int, int]:
+    """The image within a border wherever it is smaller than height x width, and where to cut this at last."""
+    H, W, C = image.shape
+    above, before = max(0, -top), max(0, -left)
+    whole = np.empty((max(H, height), max(W, width), C), image.dtype)
+    whole[:] = np.asarray(fill, image.dtype)
+    whole[above : above + H, before : before + W] = image
+    return whole, top + above, left + before
 
 
 def _margins(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
