@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-from toy import blobs, passes, predict
+from toy import NAMES, blobs, passes, predict
 
 from vitvlm import evaluation
 from vitvlm.core.config import ConfigError
@@ -22,7 +22,9 @@ def test_classification_equals_scikit_learn(logits_set, tmp_path):
     images, labels, variables = logits_set
     logits = np.stack([image.ravel() @ variables["logits"] for image in images])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    result = evaluation.build("classification", {}, batches=passes(images, labels)).run(predict, variables, tmp_path)
+    result = evaluation.build("classification", {}, batches=passes(images, labels), label_names=NAMES).run(
+        predict, variables, tmp_path
+    )
     assert result.metrics["top1"] == pytest.approx(sk.accuracy_score(labels, logits.argmax(axis=1)))
     assert result.metrics["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, logits, k=5, labels=range(9)))
     assert result.metrics["loss"] == pytest.approx(sk.log_loss(labels, probabilities, labels=range(9)), rel=1e-5)
@@ -60,6 +62,7 @@ def test_batch_size_and_padding_change_nothing(name, tmp_path):
             fields.get(name, {}),
             batches=passes(images[:53], labels[:53], size),
             train_batches=passes(images[53:], labels[53:], size),
+            label_names=NAMES,
         )
         results.append(evaluator.run(predict, variables, tmp_path / str(size)).metrics)
     assert results[0] == results[1] == results[2]
@@ -68,8 +71,9 @@ def test_batch_size_and_padding_change_nothing(name, tmp_path):
 def test_order_of_examples_changes_nothing(logits_set, tmp_path):
     images, labels, variables = logits_set
     order = np.random.default_rng(3).permutation(53)
-    straight = evaluation.build("classification", {}, batches=passes(images, labels))
-    shuffled = evaluation.build("classification", {}, batches=passes(images[order], labels[order], index=order))
+    straight = evaluation.build("classification", {}, batches=passes(images, labels), label_names=NAMES)
+    again = passes(images[order], labels[order], index=order)
+    shuffled = evaluation.build("classification", {}, batches=again, label_names=NAMES)
     assert straight.run(predict, variables, tmp_path).metrics == shuffled.run(predict, variables, tmp_path).metrics
 
 
@@ -105,6 +109,7 @@ def test_nearest_neighbour_equals_scikit_learn(tmp_path):
         {"ks": (15,)},
         batches=passes(images[200:], labels[200:]),
         train_batches=passes(images[:200], labels[:200]),
+        label_names=NAMES,
     )
     result = evaluator.run(predict, variables, tmp_path)
     expected = reference.predict(features[200:]) == labels[200:]
@@ -116,7 +121,11 @@ def test_leave_one_out_equals_brute_force(tmp_path):
     images, labels = blobs(40, spread=2.0)
     images[1], labels[1] = images[0], (labels[0] + 1) % 4  # its twin may vote, itself may not
     evaluator = evaluation.build(
-        "knn", {"ks": (1, 5), "leave_one_out": True}, batches=passes(images, labels), train_batches=lambda: ()
+        "knn",
+        {"ks": (1, 5), "leave_one_out": True},
+        batches=passes(images, labels),
+        train_batches=lambda: (),
+        label_names=NAMES,
     )
     result = evaluator.run(predict, {"features": np.eye(6, dtype=np.float32)}, tmp_path)
     found = np.load(tmp_path / "examples.npz")
@@ -131,7 +140,11 @@ def test_leave_one_out_equals_brute_force(tmp_path):
     assert "leave-one-out, 39 training examples" in result.protocol
     with pytest.raises(ConfigError, match="40 neighbours of 39"):
         evaluation.build(
-            "knn", {"ks": (40,), "leave_one_out": True}, batches=passes(images, labels), train_batches=lambda: ()
+            "knn",
+            {"ks": (40,), "leave_one_out": True},
+            batches=passes(images, labels),
+            train_batches=lambda: (),
+            label_names=NAMES,
         ).run(predict, {"features": np.eye(6, dtype=np.float32)}, tmp_path)
 
 
@@ -147,13 +160,14 @@ def test_features_are_saved_with_ids(tmp_path):
     images, labels = blobs(10)
     variables = {"features": np.eye(6, dtype=np.float32)}
     evaluator = evaluation.build(
-        "features", {}, batches=passes(images, labels), example_id=lambda index: f"image-{index}"
+        "features", {}, batches=passes(images, labels), label_names=NAMES, example_id=lambda index: f"image-{index}"
     )
     evaluator.run(predict, variables, tmp_path)
     saved = np.load(tmp_path / "features.npz")
     np.testing.assert_allclose(saved["features"], images.reshape(10, 6))
     np.testing.assert_array_equal(saved["index"], np.arange(10))
     np.testing.assert_array_equal(saved["label"], labels)
+    assert saved["class_names"].tolist() == list(NAMES)
     assert saved["id"][3] == "image-3"
 
 
@@ -174,16 +188,21 @@ def test_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match='did you mean "linear_probe_mae"'):
         evaluation.build("linear_probe_mea", {})
     with pytest.raises(ConfigError, match='did you mean "temperature"'):
-        evaluation.build("knn", {"temprature": 1}, batches=passes(images), train_batches=passes(images))
+        given = {"batches": passes(images), "train_batches": passes(images), "label_names": NAMES}
+        evaluation.build("knn", {"temprature": 1}, **given)
     with pytest.raises(ConfigError, match=r"knn.*needs train_batches"):
         evaluation.build("knn", {}, batches=passes(images))
     with pytest.raises(ConfigError, match="ks: 200 neighbours of 20"):
-        both = {"batches": passes(images, labels), "train_batches": passes(images, labels)}
+        both = {"batches": passes(images, labels), "train_batches": passes(images, labels), "label_names": NAMES}
         evaluation.build("knn", {}, **both).run(predict, variables, tmp_path)
     with pytest.raises(ValueError, match="labels run from 0 to 3, but the model has 3"):
-        evaluation.build("classification", {}, batches=passes(images, labels)).run(predict, variables, tmp_path)
+        evaluation.build("classification", {}, batches=passes(images, labels), label_names=NAMES).run(
+            predict, variables, tmp_path
+        )
     with pytest.raises(ValueError, match="needs labels"):
-        evaluation.build("classification", {}, batches=passes(images)).run(predict, variables, tmp_path)
+        evaluation.build("classification", {}, batches=passes(images), label_names=NAMES).run(
+            predict, variables, tmp_path
+        )
 
 
 def test_a_pass_that_repeats_or_lacks_examples_is_an_error():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import blobs, passes, predict
+from toy import NAMES, blobs, passes, predict
 
 from vitvlm import evaluation
 from vitvlm.core.config import ConfigError
@@ -18,6 +18,7 @@ def run(name, images, labels, folder, fields=None, variables=None, **given):
         SMALL | (fields or {}) if name == "linear_probe_mae" else fields or {},
         batches=passes(images[half:], labels[half:]),
         train_batches=passes(images[:half], labels[:half]),
+        label_names=NAMES,
         **given,
     )
     return evaluator.run(predict, variables or {"features": np.eye(6)}, folder)
@@ -101,6 +102,7 @@ def test_logistic_probe_never_sees_the_test_set_while_choosing(tmp_path):
             {},
             batches=passes(*test),
             train_batches=passes(images[:200], labels[:200]),
+            label_names=NAMES,
         )
         results.append(evaluator.run(predict, {"features": np.eye(6)}, tmp_path).metrics)
     assert results[0]["C"] == results[1]["C"] and results[0]["top1"] != results[1]["top1"]
@@ -129,6 +131,7 @@ def test_classes_missing_from_the_training_set_count_as_errors(tmp_path):
             SMALL if name == "linear_probe_mae" else {},
             batches=passes(images[200:], labels[200:]),
             train_batches=passes(images[:200][keep], labels[:200][keep]),
+            label_names=NAMES,
         )
         top1 = evaluator.run(predict, {"features": np.eye(6)}, tmp_path).metrics["top1"]
         assert top1 == pytest.approx((labels[200:] != 3).mean(), abs=0.02)

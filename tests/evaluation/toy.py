@@ -2,6 +2,8 @@
 
 import numpy as np
 
+NAMES = tuple("abcdefghi")  # of as many classes as there are at most
+
 
 def passes(images, labels=None, batch_size=7, index=None, padding=3):
     """An exact pass in batches, the last one padded; `padding` more rows than needed are filled with rubbish."""

@@ -10,6 +10,7 @@ from tests.jobs import golden
 from vitvlm import models, pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources
+from vitvlm.data.errors import DataError
 from vitvlm.jobs import evaluate
 from vitvlm.jobs.weights import evaluate_weights
 from vitvlm.training.workdir import WorkdirError
@@ -57,14 +58,17 @@ def test_features_are_those_of_the_weights(weights, name, tmp_path):
     assert saved["id"].tolist() == list(source.ids) and row.result.metrics["n"] == 20
 
 
-def test_a_head_is_scored_if_it_has_the_classes_of_the_data(weights, tmp_path):
+def test_a_head_without_names_is_scored_if_it_has_as_many_classes_as_the_data(weights, tmp_path):
     (row,) = evaluate_weights(weights["fits"], tmp_path / "fits", ["classification"], a_config())
     source, prepare = sources.open("emoji", "test[:20]"), operations.parse(OPS)
     loaded = pretrained.load(weights["fits"])
     logits = loaded.model.apply(loaded.variables, np.stack([prepare(source[i])["image"] for i in range(20)])).logits
     assert row.result.metrics["top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == source.labels))
-    with pytest.raises(ConfigError, match="predicts nothing named 'logits'"):
+    assert "UNVERIFIED" in row.result.protocol  # nobody named these classes
+    with pytest.raises(DataError, match=r"9 classes, and the weights' classes are 10 without a name: say which class"):
         evaluate_weights(weights["other"], tmp_path / "other", ["classification"], a_config())
+    with pytest.raises(ConfigError, match="classification scores a head, and this model has none"):
+        evaluate_weights(weights["none"], tmp_path / "none", ["classification"], a_config())
 
 
 def test_operations_come_from_the_weights(tmp_path):

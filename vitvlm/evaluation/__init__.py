@@ -42,7 +42,9 @@ GIVEN = {
     "batches": "one exact pass over the evaluated split: () -> iterable of batches",
     "train_batches": "one exact pass over the training split, for probes and neighbours",
     "random_variables": "variables of the same model with random weights: (seed) -> variables",
-    "label_names": "the classes' names",
+    "label_names": "the classes' names, in the order of the labels",
+    "data_classes": "the classes that the evaluated data names, of those of the model's head",
+    "matched": "how the data's classes were found among those, for the protocol",
     "tokenize": "texts to tokens, as the evaluated split's operations make them: (texts) -> ids and mask [n, L]",
     "detokenize": "the inverse: (ids, mask) [n, L] -> texts",
     "picture": "an example's image as the model gets it, as colours: (index) -> uint8 [H, W, C]",
@@ -56,6 +58,16 @@ GIVEN = {
 
 def names() -> list[str]:
     return EVALUATORS.names()
+
+
+def takes(type: str) -> tuple[str, ...]:
+    """What the evaluator of that name takes of what a job may give."""
+    return tuple(name for name in inspect.signature(EVALUATORS.get(type)).parameters if name in GIVEN)
+
+
+def labelled(type: str) -> bool:
+    """Whether the figures of the evaluator of that name are about labels."""
+    return getattr(EVALUATORS.get(type), "labelled", False)
 
 
 def build(type: str, fields: Mapping[str, Any], where: str | None = None, **given: Any) -> Evaluator:

@@ -81,6 +81,11 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
     return whole
 
 
+def notes(*sentences: str) -> str:
+    """What a protocol ends in: each sentence, of those that are not empty, behind a semicolon."""
+    return "".join(f"; {sentence}" for sentence in sentences if sentence)
+
+
 def labelled(whole: Arrays) -> Arrays:
     """The arrays, once it is sure that they hold labels."""
     if "label" not in whole:

@@ -3,12 +3,13 @@
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, page
 
 
@@ -17,37 +18,86 @@ class Classification:
     """Scores the logits of a prediction function.
 
     Metrics: top1 with its bootstrap interval (top1_low, top1_high), top5 where there are more than 5 classes, the mean
-    per-class accuracy, the mean cross-entropy (nats) and n. Writes `examples.npz` (index, label, prediction, correct)
-    and `classes.csv`. Where pictures are given, `page.html` shows what is taken for what and the worst classes, with at
-    most `shown` pictures (0: no page).
+    per-class accuracy, the mean cross-entropy (nats) and n. Writes `examples.npz` (see `save`) and `classes.csv`. Where
+    pictures are given, `page.html` shows what is taken for what and the worst classes, with at most `shown` pictures
+    (0: no page).
+
+    Fields:
+      within: which classes there are to choose from: "head", all that the logits stand for, or "data", those that the
+        evaluated data names (`data_classes`; all of them by default).
     """
 
     labelled: ClassVar[bool] = True
 
     batches: base.Batches
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...]
+    data_classes: tuple[int, ...] | None = None
+    matched: str = ""
+    within: Literal["head", "data"] = "head"
     output: str = "logits"
     shown: int = 200
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
+    def __post_init__(self) -> None:
+        if self.within not in ("head", "data"):
+            raise ConfigError(f'within: {self.within!r} is neither "head" nor "data"')
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.labelled(base.per_example(predict, self.output, variables, self.batches))
-        logits, labels = whole["logits"].astype(np.float64), whole["label"]
-        check_labels(labels, logits.shape[1])
-        metrics = scores(logits, labels) | {"loss": float(cross_entropy(logits, labels).mean())}
-        prediction = logits.argmax(axis=1)
-        bootstrap.save_examples(
-            folder, whole["index"], label=labels, prediction=prediction, correct=prediction == labels
-        )
-        write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, logits.shape[1], self.label_names)
-        n, classes = logits.shape
-        result = base.Result(metrics, f"classification, {classes} classes, n={n}, {interval_protocol()}")
-        known = dict(enumerate(self.label_names))
-        names = tuple(known.get(label, str(label)) for label in range(classes))
-        classified = page.Classified(labels, prediction, names)
-        ours = page.Page(f"Classification: {n:,} images, {classes:,} classes", whole["index"], classified=classified)
-        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
+        every, labels = whole["logits"].astype(np.float64), whole["label"]
+        check_labels(labels, every.shape[1])
+        chosen, said = self._choice(every.shape[1])
+        logits, own = every[:, chosen], np.searchsorted(chosen, labels)
+        metrics = scores(logits, own) | {"loss": float(cross_entropy(logits, own).mean())}
+        prediction = chosen[logits.argmax(axis=1)]
+        probability = np.exp(-cross_entropy(logits, logits.argmax(axis=1)))
+        save(folder, whole["index"], labels, prediction, self.label_names, self.example_id, probability=probability)
+        write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, self.label_names, chosen)
+        n = len(labels)
+        notes = base.notes(said, self.matched)
+        protocol = f"classification, {len(chosen)} classes, n={n}, {interval_protocol()}{notes}"
+        names = tuple(self.label_names[place] for place in chosen)
+        classified = page.Classified(own, logits.argmax(axis=1), names)
+        title = f"Classification: {n:,} images, {len(chosen):,} classes"
+        ours = page.Page(title, whole["index"], classified=classified)
+        return page.write(folder, ours, base.Result(metrics, protocol), self.shown, self.picture, self.example_id)
+
+    def _choice(self, classes: int) -> tuple[Int[np.ndarray, " c"], str]:
+        """The classes to choose from, in order, and what the protocol says of them."""
+        named = np.arange(classes) if self.data_classes is None else np.array(self.data_classes)
+        if len(named) == classes:
+            return named, ""
+        if self.within == "data":
+            return named, f"scored within the {len(named)} of the head's {classes} classes that the data names"
+        return np.arange(classes), f"the data names {len(named)} of them"
+
+
+def save(
+    folder: pathlib.Path,
+    index: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    prediction: Int[np.ndarray, " n"],
+    label_names: tuple[str, ...],
+    example_id: Callable[[int], str],
+    **arrays: np.ndarray,
+) -> None:
+    """Writes examples.npz: by example its index, id, label, prediction, whether that is correct, and further arrays.
+
+    label_name and prediction_name are what the two stand for.
+    """
+    names = np.array(label_names)
+    bootstrap.save_examples(
+        folder,
+        index,
+        id=np.array([example_id(int(place)) for place in index]),
+        label=labels,
+        prediction=prediction,
+        label_name=names[labels],
+        prediction_name=names[prediction],
+        correct=prediction == labels,
+        **arrays,
+    )
 
 
 def scores(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:
@@ -97,18 +147,20 @@ def write_classes(
     path: pathlib.Path,
     labels: Int[np.ndarray, " n"],
     prediction: Int[np.ndarray, " n"],
-    classes: int,
     names: tuple[str, ...],
+    chosen: Sequence[int] | None = None,
 ) -> None:
-    """A CSV row per class: its examples, the share that was right, and what it was most often taken for."""
+    """A CSV row per class: its examples, the share that was right, and what it was most often taken for.
+
+    `chosen` are the classes that there are rows of: all by default.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["class", "name", "n", "accuracy", "most_common_error"])
-        for label in range(classes):
-            guesses = np.bincount(prediction[labels == label], minlength=classes)
+        for label in range(len(names)) if chosen is None else chosen:
+            guesses = np.bincount(prediction[labels == label], minlength=len(names))
             total, right = int(guesses.sum()), int(guesses[label])
             guesses[label] = 0
-            name = dict(enumerate(names))
             wrong = int(guesses.argmax())
-            error = name.get(wrong, str(wrong)) if guesses[wrong] else ""
-            table.writerow([label, name.get(label, ""), total, f"{right / total:.4f}" if total else "", error])
+            error = names[wrong] if guesses[wrong] else ""
+            table.writerow([label, names[label], total, f"{right / total:.4f}" if total else "", error])

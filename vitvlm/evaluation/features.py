@@ -62,9 +62,12 @@ class FeatureSource:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Saves `features.npz`: features `[n, D]` float32, index `[n]`, and label and id `[n]` where the data has them."""
+    """Saves `features.npz`: features `[n, D]` float32, index `[n]`, and id `[n]`; of labelled data also label `[n]`, a
+    place in class_names `[S]`.
+    """
 
     batches: base.Batches
+    label_names: tuple[str, ...] = ()
     features: str = "features"
     example_id: Callable[[int], str] | None = None
 
@@ -72,6 +75,10 @@ class Features:
         whole = FeatureSource(self.features).collect(predict, variables, self.batches)
         if self.example_id is not None:
             whole["id"] = np.array([self.example_id(int(index)) for index in whole["index"]])
+        if self.label_names:
+            whole["class_names"] = np.array(self.label_names)
+        else:
+            whole.pop("label", None)
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "features.npz", **whole)

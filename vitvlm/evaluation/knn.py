@@ -29,6 +29,8 @@ class NearestNeighbours:
 
     batches: base.Batches
     train_batches: base.Batches
+    label_names: tuple[str, ...]
+    matched: str = ""
     random_variables: RandomVariables | None = None
     features: str = "features"
     weights: str = "trained"
@@ -47,14 +49,15 @@ class NearestNeighbours:
             raise ConfigError(f"ks: {max(self.ks)} neighbours of {known} training examples; choose smaller ks")
         votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature, self.leave_one_out)
         correct = {f"k{k}": votes[k].argmax(axis=1) == test["label"] for k in self.ks}
-        bootstrap.save_examples(folder, test["index"], label=test["label"], **correct)
+        names = np.array(self.label_names)[test["label"]]
+        bootstrap.save_examples(folder, test["index"], label=test["label"], label_name=names, **correct)
         metrics = {}
         for name, right in correct.items():
             metrics |= classification.with_interval(f"top1_{name}", right)
         protocol = (
             f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
             f"{'leave-one-out, ' * self.leave_one_out}{known} training examples, n={len(test['label'])}, "
-            f"{classification.interval_protocol()}"
+            f"{classification.interval_protocol()}{base.notes(self.matched)}"
         )
         return base.Result(metrics | {"n": float(len(test["label"]))}, protocol)
 

@@ -37,6 +37,8 @@ class MaeProbe:
 
     batches: base.Batches
     train_batches: base.Batches
+    label_names: tuple[str, ...]
+    matched: str = ""
     random_variables: RandomVariables | None = None
     features: str = "features"
     weights: str = "trained"
@@ -69,7 +71,7 @@ class MaeProbe:
             f"{self.base_rate:g} x {size}/256, no weight decay, {self.epochs} epochs, {self.warmup_epochs} warm-up, "
             f"batch {size}, cached features{self._undertrained(len(train['label']))}"
         )
-        return _result(metrics, protocol, logits, train, test, folder)
+        return _result(self, metrics, protocol, logits, train, test, folder)
 
     def _undertrained(self, examples: int) -> str:
         """A remark if the whole schedule moves the kernel by less than five lengths: it hardly leaves its start."""
@@ -96,6 +98,8 @@ class LogisticProbe:
 
     batches: base.Batches
     train_batches: base.Batches
+    label_names: tuple[str, ...]
+    matched: str = ""
     random_variables: RandomVariables | None = None
     features: str = "features"
     weights: str = "trained"
@@ -126,7 +130,7 @@ class LogisticProbe:
             f"chosen on {self.held_out:.0%} of the training set, refitted on all of it, L-BFGS to {self.tolerance:g}"
             f"{'' if converged else f', NOT converged in {self.max_iterations} iterations'}"
         )
-        return _result(metrics, protocol, logits, train, test, folder)
+        return _result(self, metrics, protocol, logits, train, test, folder)
 
     def _scaled(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         train, test = normalise(train), normalise(test)
@@ -197,6 +201,7 @@ def _classes(train: base.Arrays, test: base.Arrays) -> int:
 
 
 def _result(
+    probe: MaeProbe | LogisticProbe,
     metrics: dict[str, float],
     protocol: str,
     logits: np.ndarray,
@@ -205,7 +210,16 @@ def _result(
     folder: pathlib.Path,
 ) -> base.Result:
     prediction = logits.argmax(axis=1)
-    correct = prediction == test["label"]
-    bootstrap.save_examples(folder, test["index"], label=test["label"], prediction=prediction, correct=correct)
+    names = np.array(probe.label_names)
+    bootstrap.save_examples(
+        folder,
+        test["index"],
+        label=test["label"],
+        prediction=prediction,
+        label_name=names[test["label"]],
+        prediction_name=names[prediction],
+        correct=prediction == test["label"],
+    )
     sizes = f"{len(train['label'])} training examples, n={len(test['label'])}"
-    return base.Result(metrics, f"{protocol}, {sizes}, {classification.interval_protocol()}")
+    notes = base.notes(probe.matched)
+    return base.Result(metrics, f"{protocol}, {sizes}, {classification.interval_protocol()}{notes}")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, classification, nearest, page
+from vitvlm.evaluation import base, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
 
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
@@ -52,6 +52,7 @@ class ZeroShot:
     batches: base.Batches
     tokenize: Tokenize
     label_names: tuple[str, ...]
+    matched: str = ""
     templates: str | tuple[str, ...] = "photo"
     class_names: tuple[str, ...] | None = None
     shown: int = 500
@@ -73,12 +74,12 @@ class ZeroShot:
         classification.check_labels(labels, len(names))
         metrics, prediction = classification.scores(logits, labels), logits.argmax(axis=1)
         correct = prediction == labels
-        bootstrap.save_examples(folder, whole["index"], label=labels, prediction=prediction, correct=correct)
-        path = pathlib.Path(folder) / "classes.csv"
-        classification.write_classes(path, labels, prediction, len(names), tuple(names))
+        classification.save(folder, whole["index"], labels, prediction, tuple(names), self.example_id)
+        classification.write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, tuple(names))
         protocol = (
             f"zero-shot classification, {len(names)} classes, {len(templates)} templates ({templates[0]!r}"
             f"{', …' * (len(templates) > 1)}), n={len(labels)}, {classification.interval_protocol()}"
+            f"{base.notes(self.matched)}"
         )
         result = base.Result(metrics, protocol)
         searchable = page.Searchable(

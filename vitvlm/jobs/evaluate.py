@@ -50,6 +50,8 @@ def evaluate(
     folder = epath.Path(folder)
     own = read_config(folder)
     replaced = config_lib.plain(config or {})
+    if "data" in replaced and "classes" not in own and own["model"].get("num_classes"):
+        own["classes"] = setup(own, training=False).head.names  # written by a version that kept no names of classes
     config = {**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}}
     job = setup(config, training=False)
     state = load_state(job, folder, step)

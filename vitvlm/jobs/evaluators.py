@@ -17,10 +17,12 @@ from vitvlm.data import operations, sources
 from vitvlm.data.batches import eval_batches
 from vitvlm.data.operations import colour, text
 from vitvlm.data.plans import Loader
-from vitvlm.jobs import fields
+from vitvlm.jobs import classes, fields
 from vitvlm.jobs.prediction import Predictor
-from vitvlm.jobs.setup import Setup, open_split
+from vitvlm.jobs.setup import Setup, check_renames, open_split
 from vitvlm.nn.patches import as_pair
+
+LEARN = classes.REMEDY % "data that it learns from"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +86,76 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
     split = job.data.split({**job.data.eval, **when.data}, f"{where}.data")
     train = {**job.data.train, "ops": split.ops, **when.train_data}
     train_split = job.data.split(train, f"{where}.train_data")
+    for each, given in ((split, when.data), (train_split, when.train_data)):
+        if "class_names" in given:
+            check_renames(each, open_split(each))
     pipeline = operations.parse(split.ops)
-    source = open_split(split)
+    labels = _labels(job, when.type, own, split, train_split, where)
+    source = labels.source
     given: dict[str, Any] = {
-        "batches": _pass(job, split, when.batch_size),
-        "train_batches": _pass(job, train_split, when.batch_size),
+        "batches": _pass(job, split, source, when.batch_size),
+        "train_batches": _pass(job, train_split, labels.train_source, when.batch_size),
         "random_variables": functools.partial(_random_variables, job),
-        "label_names": source.label_names,
         "example_id": source.ids.__getitem__,
+        **labels.given,
         **_facts(job, pipeline),
         **_pictures(source, pipeline),
     }
-    evaluator = evaluation.build(when.type, own, where, **given)
-    if getattr(evaluator, "labelled", False):
-        sources.check_classes(source, f"{where} ({when.type})")
-    return NamedEvaluator(name, when, evaluator)
+    return NamedEvaluator(name, when, evaluation.build(when.type, {**labels.defaults, **own}, where, **given))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """What an evaluator sees, its labels under the classes that it scores.
+
+    Attributes:
+      source: of the evaluated split.
+      train_source: opens what probes and neighbours learn from.
+      given: what the evaluator is told of the classes.
+      defaults: fields of its section that depend on the job.
+    """
+
+    source: sources.Source
+    train_source: Callable[[], sources.Source]
+    given: dict[str, Any]
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _labels(
+    job: Setup, kind: str, own: fields.Section, split: fields.Split, train_split: fields.Split, where: str
+) -> _Labels:
+    """The classes are those of what has learned them: the head, or the data that a probe learns from.
+
+    Where nothing has learned any, as in zero-shot classification, they are those of the evaluated data.
+
+    Raises DataError for an unlabelled source and for classes that were not learned, ConfigError for a model without a
+    head where one is scored.
+    """
+    source, train_source = open_split(split), functools.cache(lambda: open_split(train_split))
+    takes = evaluation.takes(kind)
+    if not evaluation.labelled(kind):  # at most, labels are written down
+        return _Labels(source, train_source, {"label_names": source.label_names})
+    user = f"{where} ({kind})"
+    if not source.labelled:
+        sources.check_classes(source, user)
+    given: dict[str, Any] = {"matched": classes.by_hand(source.renames)}
+    defaults: dict[str, Any] = {}
+    if "data_classes" in takes:
+        if job.head is None:
+            raise config_lib.ConfigError(
+                f"{where}: {kind} scores a head, and this model has none: take knn, linear_probe_logistic or another "
+                "evaluator of features"
+            )
+        scored = job.head.score(source)
+        source, given = scored.source, {"data_classes": scored.named, "matched": scored.note}
+        defaults = {"within": "data"} if job.head.published else {}
+    elif "train_batches" in takes and not own.get("leave_one_out"):
+        train = train_source()
+        sources.check_classes(train, user)
+        source = sources.placed(source, train.label_names, f"the data that it learns from, {train.name}", LEARN)
+        given = {"matched": classes.by_hand({**train.renames, **source.renames})}
+    sources.check_classes(source, user)
+    return _Labels(source, train_source, {"label_names": source.label_names, **given}, defaults)
 
 
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
@@ -129,11 +186,12 @@ def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str
     return {"picture": picture}
 
 
-def _pass(job: Setup, split: fields.Split, batch_size: int | None) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """A function that starts one exact pass over a split; the data set is opened once."""
-    opened = functools.cache(lambda: open_split(split))
+def _pass(
+    job: Setup, split: fields.Split, opened: sources.Source | Callable[[], sources.Source], batch_size: int | None
+) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    """A function that starts one exact pass over a split, whose source may be one that is opened when it is needed."""
     return lambda: eval_batches(
-        opened(),
+        opened() if callable(opened) else opened,
         split.ops,
         batch_size or job.job.batch_size,
         workers=job.data.workers,

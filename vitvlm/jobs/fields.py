@@ -1,9 +1,10 @@
 """The fields of a job's config. Every section is checked against what it configures, before anything is compiled."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitvlm.core import classes
 from vitvlm.core import config as config_lib
 from vitvlm.data.sources import Labelling
 
@@ -20,6 +21,8 @@ class Split:
       source: "tfds:fashion_mnist", "folder:PATH", "emoji", …
       labels_fraction: share of the labels that may be seen, the same for every class and chosen by a fixed seed.
       label, label_separator, classes: where the labels are and what they mean; see `data.sources.labels.Labelling`.
+      class_names: {class of the source: what it is called in the job}, or the path of a JSON file that holds it;
+        several classes may become one.
     """
 
     split: str
@@ -29,6 +32,7 @@ class Split:
     label: str | None = None
     label_separator: str | None = None
     classes: Any = ()
+    class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
     @property
     def labelling(self) -> Labelling:
@@ -40,7 +44,7 @@ class Data:
     """The data section: one source, a training split and an evaluation split.
 
     Attributes:
-      source, train, eval: see `Split`; train and eval may name a source of their own.
+      source, train, eval, class_names: see `Split`; train and eval may name a source and class_names of their own.
       label: the column or JSON field of the label (jsonl, csv, webdataset), if it is not "label" or webdataset's "cls".
         This and the next two are also those of train, eval and evaluators that name a source of the same kind.
       label_separator: what is between the classes in a CSV cell of several labels.
@@ -59,12 +63,14 @@ class Data:
     label: str | None = None
     label_separator: str | None = None
     classes: Any = ()
+    class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
     def split(self, section: Section, where: str) -> Split:
-        shared = {"source": self.source}
+        shared: dict[str, Any] = {"source": self.source, "class_names": self.class_names}
         if _kind(section.get("source", self.source)) == _kind(self.source):
             shared |= {"label": self.label, "label_separator": self.label_separator, "classes": self.classes}
-        return config_lib.call(Split, {**shared, **section}, where)
+        split = config_lib.call(Split, {**shared, **section}, where)
+        return dataclasses.replace(split, class_names=classes.mapping(split.class_names, f"{where}.class_names"))
 
 
 def _kind(source: Any) -> str:
@@ -116,6 +122,8 @@ class InitFrom:
       step: the checkpoint; the latest by default.
       ema: take its averaged parameters.
       fields: what a file of weights does not say of its model, such as heads or image_size.
+      class_names: {class of this job: class of the source}, where a head is taken and they are called otherwise; or
+        the path of a JSON file that holds it.
     """
 
     path: str
@@ -124,6 +132,7 @@ class InitFrom:
     step: int | None = None
     ema: bool = False
     fields: Section = dataclasses.field(default_factory=dict)
+    class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +152,8 @@ class Job:
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
       evals: evaluators by name; see `jobs.evaluators`.
+      classes: names of the head's classes in their order; by default those of the training data, which it may also have
+        more than. Written to the workdir, so that they stay.
     """
 
     task: Section
@@ -160,6 +171,7 @@ class Job:
     mesh: Section = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
     sharding: Any = "replicated"
     init_from: Section | None = None
+    classes: Sequence[str] | None = None
     evals: Mapping[str, Section] = dataclasses.field(default_factory=dict)
     checkpoint: Section = dataclasses.field(default_factory=dict)
     log: Section = dataclasses.field(default_factory=dict)

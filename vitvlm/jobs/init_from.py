@@ -4,20 +4,25 @@ Other collections, such as batch statistics, follow the same rules: a norm's "st
 "stem/norm/scale".
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from etils import epath
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core.paths import flatten, map_with_path, unflatten
-from vitvlm.jobs import fields
+from vitvlm.jobs import classes, fields
 from vitvlm.jobs.setup import Setup
 from vitvlm.training import partial
 from vitvlm.training.state import TrainState
+
+_HEAD = re.compile(r"(.*/)?(distillation_)?head/(kernel|bias)")  # their last axis is the classes
 
 
 def apply(job: Setup, state: TrainState) -> TrainState:
@@ -25,7 +30,8 @@ def apply(job: Setup, state: TrainState) -> TrainState:
 
     Several sources by name are applied in turn: what a later one's rules leave as it is keeps the earlier one's values.
 
-    Raises ConfigError if there is no such checkpoint, or for the reasons of `training.partial.restore`.
+    Raises DataError for classes that a head which is taken does not know, ConfigError if there is no such checkpoint or
+    for the reasons of `training.partial.restore`.
     """
     if job.job.init_from is None:
         return state
@@ -33,7 +39,8 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     taken = _merge(fresh)
     for where, section in _sections(job.job.init_from):
         wanted = config_lib.call(fields.InitFrom, section, where)
-        taken = partial.restore(taken, _merge(_source(wanted, where)), wanted.rules, f"{where}.rules", wanted.ignore)
+        source = _with_our_classes(job, wanted, where, taken, _load(wanted, where))
+        taken = partial.restore(taken, source, wanted.rules, f"{where}.rules", wanted.ignore)
     values = flatten(taken)
     collections = {name: map_with_path(lambda path, _: values[path], tree) for name, tree in fresh.items()}
     params = collections.pop("params")
@@ -54,14 +61,41 @@ def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten({path: leaf for tree in variables.values() for path, leaf in flatten(tree).items()})
 
 
-def _source(wanted: fields.InitFrom, where: str) -> Mapping[str, Any]:
-    """Variables, on the host: of a workdir's checkpoint, or of weights from elsewhere."""
+def _with_our_classes(
+    job: Setup, wanted: fields.InitFrom, where: str, target: Mapping[str, Any], loaded: pretrained.Pretrained
+) -> dict[str, Any]:
+    """All collections of the source as one tree; a head that the rules take has the job's classes, found by name.
+
+    The log says what is not plain in that. Raises DataError for classes that the source's head does not know.
+    """
+    source = flatten(_merge(jax.device_get(dict(loaded.variables))))
+    count = getattr(loaded.model, "num_classes", 0)
+    if job.head is None or not count:
+        return unflatten(source)
+    paths = partial.source_paths(flatten(target), wanted.rules, f"{where}.rules")
+    heads = {theirs for ours, theirs in paths.items() if _HEAD.fullmatch(ours) and _HEAD.fullmatch(theirs)}
+    if heads & source.keys():
+        renames = classes.renames(wanted.class_names, job.head.names, f"{where}.class_names")
+        names = [renames.get(name, name) for name in job.head.names]
+        remedy = (
+            "leave the head fresh by a first rule ('.*head/.*', None) and ignore=('.*head/.*',), or say which class is "
+            f"which by {where}.class_names={{class: class of the source}}"
+        )
+        places, note = classes.find(names, loaded.class_names, count, where, f"{wanted.path}'s classes", remedy)
+        if note or len(places) < count:
+            logging.warning("%s: %d of the head's %d classes are taken; %s", where, len(places), count, note)
+        source |= {path: np.asarray(source[path])[..., places] for path in heads & source.keys()}
+    return unflatten(source)
+
+
+def _load(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
+    """A workdir's checkpoint, or weights from elsewhere."""
     own: dict[str, Any] = {"step": wanted.step, "ema": wanted.ema}
     if not (epath.Path(wanted.path) / pretrained.CHECKPOINTS).is_dir():
         if wanted.step is not None or wanted.ema:
             raise config_lib.ConfigError(f"{where}: {wanted.path} is no workdir: it has no step and no ema")
         own = {}
     try:
-        return jax.device_get(dict(pretrained.load(wanted.path, **own, **wanted.fields).variables))
+        return pretrained.load(wanted.path, **own, **wanted.fields)
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{where}.path: {error}") from error

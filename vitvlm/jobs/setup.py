@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from vitvlm.core.durations import Clock
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
 from vitvlm.jobs import fields, teachers
+from vitvlm.jobs.classes import Head
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
@@ -34,7 +35,8 @@ class Setup:
       config: the resolved config as plain dictionaries.
       job, data, checkpoint, log: its sections.
       train_split: the training examples and their operations.
-      source: the opened training split.
+      source: the opened training split, under the classes of the head if there is one.
+      head: the classes of the model's logits, by name; None for a model without a head.
       task: the model with its objective.
       mesh: the devices.
       clock: turns durations into steps; `clock.total_steps` is the length of the training.
@@ -47,6 +49,7 @@ class Setup:
     log: fields.Log
     train_split: fields.Split
     source: sources.Source
+    head: Head | None
     task: Task
     mesh: Mesh
     clock: Clock
@@ -102,13 +105,15 @@ class Setup:
 def setup(
     config: ConfigDict | Mapping[str, Any],
     training: bool = True,
-    make_task: Callable[[sources.Source], Task] | None = None,
+    task: Task | None = None,
+    head: Head | None = None,
 ) -> Setup:
     """Checks every field of a config and builds what it names.
 
     Args:
-      training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out.
-      make_task: from the opened training split, instead of what config.model and config.task would name.
+      training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out, and
+        data.train need not have the head's classes.
+      task: instead of what config.model and config.task would name, with its `head` if it has one.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """
@@ -116,19 +121,31 @@ def setup(
     job = config_lib.call(fields.Job, plain, "config")
     data = config_lib.call(fields.Data, job.data, "config.data")
     train_split = data.split(data.train, "config.data.train")
-    data.split(data.eval, "config.data.eval")
+    eval_split = data.split(data.eval, "config.data.eval")
     operations.parse(train_split.ops)
     mesh = sharding.make_mesh(job.mesh)
     source = open_split(train_split)
-    if job.model.get("num_classes") == "data":
-        sources.check_classes(source, "config.model.num_classes: 'data'")
-        plain = {**plain, "model": {**job.model, "num_classes": source.num_classes}}
-        job = dataclasses.replace(job, model=plain["model"])
-    if make_task is None:
-        task = build_task(job, training, mesh)
-        check_classes(task, source)
-    else:
-        task = make_task(source)
+    if data.class_names:
+        plain = {**plain, "data": {**plain["data"], "class_names": train_split.class_names}}
+        check_renames(train_split, source, open_split(eval_split))
+    if task is None:
+        names = source.label_names if job.classes is None else tuple(job.classes)
+        if job.model.get("num_classes") == "data":
+            if training or job.classes is None:
+                sources.check_classes(source, "config.model.num_classes: 'data'")
+            job = dataclasses.replace(job, model={**job.model, "num_classes": len(names)})
+        task = build_task(job, names, training, mesh)
+        if count := getattr(task.model, "num_classes", 0):
+            if training:
+                sources.check_classes(source, "config.model.num_classes")
+            check_classes(count, names, source)
+            head = Head(names, count, f"the training's classes, {source.name}")
+            job = dataclasses.replace(job, classes=names)
+            if training:
+                source = head.score(source).source
+        elif job.classes is not None:
+            raise config_lib.ConfigError("config.classes: names of classes, and the model has no head for them")
+        plain = {**plain, "model": job.model} | ({} if job.classes is None else {"classes": list(job.classes)})
     clock = Clock(job.batch_size, source)
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
@@ -143,6 +160,7 @@ def setup(
         log=config_lib.call(fields.Log, job.log, "config.log"),
         train_split=train_split,
         source=source,
+        head=head,
         task=task,
         mesh=mesh,
         clock=clock,
@@ -169,16 +187,17 @@ def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> T
         return checkpoints.restore(restore_target(job), step).state
 
 
-def build_task(job: fields.Job, training: bool = True, mesh: Mesh | None = None) -> Task:
+def build_task(job: fields.Job, names: Sequence[str], training: bool = True, mesh: Mesh | None = None) -> Task:
     """The model by name with the task's objective around it, and for training its teacher if it has one.
 
-    A task that takes `mesh` is given it, and `axes`: those over which batches are split.
+    `names` are those of the job's classes. A task that takes `mesh` is given it, and `axes`: those over which batches
+    are split.
     """
     model_name, model_fields = take_name(job.model, "config.model")
     task_name, task_fields = take_name(job.task, "config.task")
     model = models.build(model_name, **model_fields)
     if task_fields.get("distillation") is not None:
-        task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data) if training else None
+        task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data, names) if training else None
     given: dict[str, Any] = {"model": model}
     if mesh is not None and "mesh" in inspect.signature(TASKS.get(task_name)).parameters:
         given |= {"mesh": mesh, "axes": tuple(axis for axis in sharding.BATCH_AXES if axis in mesh.shape)}
@@ -193,16 +212,26 @@ def take_name(section: fields.Section, where: str) -> tuple[str, dict[str, Any]]
 
 
 def open_split(split: fields.Split) -> sources.Source:
-    return sources.open(split.source, split.split, labels_fraction=split.labels_fraction, labelling=split.labelling)
+    """The source of a split, its classes called as the split's `class_names` say."""
+    source = sources.open(split.source, split.split, labels_fraction=split.labels_fraction, labelling=split.labelling)
+    return sources.renamed(source, split.class_names)
 
 
-def check_classes(task: Task, source: sources.Source) -> None:
-    """Raises ConfigError if the model's head does not have the data's number of classes, DataError if it has none."""
-    classes = getattr(task.model, "num_classes", 0)
-    if classes:
-        sources.check_classes(source, "config.model.num_classes")
-    if classes and classes != source.num_classes:
+def check_renames(split: fields.Split, *opened: sources.Source) -> None:
+    """Raises ConfigError for a class of `class_names` that none of the sources has."""
+    own = {name for source in opened for name in (*source.renames, *source.label_names)}
+    if unknown := [name for name in split.class_names if name not in own]:
+        looked = " nor ".join(source.name for source in opened)
         raise config_lib.ConfigError(
-            f"config.model.num_classes: {classes}, but {source.name} has {source.num_classes} classes; "
-            f"set it to {source.num_classes}"
+            f"config.data.class_names: no class {unknown[0]!r} in {looked}; {config_lib.suggest(unknown[0], own)} "
+            "(classes of an evaluator's own data go into that data section)"
+        )
+
+
+def check_classes(count: int, names: Sequence[str], source: sources.Source) -> None:
+    """Raises ConfigError if the model's head has not as many classes as the job."""
+    if count != len(names):
+        whose = f"{source.name} has" if tuple(names) == source.label_names else "config.classes names"
+        raise config_lib.ConfigError(
+            f"config.model.num_classes: {count}, but {whose} {len(names)} classes; set it to {len(names)}"
         )

@@ -1,29 +1,35 @@
 """The teacher of a classifier, from the config's `task.distillation`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.data.operations import colour, parse
-from vitvlm.jobs import fields
+from vitvlm.jobs import classes, fields
 from vitvlm.tasks.distillation import Distillation, Teacher
 
 WHERE = "config.task.distillation"
 
 
-def build(section: fields.Section, data: fields.Section) -> Distillation:
+def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -> Distillation:
     """The teacher that `section["teacher"]`, a folder of weights, holds, and how much it counts.
 
-    It is given the student's pixels: augmented, mixed and at the student's resolution. Where both say how images are
+    Its classes are found by name, and may be more than the student's; the log says what is not plain in that. It is
+    given the student's pixels: augmented, mixed and at the student's resolution. Where both say how images are
     normalised, they are normalised anew for it.
 
     Args:
-      section: `teacher`, and fields of `tasks.distillation.Distillation`.
+      section: `teacher`; `class_names`, {class of the student: class of the teacher} where they differ, or a JSON file
+        of that; and fields of `tasks.distillation.Distillation`.
       data: the job's data section, whose training operations make the student's pixels.
+      names: the student's classes.
 
-    Raises ConfigError if the weights cannot be used, or for a field that does not exist.
+    Raises ConfigError if the weights cannot be used, or for a field that does not exist, and DataError for classes that
+    the teacher does not know.
     """
     if "teacher" not in section:
         raise config_lib.ConfigError(f"{WHERE}: missing field teacher: a folder of weights")
@@ -32,9 +38,22 @@ def build(section: fields.Section, data: fields.Section) -> Distillation:
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{WHERE}.teacher: {error}") from error
     scale, shift = _between(data["train"]["ops"], loaded.preprocessing)
-    teacher = Teacher(loaded.model, loaded.variables, scale, shift)
-    own = {name: value for name, value in section.items() if name != "teacher"}
+    teacher = Teacher(loaded.model, loaded.variables, scale, shift, _classes(section, loaded, names))
+    own = {name: value for name, value in section.items() if name not in ("teacher", "class_names")}
     return config_lib.call(Distillation, own, WHERE, teacher=teacher)
+
+
+def _classes(section: fields.Section, loaded: pretrained.Pretrained, names: Sequence[str]) -> tuple[int, ...] | None:
+    """Which of the teacher's classes are the student's; None if they are the same in the same order."""
+    if not (count := getattr(loaded.model, "num_classes", 0)):
+        return None  # the task says that it needs a classifier
+    renames = classes.renames(section.get("class_names"), names, f"{WHERE}.class_names")
+    remedy = f"say which is which by {WHERE}.class_names={{class: class of the teacher}} (or a JSON file of that)"
+    wanted = [renames.get(name, name) for name in names]
+    places, note = classes.find(wanted, loaded.class_names, count, WHERE, "the teacher's classes", remedy)
+    if note:
+        logging.warning("%s: %s", WHERE, note)
+    return None if places == list(range(count)) else tuple(places)
 
 
 def _between(ours: str, theirs: str | None) -> tuple[Any, Any]:

@@ -1,6 +1,5 @@
 """Evaluates published weights: a setup around a model that is already there, without a training."""
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +11,8 @@ from flax import linen as nn
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.data.operations import text
-from vitvlm.data.sources import Source
 from vitvlm.jobs import evaluate
+from vitvlm.jobs.classes import Head
 from vitvlm.jobs.setup import setup
 from vitvlm.models.mae import MAE
 from vitvlm.models.two_towers import TwoTowers
@@ -49,7 +48,8 @@ def evaluate_weights(
         out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `name` of the field,
         and how many it holds at `most`.
 
-    A head is used if it has the data's classes; labels are then taken to be in its order.
+    The data's classes are found by name among those of the weights' head, and what is not the same to the letter is
+    said in the protocol; `data.class_names` says by hand which is which.
     Raises ConfigError, DataError or WorkdirError with one line that says what to do.
     """
     try:
@@ -60,8 +60,9 @@ def evaluate_weights(
     if "data" not in wanted:
         raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
     data = _with_preprocessing(wanted["data"], loaded)
-    make_task = functools.partial(_task, loaded.model)
-    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, make_task=make_task)
+    count = getattr(loaded.model, "num_classes", 0)
+    head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
+    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
     return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)))
 
 
@@ -83,12 +84,12 @@ def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) 
     return filled
 
 
-def _task(model: nn.Module, source: Source) -> Task:
+def _task(model: nn.Module) -> Task:
     if isinstance(model, MAE):
         return Reconstruct(model)
     if isinstance(model, TwoTowers):
         return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
-    return Classify(model) if getattr(model, "num_classes", 0) == source.num_classes else Encode(model)
+    return Classify(model) if getattr(model, "num_classes", 0) else Encode(model)
 
 
 def _claim(folder: epath.Path, weights: str) -> epath.Path:

@@ -13,6 +13,7 @@ from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import (
     align,
     bert,
+    class_names,
     clip,
     deit,
     dinov2,
@@ -73,6 +74,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         preprocessing=described and _operations(FAMILIES[name], described, source, where),
         texts=_texts(FAMILIES[name], model, folder),
         source={"path": str(folder), "format": "hf", "model": section, "config": source, "preprocessor": described},
+        class_names=class_names.read(source.get("id2label"), getattr(model, "num_classes", 0)),
     )
 
 
@@ -87,6 +89,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
     config, tensors = take_apart(FAMILIES, loaded.model, loaded.variables, "hf")
     dtype = jax.tree.leaves(loaded.variables["params"])[0].dtype
     config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
+    if loaded.class_names is not None:
+        config |= class_names.labels(loaded.class_names)
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

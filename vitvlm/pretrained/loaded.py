@@ -20,6 +20,7 @@ class Pretrained:
       preprocessing: an operation string, for `data.operations.parse`; None if the source does not say.
       texts: the arguments of `tokenizers.open`, "tokenizer" (its spec), "length" and rules; None for image models, and
         where the source does not say.
+      class_names: what the logits stand for, in their order; None without a head, and where the source does not say.
       source: where it came from: "path", "format", "model" (its name and fields, as a config's), and the source's own
         configs.
     """
@@ -29,6 +30,7 @@ class Pretrained:
     preprocessing: str | None
     texts: Mapping[str, Any] | None
     source: Mapping[str, Any]
+    class_names: tuple[str, ...] | None = None
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer | None:

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import timm_preprocessing, timm_resnet, timm_swin, timm_vit
+from vitvlm.pretrained import class_names, timm_preprocessing, timm_resnet, timm_swin, timm_vit
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, still_describes, take_apart
 from vitvlm.pretrained.loaded import Pretrained
@@ -44,6 +44,15 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         preprocessing=preprocessing,
         texts=None,
         source={"path": str(folder), "format": "timm", "model": section, "config": source},
+        class_names=class_names.read(_label_names(source), getattr(model, "num_classes", 0)),
+    )
+
+
+def _label_names(source: Json) -> Any:
+    """Names of the classes, where a config of timm has them: beside the architecture, "labels" in older ones."""
+    described = source.get("pretrained_cfg", {})
+    return next(
+        (each[name] for name in ("label_names", "labels") for each in (source, described) if each.get(name)), None
     )
 
 
@@ -62,6 +71,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
             config = source
     if loaded.preprocessing != timm_preprocessing.operations(config["pretrained_cfg"]):
         config = {**config, "pretrained_cfg": _with_preprocessing(config["pretrained_cfg"], loaded.preprocessing)}
+    if loaded.class_names is not None:
+        config = config | {"label_names": list(loaded.class_names)}
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -55,6 +55,7 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
         preprocessing=ops and text.without_texts(ops),
         texts=ops and text.rules_of(ops),
         source={"path": str(folder), "format": "vitvlm", "model": section, "config": config},
+        class_names=tuple(config["classes"]) if config.get("classes") else None,
     )
 
 
@@ -72,6 +73,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
     ops = [loaded.preprocessing] if loaded.preprocessing else []
     ops += [text.tokenizing(loaded.texts)] if loaded.texts else []
     config = {"model": section, "data": {"eval": {"ops": "|".join(ops) or None}}}
+    if loaded.class_names is not None:
+        config["classes"] = list(loaded.class_names)
     params = loaded.variables["params"]
     collections = {name: tree for name, tree in loaded.variables.items() if name != "params"}
     try:

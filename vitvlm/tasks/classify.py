@@ -52,7 +52,7 @@ class Classify:
         if self.patch_sizes and "patch_size" not in inspect.signature(type(self.model).__call__).parameters:
             raise ConfigError(f"task.patch_sizes: a {type(self.model).__name__} has one patch size only; leave it out")
         if self.distillation:
-            known = getattr(self.distillation.teacher.model, "num_classes", 0)
+            known = self.distillation.teacher.num_classes
             if known != self.model.num_classes:
                 raise ConfigError(
                     f"task.distillation.teacher: it knows {known} classes, the student {self.model.num_classes}: give "

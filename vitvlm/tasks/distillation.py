@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitvlm.core.config import ConfigError, suggest
@@ -23,12 +24,18 @@ class Teacher:
       variables: its own; they are never changed.
       scale, shift: numbers, or one per channel, that make its pixels from the student's: scale * x + shift, for two
         models whose images are normalised differently.
+      classes: which of its classes are the student's, in the student's order; all, if None.
     """
 
     model: nn.Module
     variables: Variables
     scale: Any = 1.0
     shift: Any = 0.0
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return getattr(self.model, "num_classes", 0) if self.classes is None else len(self.classes)
 
     def logits(self, variables: Variables, images: Float[Array, "B H W C"]) -> Float[Array, "B S"]:
         """Its answers to the student's images, at the student's resolution; no gradient reaches it.
@@ -36,7 +43,8 @@ class Teacher:
         `variables` are its own: a compiled step is given them as an argument.
         """
         output = self.model.apply(variables, images * self.scale + self.shift)
-        return jax.lax.stop_gradient(output.logits)
+        logits = output.logits if self.classes is None else output.logits[:, jnp.array(self.classes)]
+        return jax.lax.stop_gradient(logits)
 
 
 @dataclasses.dataclass(frozen=True)

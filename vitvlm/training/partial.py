@@ -10,7 +10,7 @@ Rules go from each parameter of the model to the path of the parameter that it i
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -52,14 +52,10 @@ def restore(
     layers = {path: _by_layer(path, leaf) for path, leaf in flatten(source).items()}
     available = {part: value for parts in layers.values() for part, value in parts.items()}
     targets = flatten(params)
-    winners = core_rules.match_indices(rules, targets, where)
     used: set[str] = set()
     missing, misshapen, values = [], [], {}
-    for path, target in targets.items():
-        pattern, template = rules[winners[path]]
-        if template is None:
-            continue
-        wanted = _expand(pattern, template, path, where)
+    for path, wanted in source_paths(targets, rules, where).items():
+        target = targets[path]
         scanned = is_scanned(path) and is_scanned(wanted)
         parts = layer_paths(wanted, target.shape[0]) if scanned else [wanted]
         used.update(parts)
@@ -77,6 +73,15 @@ def restore(
     if any(paths for _, paths in problems):
         raise ConfigError(f"{where}: " + "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths))
     return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
+
+
+def source_paths(
+    paths: Iterable[str], rules: core_rules.Rules, where: str = "config.init_from.rules"
+) -> dict[str, str]:
+    """The path in the source of each parameter that the rules take from there. Raises RuleError as `restore` does."""
+    winners = core_rules.match_indices(rules, paths, where)
+    taken = {path: rules[index] for path, index in winners.items() if rules[index][1] is not None}
+    return {path: _expand(pattern, template, path, where) for path, (pattern, template) in taken.items()}
 
 
 # By the end of a parameter's path: which may be resampled to another height and width, its first two axes.

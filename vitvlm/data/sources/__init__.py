@@ -8,8 +8,20 @@ from vitvlm.data.names import readable
 from vitvlm.data.sources import folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
 from vitvlm.data.sources.base import Example, Source, Subset, check_classes
 from vitvlm.data.sources.labels import USUAL, Labelling
+from vitvlm.data.sources.relabelled import Relabelled, absent, placed, renamed
 
-__all__ = ["Example", "Labelling", "Source", "Subset", "check_classes", "open"]
+__all__ = [
+    "Example",
+    "Labelling",
+    "Relabelled",
+    "Source",
+    "Subset",
+    "absent",
+    "check_classes",
+    "open",
+    "placed",
+    "renamed",
+]
 
 _OPENERS = {
     "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),

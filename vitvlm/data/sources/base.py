@@ -10,7 +10,8 @@ or None where this image has none.
 
 import abc
 import functools
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ class Source(abc.ABC):
 
     Attributes:
       name: the data set and split, for messages and protocols: "tfds:fashion_mnist train[:10%]".
-      label_names: one readable name per class.
+      label_names: one readable name per class, in the order of the labels; empty if the source is unlabelled, and every
+        label is then 0.
       label_doubt: why the classes can hardly be what is meant, for those who use labels; "" where nothing speaks
         against them.
       multi_label: examples have any number of classes; `label_sets` has them, and `labels` raises DataError.
+      renames: the classes that were renamed on the way here, by their own names.
       streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
@@ -39,6 +42,11 @@ class Source(abc.ABC):
     multi_label = False
     name: str
     label_names: tuple[str, ...]
+    renames: Mapping[str, str] = types.MappingProxyType({})
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.label_names)
 
     @property
     def num_classes(self) -> int:
@@ -109,6 +117,7 @@ class Subset(Source):
         self.label_names = source.label_names
         self.label_doubt = source.label_doubt
         self.multi_label = source.multi_label
+        self.renames = source.renames
         self._source = source
         self._indices = np.asarray(indices)
 

@@ -1,0 +1,301 @@
+"""Classes are names: whatever a source's own numbers for them are, a perfect model scores 1.0."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitvlm import models
+from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import DataError
+from vitvlm.jobs import evaluators
+from vitvlm.jobs.classes import Head
+from vitvlm.jobs.setup import setup
+from vitvlm.tasks import Classify, Encode
+
+COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cow": (30, 30, 200), "dog": (200, 200, 30)}
+OPS = "decode(3)|resize(8)|normalize('unit')"
+CLASSIFIER = dict(name="resnet", num_classes="data", widths=(8,), depths=(1,), layer="basic", stem_width=8)
+ENCODER = dict(CLASSIFIER, num_classes=0)
+
+
+def picture(folder, name, colour):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), COLOURS[colour]).save(path)
+    return name
+
+
+def a_folder(root, per_class=4, **classes):
+    """PATH/SPLIT/CLASS/N.png, each in the colour of its class; `classes` are names, or {name: colour}, by split."""
+    for split, names in classes.items():
+        for name in names:
+            for number in range(per_class):
+                picture(root / split / name, f"{number}.png", names[name] if isinstance(names, dict) else name)
+    return f"folder:{root}"
+
+
+def a_list(root, kind, **classes):
+    """The same as a list; rows of test come first, so that no order is by chance the right one."""
+    rows = [
+        {"image": picture(root, f"{split}/{name}{number}.png", name), "label": name, "split": split}
+        for split in ("test", "train")
+        for name in classes[split]
+        for number in range(4)
+    ]
+    file = root / f"list.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [",".join(row.values()) for row in rows]
+        file.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    return f"{kind}:{file}"
+
+
+def a_config(source, model=CLASSIFIER, evals=None, **data):
+    split = dict(ops=OPS)
+    return {
+        "task": {"name": "classify"},
+        "model": model,
+        "data": {"source": source, "train": {"split": "train", **split}, "eval": {"split": "test", **split}, **data},
+        "total": "1 steps",
+        "batch_size": 4,
+        "optimizer": {"name": "sgd"},
+        "schedule": {"name": "constant", "peak": 1.0},
+        "evals": {"test": {"type": "classification"}} if evals is None else evals,
+    }
+
+
+def perfect(*names):
+    """Predictions of a model that knows the colours of these classes, in the order of its head; features too."""
+    colours = np.array([COLOURS[name] for name in names]) / 255
+
+    def predict(name, variables, batch):
+        pixel = batch["image"].mean(axis=(1, 2))
+        if name == "features":
+            return {"features": pixel}
+        return {name: -np.square(pixel[:, None] - colours).sum(axis=2)}
+
+    return predict
+
+
+def scored(config, predict, tmp_path):
+    """{evaluation: result} of a job's evaluators; a model without classes is one that came from elsewhere."""
+    model = dict(config["model"])
+    task = None if model["num_classes"] else Encode(models.build(model.pop("name"), **model))
+    job = setup(config, task is None, task)
+    built = evaluators.build(job, job.job.evals)
+    return {each.name: each.evaluator.run(predict, {}, tmp_path / each.name) for each in built}
+
+
+TRAIN, TEST = ("ant", "bee", "cow"), ("ant", "cow")
+
+
+@pytest.mark.parametrize("kind", ["folder", "two lists", "mix", "own data"])
+def test_a_class_that_a_split_lacks_shifts_no_label(kind, tmp_path):
+    config = a_config(a_folder(tmp_path / "images", train=TRAIN, test=TEST))
+    if kind == "mix":
+        more = a_folder(tmp_path / "more", train=TRAIN, test=["cow"])
+        config = a_config(f"mix:{config['data']['source']}+2*{more}")
+    if kind == "two lists":
+        whole = a_list(tmp_path / "whole", "jsonl", train=TRAIN, test=TRAIN)
+        part = a_list(tmp_path / "part", "jsonl", train=TEST, test=TEST)
+        config = a_config(whole, eval={"split": "test", "ops": OPS, "source": part})
+    if kind == "own data":
+        own = a_list(tmp_path / "own", "csv", train=TEST, test=TEST)
+        config["evals"]["test"]["data"] = {"source": own}
+    (result,) = scored(config, perfect(*TRAIN), tmp_path).values()
+    assert result.metrics["top1"] == 1
+    assert "3 classes" in result.protocol and "the data names 2 of them" in result.protocol
+    saved = np.load(tmp_path / "test" / "examples.npz")
+    assert set(saved["label_name"]) == set(saved["prediction_name"]) == set(TEST)
+    assert saved["label_name"].tolist() == [TRAIN[label] for label in saved["label"]]
+    assert saved["probability"].shape == saved["label"].shape and (saved["probability"] > 1 / 3).all()
+
+
+LEARNERS = {
+    "knn": {"type": "knn", "ks": (3,)},
+    "mae": {"type": "linear_probe_mae", "epochs": 100, "base_rate": 1000.0, "warmup_epochs": 1},
+    "logistic": {"type": "linear_probe_logistic", "sweep": (10.0,)},
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_neighbours_and_probes_learn_names(name, tmp_path):
+    source = a_folder(tmp_path / "images", train=TRAIN, test=TEST)
+    results = scored(a_config(source, ENCODER, {name: LEARNERS[name]}), perfect(), tmp_path)
+    metrics = results[name].metrics
+    assert metrics["top1_k3" if name == "knn" else "top1"] == 1
+    assert set(np.load(tmp_path / name / "examples.npz")["label_name"]) == set(TEST)
+
+
+def test_probes_learn_the_classes_of_their_own_training_data(tmp_path):
+    """A pre-training on other classes, or on none, has nothing to do with those of a probe."""
+    pretraining = a_folder(tmp_path / "pretraining", train=("dog", "bee"), test=("dog", "bee"))
+    own = {"source": a_folder(tmp_path / "own", train=TRAIN, test=TEST)}
+    evals = {"knn": {**LEARNERS["knn"], "data": own, "train_data": own}}
+    results = scored(a_config(pretraining, ENCODER, evals), perfect(), tmp_path)
+    assert results["knn"].metrics["top1_k3"] == 1
+    del evals["knn"]["train_data"]
+    with pytest.raises(
+        DataError, match=r"no class of it \('ant', 'cow'\) is one of the data that it lear.*'bee', 'dog'"
+    ):
+        scored(a_config(pretraining, ENCODER, evals), perfect(), tmp_path)
+
+
+def test_a_class_that_was_not_trained_is_an_error_that_lists_it(tmp_path):
+    config = a_config(a_folder(tmp_path / "images", train=("ant", "bee"), test=("ant", "cow", "dog", "bee")))
+    message = (
+        r"its classes 'cow', 'dog' are none of the training's classes, .*\('ant', 'bee'\); say .*config\.data\.class_n"
+    )
+    with pytest.raises(DataError, match=message):
+        scored(config, perfect("ant", "bee"), tmp_path)
+    other = a_config(a_folder(tmp_path / "cases", train=("ant", "bee"), test={"Ant": "ant", "bee": "bee"}))
+    with pytest.raises(DataError, match=r"its class 'Ant' is none of .*: 'Ant' may be 'ant'"):
+        scored(other, perfect("ant", "bee"), tmp_path)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_names_by_hand(as_file, tmp_path):
+    names = {"Kuh": "cow", "Biene": "bee"}
+    source = a_folder(tmp_path / "images", train=TRAIN, test={"ant": "ant", "Biene": "bee", "Kuh": "cow"})
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    config = a_config(source, class_names=str(tmp_path / "names.json") if as_file else names)
+    (result,) = scored(config, perfect(*TRAIN), tmp_path).values()
+    assert result.metrics["top1"] == 1
+    assert "2 classes named by config.data.class_names ('Biene' = 'bee', 'Kuh' = 'cow')" in result.protocol
+    assert setup(config).config["data"]["class_names"] == names  # the workdir needs no file
+    config["data"]["class_names"] = {**names, "Katze": "cow"}
+    with pytest.raises(ConfigError, match=r"class_names: no class 'Katze' in .* train nor .* test; .*Biene"):
+        setup(config)
+    config["data"]["class_names"] = str(tmp_path / "nowhere.json")
+    with pytest.raises(ConfigError, match=r"class_names: .*nowhere\.json: No such file"):
+        setup(config)
+
+
+def test_several_classes_become_one(tmp_path):
+    source = a_folder(tmp_path / "images", train=("ant", "bee", "cow"), test=TEST)
+    config = a_config(source, class_names={"ant": "insect", "bee": "insect"})
+    job = setup(config)
+    assert job.head.names == ("insect", "cow") and job.config["classes"] == ["insect", "cow"]
+    assert sorted(job.source.labels.tolist()) == [0] * 8 + [1] * 4
+    assert {job.source[i]["label"] for i in range(12) if job.source[i]["id"].startswith("bee/")} == {0}
+    (result,) = scored(config, perfect("ant", "cow"), tmp_path).values()
+    assert result.metrics["top1"] == 1
+
+
+def test_the_order_and_more_classes_may_be_given(tmp_path):
+    config = a_config(a_folder(tmp_path / "images", train=TRAIN, test=TEST)) | {"classes": ("dog", "cow", "bee", "ant")}
+    job = setup(config)
+    assert job.task.model.num_classes == 4
+    with_ids = {job.source.ids[i].split("/")[0]: int(job.source.labels[i]) for i in range(len(job.source))}
+    assert with_ids == {"cow": 1, "bee": 2, "ant": 3}
+    (result,) = scored(config, perfect("dog", "cow", "bee", "ant"), tmp_path).values()
+    assert result.metrics["top1"] == 1
+    with pytest.raises(DataError, match=r"its class 'ant' is none of the training's classes"):
+        setup(config | {"classes": ("cow", "bee")})
+    with pytest.raises(ConfigError, match=r"num_classes: 7, but config\.classes names 4 classes; set it to 4"):
+        setup(config | {"model": {**CLASSIFIER, "num_classes": 7}})
+
+
+def test_an_unlabelled_source_says_so(tmp_path):
+    row = {"image": picture(tmp_path, "a.png", "ant"), "caption": "x"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
+    source = f"jsonl:{tmp_path}/list.jsonl"
+    for classes in ("data", 3):
+        with pytest.raises(DataError, match=r"num_classes.* needs classes, and jsonl:.* all has no labels"):
+            setup(a_config(source, {**CLASSIFIER, "num_classes": classes}, train={"split": "all", "ops": OPS}))
+    config = a_config(source, ENCODER, {"knn": {"type": "knn", "ks": (1,)}})
+    config["data"] |= {"train": {"split": "all", "ops": OPS}, "eval": {"split": "all", "ops": OPS}}
+    with pytest.raises(DataError, match=r"config\.evals\.knn \(knn\) needs classes, and jsonl:.* all has no labels"):
+        scored(config, perfect(), tmp_path)
+    config["evals"] = {"features": {"type": "features"}}
+    scored(config, perfect(), tmp_path)
+    assert set(np.load(tmp_path / "features" / "features.npz")) == {"features", "index", "id"}
+
+
+def test_a_head_is_needed_to_be_scored(tmp_path):
+    source = a_folder(tmp_path / "images", train=TRAIN, test=TEST)
+    with pytest.raises(ConfigError, match=r"config\.evals\.test: classification scores a head, and this"):
+        scored(a_config(source, ENCODER), perfect(), tmp_path)
+
+
+def weights_on(names, data, predict, tmp_path, class_names=None, count=None, **fields):
+    """The result of published weights whose head has these classes (None: `count` without a name) on folders `data`."""
+    source = a_folder(tmp_path / "images", test=data)
+    section = {"type": "classification", **fields}
+    config = a_config(
+        source, evals={"test": section}, train={"split": "test", "ops": OPS}, class_names=class_names or {}
+    )
+    count = count or len(names)
+    task = Classify(models.build(**{**CLASSIFIER, "num_classes": count}))
+    job = setup(config, False, task, Head(names, count, "the weights' classes", published=True))
+    (built,) = evaluators.build(job, job.job.evals)
+    return built.evaluator.run(predict, {}, tmp_path / "out")
+
+
+def test_weights_with_more_classes_than_the_data_are_scored_within_the_datas(tmp_path):
+    names = ("dog", "cow", "bee", "ant")
+    blind = perfect("dog", "cow", "bee", "ant")
+
+    def predict(name, variables, batch):
+        """Takes everything for a bee, and only then looks."""
+        return {name: blind(name, variables, batch)[name] + np.array([0, 0, 100, 0])}
+
+    result = weights_on(names, ("ant", "cow", "dog"), predict, tmp_path)
+    assert result.metrics["top1"] == 1
+    assert "classification, 3 classes" in result.protocol
+    assert "scored within the 3 of the head's 4 classes that the data names" in result.protocol
+    assert "classes matched by name, in another order" in result.protocol
+    saved = np.load(tmp_path / "out" / "examples.npz")
+    assert saved["label"].tolist() == [names.index(name) for name in saved["prediction_name"]]
+    rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
+    assert [(row["class"], row["name"], row["accuracy"]) for row in rows] == [
+        ("0", "dog", "1.0000"), ("1", "cow", "1.0000"), ("3", "ant", "1.0000"),
+    ]  # fmt: skip
+    everything = weights_on(names, ("ant", "cow", "dog"), predict, tmp_path / "all", within="head")
+    assert everything.metrics["top1"] == 0 and "4 classes" in everything.protocol
+    assert "the data names 3 of them" in everything.protocol
+
+
+def test_names_that_are_written_otherwise_are_found_and_said(tmp_path):
+    names = ("Ant", "honey bee, bee, Apis", "milk cow")
+    data = {"milk-Cow": "cow", "ant": "ant", "bee": "bee"}
+    result = weights_on(names, data, perfect("ant", "bee", "cow"), tmp_path)
+    assert result.metrics["top1"] == 1
+    assert "2 classes matched ignoring case, _ and - ('ant' = 'Ant', 'milk-Cow' = 'milk cow')" in result.protocol
+    assert "1 classes matched by a synonym between commas ('bee' = 'honey bee, bee, Apis')" in result.protocol
+
+
+def test_weights_that_share_no_name_with_the_data_ask_for_a_mapping(tmp_path):
+    names, data = ("Ameise", "Biene"), ("ant", "bee")
+    message = (
+        r"test: no class of it \('ant', 'bee'\) is one of the weights' classes \('Ameise', 'Biene'\); say which class "
+        r"each is by config\.data\.class_names=\{class: class of the weights\}"
+    )
+    with pytest.raises(DataError, match=message):
+        weights_on(names, data, perfect("ant", "bee"), tmp_path / "without")
+    result = weights_on(names, data, perfect("ant", "bee"), tmp_path, {"bee": "Biene", "ant": "Ameise"})
+    assert result.metrics["top1"] == 1 and "2 classes named by config.data.class_names" in result.protocol
+
+
+def test_weights_without_names(tmp_path):
+    result = weights_on(None, ("ant", "bee"), perfect("ant", "bee"), tmp_path / "as many", count=2)
+    assert result.metrics["top1"] == 1
+    assert "the weights' classes have no names, taken to be in the data's order: UNVERIFIED" in result.protocol
+    with pytest.raises(DataError, match=r"2 classes, and the weights' classes are 3 without a name: say .*class_names"):
+        weights_on(None, ("ant", "bee"), perfect("cow", "bee", "ant"), tmp_path / "more", count=3)
+    by_hand = {"ant": "LABEL_2", "bee": "LABEL_1"}
+    result = weights_on(None, ("ant", "bee"), perfect("cow", "bee", "ant"), tmp_path, by_hand, count=3)
+    assert result.metrics["top1"] == 1 and "UNVERIFIED" not in result.protocol
+
+
+def test_weights_that_name_two_classes_alike(tmp_path):
+    """As ImageNet's crane, the bird and the machine."""
+    names = ("ant", "cow", "ant")
+    with pytest.raises(DataError, match=r"'ant' could be 'ant \(class 0\)' or 'ant \(class 2\)'"):
+        weights_on(names, ("ant", "cow"), perfect("bee", "cow", "ant"), tmp_path / "unclear")
+    by_hand = {"ant": "ant (class 2)"}
+    assert weights_on(names, ("ant", "cow"), perfect("bee", "cow", "ant"), tmp_path, by_hand).metrics["top1"] == 1

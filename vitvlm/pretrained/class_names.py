@@ -1,0 +1,39 @@
+"""Names of a head's classes as the configs of other code bases hold them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitvlm.pretrained.entries import WeightsError
+
+_NO_NAME = re.compile(r"LABEL_\d+")  # what `transformers` writes where nobody named the classes
+
+
+def read(given: Any, count: int) -> tuple[str, ...] | None:
+    """The names in order, from a list or an {index: name}; None where the classes, or their names, are not there.
+
+    An index without a name is called LABEL_7, as `transformers` does. Raises WeightsError for names that do not fit
+    `count` classes.
+    """
+    if not count or not given:
+        return None
+    if isinstance(given, Mapping):
+        by_index = {str(index): str(name) for index, name in given.items()}
+        names = tuple(by_index.pop(str(place), f"LABEL_{place}") for place in range(count))
+        if by_index:
+            raise WeightsError(f"config.json: names of classes {', '.join(by_index)}, of which the head has {count}")
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        names = tuple(map(str, given))
+    else:
+        raise WeightsError(f"config.json: names of classes are a list or an object, not {type(given).__name__}")
+    if len(names) != count:
+        raise WeightsError(f"config.json: {len(given)} names of classes, and the head has {count} classes")
+    return None if all(_NO_NAME.fullmatch(name) for name in names) else names
+
+
+def labels(names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config.json of `transformers` that name the classes."""
+    return {
+        "id2label": {str(place): name for place, name in enumerate(names)},
+        "label2id": {name: place for place, name in enumerate(names)},
+    }
