@@ -1,7 +1,9 @@
 """Classes are names: whatever a source's own numbers for them are, a perfect model scores 1.0."""
 
 import csv
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
+from vitvlm.data import sources
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import evaluators
 from vitvlm.jobs.classes import Head
@@ -299,3 +302,36 @@ def test_weights_that_name_two_classes_alike(tmp_path):
         weights_on(names, ("ant", "cow"), perfect("bee", "cow", "ant"), tmp_path / "unclear")
     by_hand = {"ant": "ant (class 2)"}
     assert weights_on(names, ("ant", "cow"), perfect("bee", "cow", "ant"), tmp_path, by_hand).metrics["top1"] == 1
+
+
+def test_streamed_and_multi_label_sources_are_put_under_the_classes_too(tmp_path):
+    """Trained on streamed shards whose classes are in another order; lists of labels keep their names as well."""
+    members = {
+        f"{number}{end}": content
+        for number, name in enumerate(("cow", "ant", "bee"))
+        for end, content in ((".png", (tmp_path / picture(tmp_path, "one.png", name)).read_bytes()), (".cls", name))
+    }
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in members.items():
+            content = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = sources.placed(sources.open(f"webdataset:{tmp_path}/0.tar", "all"), ("dog", "cow", "bee", "ant"), "x", "y")
+    expected = [1, 3, 2]
+    assert source.streams and source.labels.tolist() == expected
+    assert [source[i]["label"] for i in range(3)] == [each["label"] for each in source.first()] == expected
+    assert [record.found["label"] for record in source.read(0)] == expected
+    offset = [record.offset for record in source.read(0)][1]
+    assert [record.found["label"] for record in source.read_at(0, [offset])] == [3]
+
+    rows = [{"image": "one.png", "label": ["cow", "bee"]}, {"image": "two.png", "label": []}]
+    picture(tmp_path, "two.png", "bee")
+    (tmp_path / "several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    several = sources.open(f"jsonl:{tmp_path}/several.jsonl", "all")
+    under = sources.placed(several, ("dog", "cow", "ant", "bee"), "x", "y")
+    assert (
+        [each.tolist() for each in under.label_sets] == [under[i]["label"].tolist() for i in range(2)] == [[1, 3], []]
+    )
+    merged = sources.renamed(several, {"cow": "animal", "bee": "animal"})
+    assert merged.label_names == ("animal",) and [each.tolist() for each in merged.label_sets] == [[0], []]
