@@ -1,9 +1,22 @@
-"""Pages in a real browser."""
+"""What all tests share: how programs are compiled, and pages in a real browser.
 
+Nearly all time goes into compiling, and tests compare values: XLA does not optimize, and workers, fresh processes and
+runs share what they compiled through a folder of the system's temporary files. oneDNN's programs cannot be kept there:
+tests/core/test_compiling.py and a step of tests/jobs/test_configs.py ask for them.
+"""
+
+import os
 import pathlib
+import tempfile
 
 import pytest
 from playwright.sync_api import sync_playwright
+
+COMPILED = pathlib.Path(tempfile.gettempdir()) / f"vitvlm_tests_{os.getuid()}"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_onednn=false")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser")
 

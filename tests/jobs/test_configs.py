@@ -91,6 +91,13 @@ def test_takes_one_real_step_at_debug_size(path):
     assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize("path", ["configs/vit.py", "configs/mae.py"])
+def test_takes_a_step_as_users_compile_it(path, monkeypatch):
+    """With the compiler options of a user's machine, which the tests' flags turn off."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    test_takes_one_real_step_at_debug_size(path)
+
+
 def pixels(ops: str) -> int:
     """Channels that the operations decode to; they must parse."""
     pipeline = operations.parse(ops)
