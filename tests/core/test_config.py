@@ -114,3 +114,39 @@ def test_a_share_of_an_unknown_length_is_an_error():
 def test_epochs_and_examples_agree(epochs, batch_size, examples):
     clock = Clock(batch_size, examples)
     assert clock.steps(f"{epochs} epochs", "x") == clock.steps(f"{epochs * examples} examples", "x")
+
+
+@dataclasses.dataclass
+class Typed:
+    steps: int = 1
+    rate: float = 0.1
+    clip: float | None = None
+    name: str = ""
+    fast: bool = False
+    size: int | tuple[int, int] = 8
+    total: int | str = 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"steps": 2, "rate": 1, "clip": 2, "name": "x", "fast": True, "size": (1, 2), "total": "5%"}, {"clip": None}],
+)
+def test_values_of_the_annotated_types_pass(fields):
+    assert config.call(Typed, fields, "config.x") == Typed(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 1.5}, r"config\.x\.steps: 1\.5 is not a whole number"),
+        ({"steps": True}, r"config\.x\.steps: True is not a whole number"),
+        ({"rate": "abc"}, r"config\.x\.rate: 'abc' is not a number"),
+        ({"clip": "abc"}, r"config\.x\.clip: 'abc' is not a number or None"),
+        ({"name": 3}, r"config\.x\.name: 3 is not text"),
+        ({"fast": 1}, r"config\.x\.fast: 1 is not True or False"),
+        ({"total": None}, r"config\.x\.total: None is not a whole number or text"),
+    ],
+)
+def test_values_of_other_types_are_one_line(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config.call(Typed, fields, "config.x")

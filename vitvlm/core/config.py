@@ -2,12 +2,16 @@
 
 import difflib
 import inspect
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 T = TypeVar("T")
+
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
 
 
 class ConfigError(ValueError):
@@ -26,8 +30,8 @@ def call(function: Callable[..., T], fields: Mapping[str, Any], where: str, **gi
       where: its name in the config, for error messages ("config.optimizer").
       **given: arguments that the caller supplies; a section may not set them.
 
-    Raises ConfigError for an unknown field (the nearest name is offered), a field the caller supplies, or a
-    missing required one.
+    Raises ConfigError for an unknown field (the nearest name is offered), a field the caller supplies, a missing
+    required one, or a value of another type than a parameter that is annotated with int, float, bool or str.
     """
     fields = plain(fields)
     parameters = {
@@ -43,7 +47,28 @@ def call(function: Callable[..., T], fields: Mapping[str, Any], where: str, **gi
     missing = sorted(required - set(fields))
     if missing:
         raise ConfigError(f"{where}: missing field{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    for name, value in fields.items():
+        if name in parameters:
+            check_type(value, parameters[name].annotation, f"{where}.{name}")
     return function(**fields, **given)
+
+
+def check_type(value: Any, annotation: Any, where: str) -> None:
+    """Raises ConfigError for a value that a plain annotation, such as `int` or `float | None`, does not allow.
+
+    A whole number does for a float; anything does for annotations with other types in them.
+    """
+    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if not set(allowed) <= set(_KINDS):
+        return
+    if isinstance(value, bool):
+        fits = bool in allowed
+    elif isinstance(value, int):
+        fits = int in allowed or float in allowed
+    else:
+        fits = isinstance(value, allowed)
+    if not fits:
+        raise ConfigError(f"{where}: {value!r} is not {' or '.join(_KINDS[kind] for kind in allowed)}")
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], where: str) -> None:

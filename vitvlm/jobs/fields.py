@@ -148,7 +148,7 @@ class Job:
       side_by_side: run them next to each other instead of one after the other: faster on the cores of a CPU.
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       image_size: for the config's own references; models and operations have their own fields.
-      mesh: devices per axis; -1 takes the rest.
+      mesh: devices per axis; -1 takes the rest. An axis that is not named has one device, and `data` the rest.
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
       evals: evaluators by name; see `jobs.evaluators`.
@@ -168,10 +168,14 @@ class Job:
     side_by_side: bool = False
     ema_decay: float | None = None
     image_size: Any = None
-    mesh: Section = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
+    mesh: Section = dataclasses.field(default_factory=dict)
     sharding: Any = "replicated"
     init_from: Section | None = None
     classes: Sequence[str] | None = None
     evals: Mapping[str, Section] = dataclasses.field(default_factory=dict)
     checkpoint: Section = dataclasses.field(default_factory=dict)
     log: Section = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        left = 1 if -1 in self.mesh.values() else -1
+        object.__setattr__(self, "mesh", {"data": left, "fsdp": 1, "tensor": 1, **self.mesh})

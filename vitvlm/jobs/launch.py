@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import allocator
+from vitvlm.jobs.overrides import apply_overrides, take_overrides
 from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.interrupts import Interrupted
 from vitvlm.training.loop import NotFiniteError
@@ -21,19 +22,17 @@ EXPECTED = (ConfigError, DataError, CheckpointError, WorkdirError, NotFiniteErro
 """Errors whose message says all that the user needs; others keep their traceback."""
 
 
-def define_config(required: bool = True) -> flags.FlagHolder:
-    """The `--config` flag; fields are overridden as `--config.model.patch_size=8`.
-
-    Fields that the file leaves at their defaults can be set too; what nothing knows is an error of `jobs.setup`.
-    """
+def define_config(required: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
+    """The `--config` flag; `parse` sets the fields that are overridden as `--config.model.patch_size=8`."""
     holder = config_flags.DEFINE_config_file(
         "config",
-        help_string="Config file, with an argument after a colon.",
+        help_string="Config file, with an argument after a colon; --config.FIELD=VALUE sets any field of it.",
         lock_config=False,
-        accept_new_attributes=True,
+        flag_values=flag_values,
+        sys_argv=[],  # `parse` takes the overrides, since these flags can set neither absent sections nor None
     )
     if required:
-        flags.mark_flag_as_required("config")
+        flags.mark_flag_as_required("config", flag_values)
     return holder
 
 
@@ -66,22 +65,28 @@ def run(main: Callable[[], None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     allocator.keep_large_buffers()
-    app.run(one_line_errors, flags_parser=_parse)
+    app.run(one_line_errors, flags_parser=parse)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser; an unknown flag or config field is one line that names the nearest."""
+def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses flags as absl does, sets the overridden fields of the config, and returns what is no flag.
+
+    A mistake is one line that names the nearest flag or field, and ends the program with status 2.
+    """
     try:
-        arguments = flags.FLAGS(list(argv))
-        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-            flags.FLAGS["config"].value.keys()  # a file that failed to load only raises when it is looked at
+        argv, overrides = take_overrides(flag_values.read_flags_from_files(list(argv), force_gnu=False))
+        arguments = flag_values(argv)
+        config = flag_values["config"].value if "config" in flag_values else None
+        if config is not None:
+            config.keys()  # a file that failed to load only raises when it is looked at
+            apply_overrides(config, overrides)
+        elif overrides:
+            raise ConfigError(f"--config.{overrides[0][0]}: give a --config to set a field of")
         return arguments
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        near = difflib.get_close_matches(error.flagname, list(flag_values), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
-        sys.exit(_fail(f"--{error.flagname}: no such flag or config field{hint}"))
-    except KeyError as error:
-        sys.exit(_fail(f"--config: no section {error} in the config file to set a field of"))
+        sys.exit(_fail(f"--{error.flagname}: no such flag{hint}"))
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         # What a config file raises comes wrapped in a traceback's text, whose last line is the message.
         sys.exit(_fail(str(error).strip().splitlines()[-1].strip()))
