@@ -86,7 +86,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(flag_values), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
-        sys.exit(_fail(f"--{error.flagname}: no such flag{hint}"))
+        sys.exit(_fail(f"--{error.flagname}: no such flag or config field{hint}"))
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         # What a config file raises comes wrapped in a traceback's text, whose last line is the message.
         sys.exit(_fail(str(error).strip().splitlines()[-1].strip()))
