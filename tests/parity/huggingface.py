@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from vitvlm import pretrained
 from vitvlm.nn.stack import unstack_blocks
+from vitvlm.pretrained.entries import in_memory
 from vitvlm.pretrained.huggingface import FAMILIES
 from vitvlm.pretrained.tables import Table
 
@@ -46,8 +47,9 @@ def gradients(model: PreTrainedModel, loaded: pretrained.Pretrained, folder: Pat
         if parameter.grad is not None:
             parameter.data = parameter.grad
     model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = in_memory(load_file(folder / "model.safetensors"))
     family = FAMILIES[json.loads((folder / "config.json").read_text())["architectures"][0]]
+    tensors = tensors.renamed(family.rename)
     return Table.reading(family.rows(loaded.model, tensors), tensors).read(tensors)["params"]
 
 

@@ -76,7 +76,7 @@ def rows() -> list[Row]:
             inside = True
         elif inside and not set(cells[0]) <= set("-:"):
             layout, read, written = cells
-            found.append(Row(layout.strip("`"), read, written))
+            found.append(Row(layout.replace("`", ""), read, written))
     return found
 
 

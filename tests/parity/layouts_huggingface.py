@@ -1,13 +1,16 @@
 """Layouts of `transformers`: small random models of its classes, as `save_pretrained` writes them."""
 
-from collections.abc import Callable
+import json
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface import array, pixels, randomise
+from huggingface import array, pixels, randomise, stacked
 from layouts import Layout, published
+from safetensors.numpy import load_file, save_file
 from transformers import (
     AlignConfig,
     AlignModel,
@@ -16,13 +19,18 @@ from transformers import (
     AlignVisionConfig,
     AlignVisionModel,
     BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
     BertModel,
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -39,24 +47,31 @@ from transformers import (
     EfficientNetForImageClassification,
     EfficientNetModel,
     PreTrainedModel,
+    ResNetBackbone,
     ResNetConfig,
     ResNetForImageClassification,
     ResNetModel,
     SiglipConfig,
+    SiglipForImageClassification,
     SiglipModel,
     SiglipTextConfig,
     SiglipTextModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SwinBackbone,
     SwinConfig,
     SwinForImageClassification,
+    SwinForMaskedImageModeling,
     SwinModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTForMaskedImageModeling,
     ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTModel,
 )
+
+from vitvlm.pretrained.tensors import SINGLE
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).uniform(size=(2, 9)).astype(np.float32)
@@ -132,11 +147,19 @@ def similarity(output: Any) -> dict[str, np.ndarray]:
     return {"logits_per_image": array(output.logits_per_image), "text_embedding": array(output.text_embeds)}
 
 
-def image_case(name: str, make: Callable[[], PreTrainedModel], expected: Callable[[Any], dict[str, Any]]) -> None:
+def image_case(
+    name: str,
+    make: Callable[[], PreTrainedModel],
+    expected: Callable[[Any], dict[str, Any]],
+    asked: Mapping[str, Any] = types.MappingProxyType({}),
+    named: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+    """`asked` of their model, `named` of ours."""
+
     @published(name)
     def case(folder: Path) -> Layout:
         theirs = written(make(), folder)
-        return Layout(folder, (IMAGES,), expected=expected(theirs(pixels(IMAGES))))
+        return Layout(folder, (IMAGES,), named, expected(theirs(pixels(IMAGES), **asked)))
 
 
 def text_case(name: str, make: Callable[[], PreTrainedModel], expected: Callable[[Any], dict[str, Any]]) -> None:
@@ -210,6 +233,135 @@ pair_case("AlignModel", lambda: AlignModel(AlignConfig(text_config=BERT, vision_
 image_case("AlignVisionModel", lambda: AlignVisionModel(AlignVisionConfig(**EFFICIENTNET)), pooled)
 text_case("AlignTextModel", lambda: AlignTextModel(AlignTextConfig(**BERT)), pooled)
 text_case("BertModel", lambda: BertModel(BertConfig(**BERT)), pooled)
+
+
+def rewrite(folder: Path, tensors: Callable[[dict[str, Any]], dict[str, Any]] = dict, **config: Any) -> None:
+    """Changes the tensors, and the fields of config.json; those that are None are taken away."""
+    save_file(tensors(load_file(folder / SINGLE)), folder / SINGLE, {"format": "pt"})
+    told = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({name: x for name, x in told.items() if x is not None}))
+
+
+def tokens_mean(output: Any) -> dict[str, np.ndarray]:
+    return {"pooled": array(output.last_hidden_state.mean(1))}
+
+
+image_case(
+    "ViTForMaskedImageModeling",
+    lambda: ViTForMaskedImageModeling(ViTConfig(**VIT, encoder_stride=4)),
+    lambda output: {"hidden": stacked(output.hidden_states)},
+    {"output_hidden_states": True},
+    {"capture": ("hidden",)},
+)
+image_case(
+    "SwinForMaskedImageModeling",
+    lambda: SwinForMaskedImageModeling(SwinConfig(**SWIN, encoder_stride=4)),
+    lambda output: {"pyramid.1": array(output.reshaped_hidden_states[-1]).transpose(0, 2, 3, 1)},
+    {"output_hidden_states": True},
+)
+image_case(
+    "SwinBackbone",
+    lambda: SwinBackbone(SwinConfig(**SWIN, out_features=["stage1", "stage2"])),
+    lambda output: {f"pyramid.{i}": array(x).transpose(0, 2, 3, 1) for i, x in enumerate(output.feature_maps)},
+)
+image_case(
+    "ResNetBackbone",
+    lambda: ResNetBackbone(ResNetConfig(**RESNET, out_features=["stage1", "stage2"])),
+    lambda output: {f"pyramid.{i}": array(x).transpose(0, 2, 3, 1) for i, x in enumerate(output.feature_maps)},
+)
+CLIP = {"text_config": CLIP_TEXT, "vision_config": VISION, "projection_dim": 10}
+image_case(
+    "CLIPVisionModelWithProjection",
+    lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=7)),
+    lambda output: {"pooled": array(output.image_embeds)},
+)
+text_case(
+    "CLIPTextModelWithProjection",
+    lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_TEXT, projection_dim=7)),
+    lambda output: {"pooled": array(output.text_embeds)},
+)
+image_case("CLIPForImageClassification", lambda: CLIPForImageClassification(CLIPConfig(**CLIP, **CLASSES)), logits)
+SIGLIP = {"text_config": SIGLIP_TEXT, "vision_config": VISION}
+image_case(
+    "SiglipForImageClassification", lambda: SiglipForImageClassification(SiglipConfig(**SIGLIP, **CLASSES)), logits
+)
+image_case(
+    "SiglipVisionModel without its pooling",
+    lambda: SiglipVisionModel(SiglipVisionConfig(**VISION, vision_use_head=False)),
+    tokens_mean,
+)
+text_case(
+    "BertModel without its pooler",
+    lambda: BertModel(BertConfig(**BERT), add_pooling_layer=False),
+    lambda output: {"pooled": array(output.last_hidden_state[:, 0])},
+)
+text_case("BertForMaskedLM", lambda: BertForMaskedLM(BertConfig(**BERT)), logits)
+
+
+def pretraining(output: Any) -> dict[str, np.ndarray]:
+    return {"logits": array(output.prediction_logits)}
+
+
+text_case("BertForPreTraining", lambda: BertForPreTraining(BertConfig(**BERT)), pretraining)
+
+
+def of_tensorflow(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The names of 2018, the decoder as a copy of the table, and numbers of places."""
+    spelt = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, old in spelt.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    return tensors | {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].copy(),
+        "bert.embeddings.position_ids": np.arange(9)[None],
+    }
+
+
+@published("BERT of TensorFlow's time (LayerNorm.gamma, a decoder held twice)")
+def old_bert(folder: Path) -> Layout:
+    theirs = written(BertForPreTraining(BertConfig(**BERT)), folder)
+    rewrite(folder, of_tensorflow, architectures=["BertForMaskedLM"])
+    return Layout(folder, (TEXTS,), expected=pretraining(theirs(torch.from_numpy(TEXTS).long())))
+
+
+@published('the same, with architectures="BertModel"')
+def old_bert_as_encoder(folder: Path) -> Layout:
+    theirs = written(BertForPreTraining(BertConfig(**BERT)), folder)
+    rewrite(folder, of_tensorflow, architectures=["BertForMaskedLM"])
+    expected = pooled(theirs.bert(torch.from_numpy(TEXTS).long()))
+    return Layout(folder, (TEXTS,), expected=expected, fields={"architectures": "BertModel"})
+
+
+@published("a config.json of model_type and num_labels alone")
+def thin_vit(folder: Path) -> Layout:
+    """ViT-B but for one layer of it, which has to be said."""
+    theirs = written(ViTForImageClassification(ViTConfig(num_hidden_layers=1, image_size=32, num_labels=5)), folder)
+    thin = {"model_type": "vit", "num_hidden_layers": 1, "image_size": 32, "num_labels": 5}
+    (folder / "config.json").write_text(json.dumps(thin))
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    return Layout(folder, (images,), expected=logits(theirs(pixels(images))))
+
+
+@published("a config.json without architectures and model_type")
+def nothing_to_go_by(folder: Path) -> Layout:
+    written(Dinov2Model(Dinov2Config(**DINOV2)), folder)
+    rewrite(folder, architectures=None, model_type=None)
+    return Layout(folder)
+
+
+@published('the same, with model_type="dinov2" by keyword')
+def by_keyword(folder: Path) -> Layout:
+    theirs = written(Dinov2Model(Dinov2Config(**DINOV2)), folder)
+    rewrite(folder, architectures=None, model_type=None)
+    expected = pooled(theirs(pixels(IMAGES)))
+    return Layout(folder, (IMAGES,), expected=expected, fields={"model_type": "dinov2"})
+
+
+@published("buffers beside the weights (position_ids, relative_position_index, no num_batches_tracked)")
+def buffers(folder: Path) -> Layout:
+    theirs = written(SwinModel(SwinConfig(**SWIN)), folder)
+    index = "encoder.layers.0.blocks.0.attention.self.relative_position_index"
+    rewrite(folder, lambda tensors: tensors | {index: np.zeros((9, 9), np.int64), "attn_mask": np.zeros((1, 9, 9))})
+    return Layout(folder, (IMAGES,), expected=pooled(theirs(pixels(IMAGES))))
 
 
 @published("ConvNextForImageClassification")

@@ -126,7 +126,11 @@ def edit(folder, **changes) -> None:
     ("changes", "message"),
     [
         ({"architectures": ["ViTForImageClassificatoin"]}, 'did you mean "ViTForImageClassification"'),
-        ({"architectures": None}, "architecture 'none'"),
+        ({"architectures": ["ViTModell"], "model_type": "dinov2"}, 'did you mean "Dinov2Model"'),
+        (
+            {"architectures": ["ViTModell"], "model_type": None},
+            "architecture 'ViTModell'; model_type None; there is: al",
+        ),
         ({"hidden_act": "mish"}, "hidden_act 'mish'; there is: gelu"),
         (
             {"num_hidden_layers": 3},
@@ -147,12 +151,15 @@ def test_configs_that_do_not_fit(folder, changes, message):
         pretrained.load(folder)
 
 
-def test_a_missing_field_is_named(folder):
+def test_fields_of_config_json_by_keyword(folder):
+    """They go before what the file says; of the model's own fields those are that have the same name."""
     config = json.loads((folder / "config.json").read_text())
-    del config["layer_norm_eps"]
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(pretrained.WeightsError, match=r"config\.json: has no 'layer_norm_eps'"):
-        pretrained.load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "mish"}))
+    loaded = pretrained.load(folder, hidden_act="relu", layer_norm_eps=0.5, dropout=0.25)
+    assert (loaded.model.activation, loaded.model.norm_eps, loaded.model.dropout) == ("relu", 0.5, 0.25)
+    assert loaded.source["config"]["hidden_act"] == "relu"
+    pretrained.save(loaded, folder / "again")
+    assert pretrained.load(folder / "again").model == loaded.model
 
 
 def test_damaged_files(folder):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
+from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import masked_mean
@@ -36,6 +37,8 @@ class Bert(nn.Module):
       segments: number of kinds of tokens ("token types"): those of a first and of a second sentence.
       pool: "cls", a tanh layer on the first token, [CLS] (the pooler); "first", that token itself (ALIGN); or "mean"
         over the real tokens (sentence-transformers).
+      mlm_head: whether there is a head that says which token is at each place (masked language modelling; Devlin et al.
+        2019, section 3.1): `logits`. Its last layer is the table of tokens, transposed.
       pooler: whether the pooler is there; by default exactly if it pools. Published weights have one that pools
         nothing; it is kept here so that they are written as they were read.
       activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
@@ -53,6 +56,7 @@ class Bert(nn.Module):
     segments: int = 2
     pool: str = "cls"
     pooler: bool | None = None
+    mlm_head: bool = False
     activation: str = "gelu"
     norm_eps: float = 1e-12
     drop_path: float = 0.0
@@ -121,7 +125,13 @@ class Bert(nn.Module):
             capture=capture,
         )
         pooled = self._pool(stacked.tokens, jnp.ones((B, L), bool) if mask is None else mask, dtypes)
-        return TextOutput(tokens=stacked.tokens, pooled=pooled, hidden=stacked.hidden, attention=stacked.attention)
+        return TextOutput(
+            tokens=stacked.tokens,
+            pooled=pooled,
+            logits=self._predict(stacked.tokens, embed, dtypes) if self.mlm_head else None,
+            hidden=stacked.hidden,
+            attention=stacked.attention,
+        )
 
     @property
     def has_pooler(self) -> bool:
@@ -142,6 +152,14 @@ class Bert(nn.Module):
         if self.pool == "cls":
             return by_pooler
         return first if self.pool == "first" else masked_mean(tokens, mask)
+
+    def _predict(
+        self, tokens: Float[Array, "B L D"], embed: nn.Embed, dtypes: dict[str, DTypeLike]
+    ) -> Float[Array, "B L V"]:
+        x = activation(self.activation)(Dense(self.width, name="mlm_dense", **dtypes)(tokens))
+        x = nn.LayerNorm(self.norm_eps, name="mlm_norm", **dtypes)(x)
+        bias = self.param("mlm_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
+        return embed.attend(x) + bias.astype(self.dtype)
 
 
 @MODELS.register("bert")

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,8 @@ class EfficientNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
+    captures: ClassVar[tuple[str, ...]] = ("hidden",)  # there is no attention
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
@@ -152,7 +154,7 @@ class EfficientNet(nn.Module):
         Raises ConfigError for an unknown pool, fields of stages of different lengths, or a capture of "attention",
         which there is none of.
         """
-        check_capture(capture, ("hidden",))
+        check_capture(capture, self.captures, type(self).__name__)
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layers = {

@@ -11,6 +11,7 @@ from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.pyramids import FeaturePyramid
+from vitvlm.nn.stack import CAPTURES
 
 
 class FPN(nn.Module):
@@ -50,6 +51,10 @@ class FPN(nn.Module):
     @property
     def param_dtype(self) -> DTypeLike:
         return self.backbone.param_dtype
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        return getattr(self.backbone, "captures", CAPTURES)
 
     @property
     def num_classes(self) -> int:

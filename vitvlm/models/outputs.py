@@ -47,6 +47,7 @@ class TextOutput:
     Fields:
       tokens [B, L, D]: after the final norm, or before it, if that is the pooled vector's alone.
       pooled [B, E]: one vector per text; E is D, unless the encoder has a projection.
+      logits [B, L, V]: over the vocabulary, of the token at each place; None without a head for it.
       hidden [depth + 1, B, T, D]: tokens before the first block and after each; None unless captured. T is L, or with a
         CLS token behind the text L + 1.
       attention [depth, B, K, T, T]: weights of each block; None unless captured.
@@ -54,6 +55,7 @@ class TextOutput:
 
     tokens: Float[Array, "B L D"]
     pooled: Float[Array, "B E"]
+    logits: Float[Array, "B L V"] | None = None
     hidden: Float[Array, "layers B T D"] | None = None
     attention: Float[Array, "depth B K T T"] | None = None
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -103,6 +103,8 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
+    captures: ClassVar[tuple[str, ...]] = ("hidden",)  # there is no attention
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
         Raises ConfigError for an unknown layer, widths and depths of different lengths, or a capture of "attention",
         which there is none of.
         """
-        check_capture(capture, ("hidden",))
+        check_capture(capture, self.captures, type(self).__name__)
         self._check()
         norms = {"norm_eps": self.norm_eps, "norm_momentum": self.norm_momentum}
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -15,7 +15,7 @@ from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, patch_grid
+from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, pad_to_patches, patch_grid, whole_patches
 from vitvlm.nn.positions import PositionTable
 from vitvlm.nn.stack import Captured, apply_each
 from vitvlm.nn.windows import WindowAttention
@@ -106,11 +106,13 @@ class Swin(nn.Module):
       window: side of the windows in patches.
       mlp_ratio: hidden width of the MLPs over the width of the stage.
       patch_size, image_size: a number or (height, width). image_size fixes the table of absolute positions, if there
-        is one; images of any size that the patch divides are accepted.
+        is one. Images of any size are accepted: one that the patch does not divide gets zeros below and to the right.
       num_classes: S; 0 for no head.
+      level_norms: stages, from 0 on, whose level of the pyramid passes a norm of its own; there is no final norm then,
+        and the tokens are those of the last level (the backbone of a detector). None: a final norm, and no others.
       positions: absolute ones, besides the relative ones of each block: "none", "learned" or "sincos".
-      norm_eps: of the blocks' norms and the final one; embed_norm_eps: of those after the patch embedding and in
-        patch merging.
+      norm_eps: of the blocks' norms and the final one; embed_norm_eps: of those after the patch embedding, in patch
+        merging and of the pyramid's levels.
       always_partition: see `nn.windows.WindowAttention`; detectors have it.
       drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last block, from which it
         falls to 0 at the first, through all stages.
@@ -126,6 +128,7 @@ class Swin(nn.Module):
     patch_size: int | Pair = 4
     image_size: int | Pair = 224
     num_classes: int = 0
+    level_norms: tuple[int, ...] | None = None
     positions: str = "none"
     qkv_bias: bool = True
     activation: str = "gelu"
@@ -146,23 +149,24 @@ class Swin(nn.Module):
         """Encodes images.
 
         The pyramid has one level per stage, [B, h, w, C], [B, h/2, w/2, 2C] and so on, halves rounded up: the output of
-        the stage's last block, before merging and without a norm. There is no prefix (R = 0).
+        the stage's last block, before merging and, if not among `level_norms`, without a norm. There is no prefix
+        (R = 0).
 
         `capture` takes "hidden", the feature maps before the first block and after each, and "attention", of each block
         as `nn.windows.WindowAttention` has it. In training, rng "dropout" is used if any dropout or drop path is on.
 
-        Raises ValueError if the patch does not divide the image, ConfigError for an unknown positions or capture.
+        Raises ConfigError for an unknown positions or capture.
         """
         self._check()
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patch = as_pair(self.patch_size)
+        images = pad_to_patches(images, patch)
         grid = patch_grid(images.shape[1:3], patch)
         tokens = PatchEmbed(self.width, patch, name="patches", **dtypes)(images)
         tokens = nn.LayerNorm(self.embed_norm_eps, name="patches_norm", **dtypes)(tokens)
         if self.positions != "none":
-            table_grid = patch_grid(as_pair(self.image_size), patch)
             positions = PositionTable(
-                self.positions, table_grid, self.width, param_dtype=self.param_dtype, name="positions"
+                self.positions, self.table_grid, self.width, param_dtype=self.param_dtype, name="positions"
             )
             tokens = tokens + positions(grid)[0].astype(self.dtype)
         tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
@@ -186,9 +190,12 @@ class Swin(nn.Module):
             tokens, grid, captured = stage(tokens, grid, self._drop_path(s), train, capture)
             hidden += [_as_maps(output, grid) for output, _ in captured if output is not None]
             attention += [weights for _, weights in captured]
-            pyramid.append(_as_maps(tokens, grid))
+            level = tokens
+            if s in (self.level_norms or ()):
+                level = nn.LayerNorm(self.embed_norm_eps, name=f"level_norms_{s}", **dtypes)(tokens)
+            pyramid.append(_as_maps(level, grid))
 
-        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(tokens)
+        tokens = level if self.level_norms is not None else nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(tokens)
         pooled = tokens.mean(axis=1)
         return EncoderOutput(
             tokens=tokens,
@@ -200,6 +207,12 @@ class Swin(nn.Module):
             hidden=tuple(hidden) if "hidden" in capture else None,
             attention=tuple(attention) if "attention" in capture else None,
         )
+
+    @property
+    def table_grid(self) -> Pair:
+        """(h, w) of the table of absolute positions: the patches that image_size fills."""
+        patch = as_pair(self.patch_size)
+        return patch_grid(whole_patches(as_pair(self.image_size), patch), patch)
 
     def _check(self) -> None:
         if self.positions not in POSITIONS:

@@ -34,7 +34,8 @@ class TextTransformer(nn.Module):
       late_mask: whether padding is masked one token late, which lets the CLS token look at the first token of padding,
         and at itself only behind a text without any: so were the published weights of CoCa trained.
       norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (CoCa).
-      projection: width of a linear layer after pooling, whose output is `pooled` then (SigLIP's head).
+      projection: width of a linear layer after pooling, whose output is `pooled` then (SigLIP's head); projection_bias:
+        whether it has a bias (CLIP's has none).
       activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
         block.
       scan, remat: see `nn.stack.apply_blocks`.
@@ -53,6 +54,7 @@ class TextTransformer(nn.Module):
     late_mask: bool = False
     norm_pooled: bool = False
     projection: int | None = None
+    projection_bias: bool = True
     activation: str = "gelu"
     norm_eps: float = 1e-6
     drop_path: float = 0.0
@@ -131,7 +133,7 @@ class TextTransformer(nn.Module):
         if self.norm_pooled:
             pooled = norm(pooled)
         if self.projection:
-            pooled = Dense(self.projection, name="projection", **dtypes)(pooled)
+            pooled = Dense(self.projection, self.projection_bias, name="projection", **dtypes)(pooled)
         return TextOutput(tokens=tokens[:, :L], pooled=pooled, hidden=stacked.hidden, attention=stacked.attention)
 
     def _visible(self, T: int, mask: Shaped[Array, "B L"] | None) -> Bool[Array, "#B 1 #T T"] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
@@ -18,6 +19,7 @@ from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.stack import CAPTURES, check_capture
 
 PROJECTIONS = ("linear", "affine", "mlp", "none")
 SHARED = ("scan", "remat", "dtype", "param_dtype")  # what both towers may be told at once
@@ -144,14 +146,26 @@ class TwoTowers(nn.Module):
 
         Args:
           mask [T, L]: 1 or True for each real text token; all are by default.
-          capture: of both towers, any of "hidden" and "attention".
+          capture: any of "hidden" and "attention", of each tower that has it: ALIGN's convolutions have no attention.
 
-        Raises ConfigError for an unknown projection, or a pooled vector without a projection that has not E numbers;
-        and what the towers raise.
+        Raises ConfigError for a capture that neither tower has, an unknown projection, or a pooled vector without a
+        projection that has not E numbers; and what the towers raise.
         """
-        image = self.image(images, train=train, capture=capture)
-        text = self.text(text_tokens, mask, train=train, capture=capture)
+        from_image, from_text = self._captures(capture)
+        image = self.image(images, train=train, capture=from_image)
+        text = self.text(text_tokens, mask, train=train, capture=from_text)
         return self._compare(image, text, image.pooled)
+
+    def _captures(self, capture: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is captured of the image and of the text tower; what only one of them has is said in the log."""
+        had = {kind: getattr(getattr(self, kind), "captures", CAPTURES) for kind in ("image", "text")}
+        names = " and ".join(f"{kind} {type(getattr(self, kind)).__name__}" for kind in had)
+        check_capture(capture, [name for name in CAPTURES if any(name in of for of in had.values())], names)
+        for kind, of in had.items():
+            if lacking := [name for name in capture if name not in of]:
+                tower = type(getattr(self, kind)).__name__
+                logging.warning("capture: the %s tower, %s, has no %s", kind, tower, ", ".join(lacking))
+        return tuple(tuple(name for name in capture if name in of) for of in had.values())
 
     def _compare(self, image: EncoderOutput, text: TextOutput, image_pooled: Float[Array, "B D"]) -> TwoTowersOutput:
         """Every image, as `image_pooled`, with every text."""

@@ -31,6 +31,7 @@ SIZES = {
 POOLS = ("cls", "gap", "cls_and_gap", "map")
 CLS_POOLS = ("cls", "cls_and_gap")
 POSITIONS = ("learned", "sincos", "none")
+HEAD_INPUTS = ("pooled", "mean")
 
 
 class ViT(nn.Module):
@@ -56,6 +57,10 @@ class ViT(nn.Module):
       pre_norm: whether there is a norm before the first block too (CLIP; Radford et al. 2021, section 2.4).
       norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (MAE's fine-tuning, CLIP).
       representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
+      projection: width of a linear layer without bias after that, whose output is `pooled` then (CLIP's space of images
+        and texts).
+      head_input: what the head reads: "pooled", or "mean", that of the patch tokens, whatever is pooled (the image
+        classifiers of CLIP and SigLIP).
       mlp, layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
         block.
       scan, remat: see `nn.stack.apply_blocks`.
@@ -83,6 +88,8 @@ class ViT(nn.Module):
     pre_norm: bool = False
     norm_pooled: bool = False
     representation: int | None = None
+    projection: int | None = None
+    head_input: str = "pooled"
     qkv_bias: bool = True
     mlp: str = "plain"
     activation: str = "gelu"
@@ -162,6 +169,8 @@ class ViT(nn.Module):
             pooled = norm(pooled)
         if self.representation:
             pooled = jnp.tanh(Dense(self.representation, name="representation", **dtypes)(pooled))
+        if self.projection:
+            pooled = Dense(self.projection, use_bias=False, name="projection", **dtypes)(pooled)
         return EncoderOutput(
             tokens=tokens,
             prefix=prefix,
@@ -170,7 +179,7 @@ class ViT(nn.Module):
             pyramid=(tokens.reshape(-1, h, w, self.width),) if keep is None else (),
             hidden=stacked.hidden,
             attention=stacked.attention,
-            **self._classify(pooled, prefix),
+            **self._classify(pooled if self.head_input == "pooled" else tokens.mean(axis=1), prefix),
         )
 
     @property
@@ -199,6 +208,9 @@ class ViT(nn.Module):
         if self.positions not in POSITIONS:
             near = config.suggest(self.positions, POSITIONS)
             raise config.ConfigError(f"model.positions: no positions {self.positions!r}; {near}")
+        if self.head_input not in HEAD_INPUTS:
+            near = config.suggest(self.head_input, HEAD_INPUTS)
+            raise config.ConfigError(f"model.head_input: {self.head_input!r} is nothing that a head reads; {near}")
         if self.pool in CLS_POOLS and not self.has_cls:
             raise config.ConfigError(f'model.cls_token: False, but model.pool is "{self.pool}": use "gap" or "map"')
         if self.distillation and self.pool != "cls":
@@ -249,13 +261,13 @@ class ViT(nn.Module):
         )
         return head(tokens)
 
-    def _classify(self, pooled: Float[Array, "B E"], prefix: Float[Array, "B R D"]) -> dict[str, Float[Array, "B S"]]:
+    def _classify(self, features: Float[Array, "B E"], prefix: Float[Array, "B R D"]) -> dict[str, Float[Array, "B S"]]:
         """The logits of the output by name: none, those of the head, or of both heads and their mean."""
         if not self.num_classes:
             return {}
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros_init(), **dtypes)
-        logits = head(name="head")(pooled)
+        logits = head(name="head")(features)
         if not (self.distillation and self.distillation_head):
             return {"logits": logits}
         distilled = head(name="distillation_head")(prefix[:, 1])

@@ -38,6 +38,12 @@ def whole_patches(image: Pair, patch: Pair) -> Pair:
     return H - H % p, W - W % q
 
 
+def pad_to_patches(images: Float[Array, "B H W C"], patch: Pair) -> Float[Array, "B H2 W2 C"]:
+    """Images with zeros below and to the right, so that patches fill them."""
+    (H, W), (p, q) = images.shape[1:3], patch
+    return jnp.pad(images, [(0, 0), (0, -H % p), (0, -W % q), (0, 0)])
+
+
 def patchify(images: Float[Array, "B H W C"], patch: Pair) -> Float[Array, "B N PPC"]:
     """Cuts images into non-overlapping patches, row by row; in a patch the order is row, column, channel.
 

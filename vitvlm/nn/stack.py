@@ -140,13 +140,15 @@ def _make_body(
     return body if remat == "none" else nn.remat(body, policy=REMAT[remat], prevent_cse=prevent_cse)
 
 
-def check_capture(capture: Collection[str], captures: Collection[str] = CAPTURES) -> None:
+def check_capture(capture: Collection[str], captures: Collection[str] = CAPTURES, model: str = "a model") -> None:
     """Raises ConfigError for a capture that the model does not have, or a bare string in place of a tuple."""
     if isinstance(capture, str):
         raise config.ConfigError(f"capture: give a tuple, ({capture!r},), not the string {capture!r}")
     for name in capture:
-        if name not in captures:
+        if name not in CAPTURES:
             raise config.ConfigError(f"capture: nothing is called {name!r}; {config.suggest(name, captures)}")
+        if name not in captures:
+            raise config.ConfigError(f"capture: {model} has no {name}; there is: {', '.join(captures)}")
 
 
 def is_scanned(path: str) -> bool:

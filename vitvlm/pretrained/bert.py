@@ -1,32 +1,28 @@
-"""BERT weights of Hugging Face `transformers`: BertModel. How its tokens are pooled, `sentences` may say besides."""
+"""BERT weights of Hugging Face `transformers`: BertModel, BertForMaskedLM, and of BertForPreTraining all but the head
+that says whether two sentences follow each other. How its tokens are pooled, `sentences` may say besides."""
 
-from collections.abc import Collection, Iterator
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.bert import Bert
 from vitvlm.pretrained import sentences, texts
-from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, text_inputs
+from vitvlm.pretrained.clip import described_texts
+from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import dense, layer_norm, same
-from vitvlm.pretrained.vit import activation, their_activation
+from vitvlm.pretrained.transforms import dense, layer_norm, same, tied
+from vitvlm.pretrained.vit import activation, their_activation, without
 
-# What a config.json that does not say means: the defaults of BertConfig (BERT-base), and of AlignTextConfig.
-DEFAULTS = {
-    "vocab_size": 30_522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-}
 # What their code can do besides, and ours can not: the only value that is understood.
-UNDERSTOOD = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+UNDERSTOOD = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+DECODER = "cls.predictions.decoder"  # of the head: the table of tokens, and a bias, that old files hold twice
 
 
 def bert_fields(source: Json, names: Collection[str], prefix: str = "") -> dict[str, Any]:
@@ -35,7 +31,6 @@ def bert_fields(source: Json, names: Collection[str], prefix: str = "") -> dict[
     Its pooled vector is the pooler's if that was saved, else the first token. Raises ConfigError for a decoder, or
     positions of another kind.
     """
-    source = DEFAULTS | source
     for field, value in UNDERSTOOD.items():
         if source.get(field, value) != value:
             raise ConfigError(f"config.json: {field} {source[field]!r}; only {value!r} is understood")
@@ -57,6 +52,17 @@ def bert_fields(source: Json, names: Collection[str], prefix: str = "") -> dict[
     }
 
 
+def masked_lm_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """The same from that of a BertForMaskedLM, with its head."""
+    return bert_fields(source, names, "bert.") | {"mlm_head": True, "scan": False}
+
+
+def model_config(model: Bert) -> dict[str, Any]:
+    """The config.json of a BertModel, or with a head of a BertForMaskedLM."""
+    kind = "BertForMaskedLM" if model.mlm_head else "BertModel"
+    return {"architectures": [kind], "model_type": "bert"} | bert_config(model)
+
+
 def bert_config(model: Bert) -> dict[str, Any]:
     """The inverse of `bert_fields`; the pooling is no part of it."""
     check_expressible({"drop_path": not model.drop_path}, model, "BERT")
@@ -75,9 +81,22 @@ def bert_config(model: Bert) -> dict[str, Any]:
     }
 
 
-def bert_rows(model: Bert, names: Collection[str], prefix: str = "") -> Iterator[Row]:
-    """A BertModel; their names begin with the prefix."""
-    yield row(f"{prefix}embeddings.word_embeddings.weight", "embed/embedding", same)
+def model_rows(model: Bert, names: Collection[str]) -> Iterator[Row]:
+    """BertModel and BertForMaskedLM."""
+    if not model.mlm_head:
+        yield from bert_rows(model)
+        return
+    yield from bert_rows(model, "bert.", twice=[f"{DECODER}.weight"] if f"{DECODER}.weight" in names else [])
+    yield from dense("cls.predictions.transform.dense", "mlm_dense")
+    yield from layer_norm("cls.predictions.transform.LayerNorm", "mlm_norm")
+    bias = ["cls.predictions.bias", *([f"{DECODER}.bias"] if f"{DECODER}.bias" in names else [])]
+    yield row(tuple(bias), "mlm_bias", tied(len(bias)))
+
+
+def bert_rows(model: Bert, prefix: str = "", twice: Sequence[str] = ()) -> Iterator[Row]:
+    """A BertModel; their names begin with the prefix. `twice` are names under which the table of tokens is held too."""
+    embeddings = (f"{prefix}embeddings.word_embeddings.weight", *twice)
+    yield row(embeddings, "embed/embedding", tied(len(embeddings)))
     yield row(f"{prefix}embeddings.position_embeddings.weight", "positions", same)
     yield row(f"{prefix}embeddings.token_type_embeddings.weight", "segments", same)
     yield from layer_norm(f"{prefix}embeddings.LayerNorm", "embed_norm")
@@ -97,20 +116,29 @@ def _block_rows() -> Iterator[Row]:
     yield from layer_norm("output.LayerNorm", "mlp_norm")
 
 
-def bert_inputs(source: Json) -> Inputs:
-    return text_inputs((DEFAULTS | source)["max_position_embeddings"])
+def _norm_name(found: re.Match[str]) -> str:
+    return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[found[1]]
 
 
-FAMILIES = {
-    "BertModel": Family(
-        "bert",
-        Bert,
-        fields=lambda source, names: bert_fields(source, names) | {"scan": False},
-        rows=bert_rows,
-        config=lambda model, params: {"architectures": ["BertModel"], "model_type": "bert"} | bert_config(model),
-        inputs=bert_inputs,
-        texts=texts.fast,
-        read_beside=lambda folder, fields: {} if "pool" in fields else sentences.fields(folder),
-        write_beside=sentences.write,
-    )
-}
+def renaming(prefix: str, *left_out: str) -> Callable[[str], str | None]:
+    """`Family.rename` of files from TensorFlow's time, whose norms have a gamma and a beta; see `vit.without`."""
+    rename = without(prefix, *left_out)
+    return lambda name: rename(re.sub(r"LayerNorm\.(gamma|beta)$", _norm_name, name))
+
+
+ENCODER = Family(
+    "bert",
+    Bert,
+    fields=lambda source, names: bert_fields(source, names) | {"scan": False},
+    rows=model_rows,
+    config=lambda model, params: model_config(model),
+    model_type="bert",
+    inputs=described_texts,
+    rename=renaming("bert.", "cls."),
+    texts=texts.bert,
+    read_beside=lambda folder, fields: {} if "pool" in fields else sentences.fields(folder),
+    write_beside=sentences.write,
+)
+MASKED_LM = dataclasses.replace(ENCODER, fields=masked_lm_fields, rename=renaming("", "cls.seq_relationship."))
+
+FAMILIES = {"BertModel": ENCODER, "BertForMaskedLM": MASKED_LM, "BertForPreTraining": MASKED_LM}

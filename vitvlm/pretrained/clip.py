@@ -1,7 +1,9 @@
-"""CLIP weights of Hugging Face `transformers`: CLIPModel, and its towers alone, CLIPVisionModel and CLIPTextModel."""
+"""CLIP weights of Hugging Face `transformers`: CLIPModel, and its towers alone: CLIPVisionModel and CLIPTextModel, the
+two "WithProjection", whose pooled vector is that of the shared space, and CLIPForImageClassification."""
 
+import dataclasses
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
@@ -10,60 +12,33 @@ from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained import texts
-from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, image_inputs, text_inputs
+from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, described_images, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same
-from vitvlm.pretrained.vit import activation, their_activation
+from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation, without
 
-# What a config.json that does not say means: the defaults of CLIPConfig, CLIPVisionConfig and CLIPTextConfig
-# (ViT-B/32), which old `transformers` left out of the towers' own configs when they saved.
-DEFAULTS = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
-TOWER_DEFAULTS = {
-    "num_hidden_layers": 12,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-}
-VISION_DEFAULTS = TOWER_DEFAULTS | {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-}
-TEXT_DEFAULTS = TOWER_DEFAULTS | {
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-    "eos_token_id": 49407,
-}
 # In configs from before `transformers` 4.31 the end of a text is said to be this id, and looked for as the largest.
 LEGACY_EOS = 2
 
 
-def tower(source: Json, kind: str, defaults: Json) -> Json:
-    """The config of a tower, "text" or "vision", with its defaults. `text_config_dict` of old files goes before."""
-    own = source.get(f"{kind}_config_dict")
-    return defaults | ((source.get(f"{kind}_config") or {}) if own is None else own)
+def two_towers_inputs(source: Json) -> Inputs:
+    return vision_inputs(source) + described_texts(source["text_config"])
 
 
-def two_towers_inputs(vision: Json, text: Json) -> Inputs:
-    return image_inputs(vision["image_size"], vision["num_channels"]) + text_inputs(text["max_position_embeddings"])
+def vision_inputs(source: Json) -> Inputs:
+    """Of a classifier, whose config is that of both towers."""
+    return described_images(source["vision_config"])
 
 
-def clip_inputs(source: Json) -> Inputs:
-    return two_towers_inputs(tower(source, "vision", VISION_DEFAULTS), tower(source, "text", TEXT_DEFAULTS))
+def described_texts(source: Json) -> Inputs:
+    return text_inputs(source["max_position_embeddings"])
 
 
 def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("two_towers", ...)` from the config.json of a CLIPModel."""
-    source = DEFAULTS | source
     return {
-        "image": {"name": "vit", **vision_fields(tower(source, "vision", VISION_DEFAULTS))},
-        "text": {"name": "text", **text_fields(tower(source, "text", TEXT_DEFAULTS))},
+        "image": {"name": "vit", **vision_fields(source["vision_config"])},
+        "text": {"name": "text", **text_fields(source["text_config"])},
         "embed_dim": source["projection_dim"],
         "scale_init": math.exp(source["logit_scale_init_value"]),
         "scan": False,
@@ -73,6 +48,15 @@ def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 def vision_fields(source: Json) -> dict[str, Any]:
     """Of CLIP's image tower: a ViT with a norm before its blocks, whose last norm is that of the pooled CLS alone."""
     return image_fields(source) | {"pool": "cls", "pre_norm": True, "norm_pooled": True, "patch_bias": False}
+
+
+def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """Fields of `models.build("vit", ...)` from the config.json of a CLIPForImageClassification.
+
+    Its head reads the mean of the patch tokens before the last norm.
+    """
+    head = {"num_classes": num_labels(source), "head_input": "mean", "scan": False}
+    return vision_fields(source["vision_config"]) | head
 
 
 def text_fields(source: Json) -> dict[str, Any]:
@@ -123,13 +107,32 @@ def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "vision_config": {"model_type": "clip_vision_model"} | vision_config(model.image, params["image"]),
-        "text_config": {"model_type": "clip_text_model"} | text_config(model.text, params["text"]),
+        "vision_config": vision_config(model.image, params["image"]),
+        "text_config": text_config(model.text),
         "projection_dim": model.embed_dim,
         "logit_scale_init_value": round(math.log(model.scale_init), 10),  # the inverse of exp but for the last digit
         "vision_config_dict": None,  # of an old file these would go before what is said here
         "text_config_dict": None,
     }
+
+
+def vision_model_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a CLIPVisionModel, of one with a projection, or of a CLIPForImageClassification."""
+    if model.num_classes:
+        check_expressible(
+            {"head_input": model.head_input == "mean", "projection": model.projection is None}, model, "CLIP"
+        )
+        headless = model.clone(num_classes=0)
+        return {
+            "architectures": ["CLIPForImageClassification"],
+            "model_type": "clip",
+            "vision_config": vision_config(headless, params),
+            **labels(model.num_classes),
+        }
+    if model.projection is None:
+        return {"architectures": ["CLIPVisionModel"]} | vision_config(model, params)
+    described = vision_config(model.clone(projection=None), params) | {"projection_dim": model.projection}
+    return {"architectures": ["CLIPVisionModelWithProjection"]} | described
 
 
 def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +147,19 @@ def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
         model,
         "CLIP",
     )
-    return image_config(model, params, "CLIP")
+    return image_config(model, params, "CLIP") | {"model_type": "clip_vision_model"}
 
 
-def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, Any]:
+def text_model_config(model: TextTransformer) -> dict[str, Any]:
+    """The config.json of a CLIPTextModel, or of one with a projection."""
+    if model.projection is None:
+        return {"architectures": ["CLIPTextModel"]} | text_config(model)
+    check_expressible({"projection_bias": not model.projection_bias}, model, "CLIP")
+    described = text_config(model.clone(projection=None)) | {"projection_dim": model.projection}
+    return {"architectures": ["CLIPTextModelWithProjection"]} | described
+
+
+def text_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `text_fields`."""
     check_expressible(
         {
@@ -161,7 +173,7 @@ def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, 
         "CLIP",
     )
     eos = LEGACY_EOS if model.eot_id is None else model.eot_id
-    return sequence_config(model, "CLIP") | {"eos_token_id": eos}
+    return sequence_config(model, "CLIP") | {"model_type": "clip_text_model", "eos_token_id": eos}
 
 
 def image_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -178,6 +190,7 @@ def image_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str
             "special_positions": model.special_positions or not model.has_cls,
             "registers": not model.registers,
             "representation": model.representation is None,
+            "projection": model.projection is None,
             "qkv_bias": model.qkv_bias,
             "mlp": model.mlp == "plain",
             "layer_scale": model.layer_scale is None,
@@ -215,26 +228,42 @@ def clip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
     yield row("logit_scale", "log_scale", same)
     yield row("visual_projection.weight", "project_image/out/kernel", linear)
     yield row("text_projection.weight", "project_text/out/kernel", linear)
-    yield from under("", "image/", vision_rows(model.image, names, "vision_model."))
-    yield from under("", "text/", text_rows(model.text, names, "text_model."))
+    yield from under("vision_model.", "image/", vision_rows(model.image))
+    yield from under("text_model.", "text/", text_rows(model.text))
 
 
-def vision_rows(model: ViT, names: Collection[str], prefix: str) -> Iterator[Row]:
-    """CLIP's image tower; their names begin with the prefix."""
-    yield row(f"{prefix}embeddings.class_embedding", "cls", same)
-    yield row(f"{prefix}embeddings.patch_embedding.weight", "patches/kernel", conv)
-    yield from under(prefix, "", image_position_rows(model))
-    yield from layer_norm(f"{prefix}pre_layrnorm", "pre_norm")  # as it is spelt there
-    yield from under(prefix, "", layer_rows(model.depth))
-    yield from layer_norm(f"{prefix}post_layernorm", "norm")
+def vision_model_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
+    """CLIPVisionModel, the one with a projection, and CLIPForImageClassification."""
+    yield from under("vision_model." if model.num_classes or model.projection else "", "", vision_rows(model))
+    if model.projection:
+        yield from dense("visual_projection", "projection", bias=False)
+    if model.num_classes:
+        yield from dense("classifier", "head")
 
 
-def text_rows(model: TextTransformer, names: Collection[str], prefix: str) -> Iterator[Row]:
+def text_model_rows(model: TextTransformer, names: Collection[str]) -> Iterator[Row]:
+    """CLIPTextModel, and the one with a projection."""
+    yield from under("text_model." if model.projection else "", "", text_rows(model))
+    if model.projection:
+        yield from dense("text_projection", "projection", bias=False)
+
+
+def vision_rows(model: ViT) -> Iterator[Row]:
+    """CLIP's image tower."""
+    yield row("embeddings.class_embedding", "cls", same)
+    yield row("embeddings.patch_embedding.weight", "patches/kernel", conv)
+    yield from image_position_rows(model)
+    yield from layer_norm("pre_layrnorm", "pre_norm")  # as it is spelt there
+    yield from layer_rows(model.depth)
+    yield from layer_norm("post_layernorm", "norm")
+
+
+def text_rows(model: TextTransformer) -> Iterator[Row]:
     """CLIP's text tower, and SigLIP's but for its head."""
-    yield row(f"{prefix}embeddings.token_embedding.weight", "embed/embedding", same)
-    yield row(f"{prefix}embeddings.position_embedding.weight", "positions", same)
-    yield from under(prefix, "", layer_rows(model.depth))
-    yield from layer_norm(f"{prefix}final_layer_norm", "norm")
+    yield row("embeddings.token_embedding.weight", "embed/embedding", same)
+    yield row("embeddings.position_embedding.weight", "positions", same)
+    yield from layer_rows(model.depth)
+    yield from layer_norm("final_layer_norm", "norm")
 
 
 def image_position_rows(model: ViT) -> Iterator[Row]:
@@ -262,33 +291,43 @@ def mlp_rows(theirs: str, ours: str) -> Iterator[Row]:
     yield from dense(f"{theirs}.fc2", f"{ours}/down")
 
 
-def prefix_of(names: Collection[str], prefix: str) -> str:
-    """The prefix of a tower's names in a file of its own: recent `transformers` write none, the hub has one."""
-    return prefix if any(name.startswith(prefix) for name in names) else ""
+def _projected(fields: Callable[[Json], dict[str, Any]], **bias: bool) -> Callable[..., dict[str, Any]]:
+    """The fields of a tower whose projection was saved with it."""
+    return lambda source, names: fields(source) | {"projection": source["projection_dim"], "scan": False} | bias
 
 
-CLIP_VISION = Family(
+# Recent `transformers` write the towers' tensors without a prefix; the hub has one.
+VISION = Family(
     "vit",
     ViT,
-    fields=lambda source, names: vision_fields(VISION_DEFAULTS | source) | {"scan": False},
-    rows=lambda model, names: vision_rows(model, names, prefix_of(names, "vision_model.")),
-    config=lambda model, params: (
-        {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"} | vision_config(model, params)
-    ),
+    fields=lambda source, names: vision_fields(source) | {"scan": False},
+    rows=vision_model_rows,
+    config=vision_model_config,
+    model_type="clip_vision_model",
+    rename=without("vision_model."),
 )
-CLIP_TEXT = Family(
+TEXT = Family(
     "text",
     TextTransformer,
-    fields=lambda source, names: text_fields(TEXT_DEFAULTS | source) | {"scan": False},
-    rows=lambda model, names: text_rows(model, names, prefix_of(names, "text_model.")),
-    config=lambda model, params: (
-        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"} | text_config(model, params)
-    ),
-    inputs=lambda source: text_inputs((TEXT_DEFAULTS | source)["max_position_embeddings"]),
+    fields=lambda source, names: text_fields(source) | {"scan": False},
+    rows=text_model_rows,
+    config=lambda model, params: text_model_config(model),
+    model_type="clip_text_model",
+    inputs=described_texts,
+    rename=without("text_model."),
     texts=texts.clip,
 )
 FAMILIES = {
-    "CLIPModel": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config, clip_inputs, texts.clip),
-    "CLIPVisionModel": CLIP_VISION,
-    "CLIPTextModel": CLIP_TEXT,
+    "CLIPModel": Family(
+        "two_towers", TwoTowers, clip_fields, clip_rows, clip_config, "clip", two_towers_inputs, texts=texts.clip
+    ),
+    "CLIPVisionModel": VISION,
+    "CLIPVisionModelWithProjection": dataclasses.replace(VISION, fields=_projected(vision_fields), rename=without("")),
+    "CLIPForImageClassification": dataclasses.replace(
+        VISION, fields=classifier_fields, model_type="clip", inputs=vision_inputs, rename=without("")
+    ),
+    "CLIPTextModel": TEXT,
+    "CLIPTextModelWithProjection": dataclasses.replace(
+        TEXT, fields=_projected(text_fields, projection_bias=False), rename=without("")
+    ),
 }

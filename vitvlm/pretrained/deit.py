@@ -8,7 +8,7 @@ from vitvlm.models.vit import ViT
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import dense
-from vitvlm.pretrained.vit import encoder_only_fields, encoder_rows, pooled_config, vit_fields
+from vitvlm.pretrained.vit import encoder_only_fields, encoder_rows, pooled_config, vit_fields, without
 
 TEACHER = "distillation_classifier.weight"
 
@@ -40,10 +40,10 @@ def deit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
         yield from dense("classifier", "head")
 
 
-DEIT = Family("deit", ViT, deit_fields, deit_rows, deit_config)
+DEIT = Family("deit", ViT, deit_fields, deit_rows, deit_config, "deit")
 
 FAMILIES = {
     "DeiTForImageClassificationWithTeacher": DEIT,
     "DeiTForImageClassification": DEIT,
-    "DeiTModel": Family("deit", ViT, encoder_only_fields, deit_rows, deit_config),
+    "DeiTModel": Family("deit", ViT, encoder_only_fields, deit_rows, deit_config, "deit", rename=without("deit.")),
 }

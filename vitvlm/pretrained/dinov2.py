@@ -1,6 +1,7 @@
 """DINOv2 weights of Hugging Face `transformers`, with and without registers, with classes or without:
 Dinov2Model, Dinov2ForImageClassification, Dinov2WithRegistersModel, Dinov2WithRegistersForImageClassification."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -117,14 +118,12 @@ def _block_rows(model: ViT) -> Iterator[Row]:
     yield row("layer_scale2.lambda1", "mlp_scale", same)
 
 
-DINOV2 = Family("vit", ViT, dinov2_fields, dinov2_rows, dinov2_config)
+DINOV2 = Family("vit", ViT, dinov2_fields, dinov2_rows, dinov2_config, "dinov2")
+WITH_REGISTERS = dataclasses.replace(DINOV2, model_type="dinov2_with_registers")
 
-FAMILIES = dict.fromkeys(
-    (
-        "Dinov2Model",
-        "Dinov2ForImageClassification",
-        "Dinov2WithRegistersModel",
-        "Dinov2WithRegistersForImageClassification",
-    ),
-    DINOV2,
-)
+FAMILIES = {
+    "Dinov2Model": DINOV2,
+    "Dinov2ForImageClassification": DINOV2,
+    "Dinov2WithRegistersModel": WITH_REGISTERS,
+    "Dinov2WithRegistersForImageClassification": WITH_REGISTERS,
+}

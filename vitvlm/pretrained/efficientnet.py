@@ -40,7 +40,7 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
         "symmetric_padding": tuple(source["depthwise_padding"]),
         "pool": POOLS[source["pooling_type"]],
         "activation": activation(source),
-        "dropout": source["dropout_rate"],
+        "dropout": source.get("dropout_rate", 0.0),  # of a head, which ALIGN has none of
         "drop_path": source["drop_connect_rate"],
         "norm_eps": source["batch_norm_eps"],
         "norm_momentum": source["batch_norm_momentum"],
@@ -114,7 +114,9 @@ def block_rows(expands: bool) -> Iterator[Row]:
 
 FAMILIES = {
     "EfficientNetForImageClassification": Family(
-        "efficientnet", EfficientNet, efficientnet_fields, efficientnet_rows, efficientnet_config
+        "efficientnet", EfficientNet, efficientnet_fields, efficientnet_rows, efficientnet_config, "efficientnet"
     ),
-    "EfficientNetModel": Family("efficientnet", EfficientNet, encoder_fields, efficientnet_rows, efficientnet_config),
+    "EfficientNetModel": Family(
+        "efficientnet", EfficientNet, encoder_fields, efficientnet_rows, efficientnet_config, "efficientnet"
+    ),
 }

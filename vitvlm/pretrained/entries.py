@@ -60,9 +60,14 @@ class Tensors(Mapping[str, np.ndarray]):
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
-        """The same under other names, without those that have none."""
-        names = {name: rename(name) for name in self.entries}
-        return Tensors({new: self.entries[name] for name, new in names.items() if new is not None})
+        """The same under other names, without those that have none. Raises WeightsError if two would have the same."""
+        found: dict[str, Entry] = {}
+        for name, entry in self.entries.items():
+            if (new := rename(name)) in found:
+                raise WeightsError(f"two tensors are {new}, under different spellings; one of them is {name}")
+            if new is not None:
+                found[new] = entry
+        return Tensors(found)
 
     def under(self, prefix: str) -> "Tensors":
         """Those whose names begin with `prefix`, without it."""

@@ -32,8 +32,8 @@ def text_inputs(length: int) -> Inputs:
 
 
 def described_images(source: Json) -> Inputs:
-    """As most config.json say: of this size and of colour, if they do not say otherwise."""
-    return image_inputs(source.get("image_size", 224), source.get("num_channels", 3))
+    """As most config.json say."""
+    return image_inputs(source.get("image_size", 224), source["num_channels"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Family:
       fields: their config and tensors to the model's fields.
       rows: the model and the names of the tensors (none when writing) to the rows of the table.
       config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
+      model_type: of the config.json of `transformers`, whose defaults are those of `config_defaults`; "" elsewhere.
       inputs: the config.json of `transformers` to shapes that the model may be called with.
+      rename: a tensor's name in a file to that in the rows: files from elsewhere and from other times have prefixes and
+        spellings of their own. None for a tensor that the model has no use for, such as a head of another task.
       texts: how the tokenizer's files beside the weights are read, see `pretrained.texts`; None of what reads no texts.
       read_beside: the folder and the fields that are asked for to those that other files than config.json say.
       write_beside: writes these files for a model.
@@ -56,7 +59,9 @@ class Family:
     fields: Callable[[Json, Tensors], dict[str, Any]]
     rows: Callable[[Any, Collection[str]], Iterator[Row]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    model_type: str = ""
     inputs: Callable[[Json], Inputs] = described_images
+    rename: Callable[[str], str | None] = lambda name: name
     texts: texts_lib.Reader | None = None
     read_beside: Callable[[Path, Mapping[str, Any]], dict[str, Any]] = lambda folder, fields: {}
     write_beside: Callable[[Any, Path], None] = lambda model, folder: None

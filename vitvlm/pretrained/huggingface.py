@@ -1,7 +1,8 @@
 """Folders in the Hugging Face format, in and out: config.json, preprocessor_config.json and safetensors."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import jax
 from absl import logging
 from flax import linen as nn
 
+from vitvlm import models
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.models.registry import module_fields
+from vitvlm.models.two_towers import SHARED
 from vitvlm.pretrained import (
     align,
     bert,
     class_names,
     clip,
+    config_defaults,
     deit,
     dinov2,
     efficientnet,
@@ -26,9 +31,10 @@ from vitvlm.pretrained import (
     texts,
     vit,
 )
-from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.pretrained.entries import Tensors, WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
+from vitvlm.pretrained.tables import FEW_TENSORS, Row, Table, is_meaningless, listed
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
@@ -52,30 +58,108 @@ FAMILIES: Mapping[str, Family] = {
 def load(folder: Path, **fields: Any) -> Pretrained:
     """A model with its weights, preprocessing and tokenizer, everything as the folder's own files say.
 
+    What an old or thin config.json leaves out is what `transformers` takes it for: see `config_defaults`; the log says
+    which fields these were. Without `architectures` the `model_type` and the tensors' names decide.
+
     Args:
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout, and a text
-        encoder's pool.
+        encoder's pool; and fields of config.json, which go before what it says: architectures, model_type, hidden_act.
 
     Raises WeightsError for a folder that is damaged or that we have no table for, listing every tensor that is
     missing, unused or of another shape than the config says; nothing is allocated before that is known.
     """
     source = read_json(folder / CONFIG)
-    name = str((source.get("architectures") or ["none"])[0])
-    if name not in FAMILIES:
-        raise WeightsError(f"{folder / CONFIG}: architecture {name!r}; {suggest(name, FAMILIES)}")
-    fields = FAMILIES[name].read_beside(folder, fields) | fields
+    source |= {name: fields.pop(name) for name in ("architectures", "model_type") if name in fields}
     with blamed(folder, folder / CONFIG):
-        inputs = FAMILIES[name].inputs(source)
-        section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
+        found = open_folder(folder)
+        name = _architecture(source, found, folder / CONFIG)
+        family = FAMILIES[name]
+        own = _config_fields(family, source, fields)
+        source = source | {"architectures": [name]} | own
+        fields = {field: value for field, value in fields.items() if field not in own}
+        fields = family.read_beside(folder, fields) | fields
+        tensors = found.renamed(family.rename)
+        full = config_defaults.completed(family.model_type, source)
+        inputs = family.inputs(full)
+        section, model, variables = assemble(family, full, tensors, inputs, fields)
+        left_out = sorted(tensor for tensor in found if family.rename(tensor) is None)
+    _say(folder, name, config_defaults.defaulted(family.model_type, source), left_out)
     described, where = _image_processor(folder)
     return Pretrained(
         model=model,
         variables=variables,
-        preprocessing=described and _operations(FAMILIES[name], described, source, where),
-        texts=_texts(FAMILIES[name], model, folder),
-        source={"path": str(folder), "format": "hf", "model": section, "config": source, "preprocessor": described},
+        preprocessing=described and _operations(family, described, source, where),
+        texts=_texts(family, model, folder),
+        source={
+            "path": str(folder),
+            "format": "hf",
+            "model": section,
+            "config": source,
+            "preprocessor": described,
+            "left_out": left_out,
+        },
         class_names=class_names.read(source.get("id2label"), getattr(model, "num_classes", 0)),
     )
+
+
+def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
+    """The one that the config names; or of those of its model_type the one that the tensors fit best.
+
+    Raises WeightsError if we have no table for it, or there is nothing to go by.
+    """
+    named, model_type = source.get("architectures") or None, source.get("model_type")
+    name = named if isinstance(named, str) else str(named[0]) if named else None
+    if name in FAMILIES:
+        return name
+    types = sorted({family.model_type for family in FAMILIES.values()})
+    siblings = {each: family for each, family in FAMILIES.items() if family.model_type == model_type}
+    if name is not None:
+        hint = suggest(name, siblings) if siblings else f"model_type {model_type!r}; there is: {', '.join(types)}"
+        raise WeightsError(f"{config}: architecture {name!r}; {hint}")
+    if model_type is None:
+        raise WeightsError(
+            f"{config}: says neither architectures nor model_type; give it by keyword, model_type= one of "
+            f"{', '.join(types)}"
+        )
+    if not siblings:
+        raise WeightsError(f"{config}: model_type {model_type!r}; there is: {', '.join(types)}")
+    name = min(siblings, key=lambda each: _misfits(siblings[each], source, tensors))
+    logging.info("%s: names no architecture; by its model_type and the tensors it is a %s", config, name)
+    return name
+
+
+def _misfits(family: Family, source: Json, found: Tensors) -> float:
+    """How many tensors the architecture asks for in vain, and has no use for; infinite if the config is none of its."""
+    tensors = found.renamed(family.rename)
+    try:
+        full = config_defaults.completed(family.model_type, source)
+        model = models.build(family.model, **family.fields(full, tensors))
+        rows = Table(family.rows(model, tensors), at_most=2 * len(tensors) + FEW_TENSORS).rows
+    except (KeyError, ValueError, TypeError):
+        return math.inf
+    wanted, there = ({name for name in names if not is_meaningless(name)} for names in (_theirs(rows), tensors))
+    return len(wanted ^ there) + len(found) - len(tensors)
+
+
+def _theirs(rows: Iterable[Row]) -> Iterator[str]:
+    for each in rows:
+        yield from each.theirs
+
+
+def _config_fields(family: Family, source: Json, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the fields asked for that are the config's."""
+    known = {"num_labels", "id2label"} | source.keys() | config_defaults.DEFAULTS[family.model_type].keys()
+    of_model = {*module_fields(family.kind), *SHARED}
+    return {name: value for name, value in fields.items() if name in known - of_model}
+
+
+def _say(folder: Path, name: str, defaulted: Mapping[str, Any], left_out: Sequence[str]) -> None:
+    """What was not as the files say, to the log."""
+    if defaulted:
+        told = ", ".join(f"{field}={value!r}" for field, value in sorted(defaulted.items()))
+        logging.info("%s: leaves to the defaults of `transformers`: %s", folder / CONFIG, told)
+    if left_out:
+        logging.warning("%s: read as a %s, without %d tensors: %s", folder, name, len(left_out), listed(left_out))
 
 
 def save(loaded: Pretrained, folder: Path) -> None:
@@ -102,6 +186,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
 
 def _operations(family: Family, described: Json, config: Json, where: str) -> str:
+    config = config_defaults.completed(family.model_type, config)
     channels = family.inputs(config)[0].shape[-1]  # whoever has a preprocessor sees images
     return preprocessing.operations(described, channels, config, where)
 

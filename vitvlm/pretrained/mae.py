@@ -74,4 +74,4 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     yield from dense("decoder.decoder_pred", "decoder/prediction")
 
 
-FAMILIES = {"ViTMAEForPreTraining": Family("mae", MAE, mae_fields, mae_rows, mae_config)}
+FAMILIES = {"ViTMAEForPreTraining": Family("mae", MAE, mae_fields, mae_rows, mae_config, "vit_mae")}

@@ -277,6 +277,7 @@ def _vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "special_positions": model.special_positions,
             "registers": not model.registers,
             "representation": model.representation is None,
+            "projection": model.projection is None,
             "qkv_bias": model.qkv_bias,
             "mlp": model.mlp == "plain",
             "heads": model.width % model.heads == 0,

@@ -7,7 +7,7 @@ from vitvlm.models.resnet import ResNet
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import conv_norm, dense
-from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
+from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation, without
 
 INNER_ACTIVATION = "relu"
 
@@ -30,7 +30,7 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
         "activation": activation(source),
         "inner_activation": INNER_ACTIVATION,
         "downsample_in_first_stage": source["downsample_in_first_stage"],
-        "downsample_in_bottleneck": source.get("downsample_in_bottleneck", False),  # the hub's older files lack it
+        "downsample_in_bottleneck": source["downsample_in_bottleneck"],
     }
 
 
@@ -84,7 +84,7 @@ def blocks(model: ResNet) -> Iterator[tuple[int, int, int]]:
             yield s, i, 2 if model.layer == "basic" else 3
 
 
-CLASSIFIER = Family("resnet", ResNet, resnet_fields, resnet_rows, resnet_config)
-ENCODER = Family("resnet", ResNet, encoder_fields, resnet_rows, resnet_config)
+CLASSIFIER = Family("resnet", ResNet, resnet_fields, resnet_rows, resnet_config, "resnet")
+ENCODER = Family("resnet", ResNet, encoder_fields, resnet_rows, resnet_config, "resnet", rename=without("resnet."))
 
 FAMILIES = {"ResNetForImageClassification": CLASSIFIER, "ResNetModel": ENCODER, "ResNetBackbone": ENCODER}

@@ -1,6 +1,7 @@
 """SigLIP weights of Hugging Face `transformers`, and SigLIP 2's of a fixed resolution, which are the same architecture:
-SiglipModel, and its towers alone, SiglipVisionModel and SiglipTextModel."""
+SiglipModel, and its towers alone, SiglipVisionModel, SiglipTextModel and SiglipForImageClassification."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -10,47 +11,32 @@ from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.pretrained import texts
 from vitvlm.pretrained.clip import (
+    described_texts,
     image_config,
     image_fields,
     image_position_rows,
     layer_rows,
     mlp_rows,
-    prefix_of,
     sequence_config,
     sequence_fields,
     text_rows,
-    tower,
     two_towers_inputs,
+    vision_inputs,
 )
-from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, text_inputs
+from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, qkv, qkv_bias, same, scalar, tokens
-
-# What a config.json that does not say means: the defaults of SiglipVisionConfig and SiglipTextConfig (B/16), which
-# Google's files leave out of the towers' own configs.
-TOWER_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-    "attention_dropout": 0.0,
-}
-VISION_DEFAULTS = TOWER_DEFAULTS | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
-TEXT_DEFAULTS = TOWER_DEFAULTS | {"vocab_size": 32_000, "max_position_embeddings": 64, "projection_size": None}
-
-
-def siglip_inputs(source: Json) -> Inputs:
-    return two_towers_inputs(tower(source, "vision", VISION_DEFAULTS), tower(source, "text", TEXT_DEFAULTS))
+from vitvlm.pretrained.vit import labels, num_labels, without
 
 
 def siglip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("two_towers", ...)` from the config.json of a SiglipModel."""
-    image = vision_fields(tower(source, "vision", VISION_DEFAULTS))
+    image = vision_fields(source["vision_config"])
+    if image["pool"] != "map":
+        raise ConfigError("config.json: vision_use_head false: a SiglipModel without its pooling makes no embeddings")
     return {
         "image": {"name": "vit", **image},
-        "text": {"name": "text", **text_fields(tower(source, "text", TEXT_DEFAULTS))},
+        "text": {"name": "text", **text_fields(source["text_config"])},
         "embed_dim": image["width"],
         "image_projection": "none",
         "text_projection": "none",
@@ -61,10 +47,17 @@ def siglip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def vision_fields(source: Json) -> dict[str, Any]:
-    """Of SigLIP's image tower: a ViT without CLS that pools by attention. Raises ConfigError for one that does not."""
-    if not source["vision_use_head"]:
-        raise ConfigError("config.json: vision_use_head false: a SigLIP without its pooling is not understood")
-    return image_fields(source) | {"pool": "map"}
+    """Of SigLIP's image tower: a ViT without CLS that pools by attention, or without that pooling by the mean."""
+    return image_fields(source) | {"pool": "map" if source["vision_use_head"] else "gap"}
+
+
+def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
+    """Fields of `models.build("vit", ...)` from the config.json of a SiglipForImageClassification.
+
+    Its head reads the mean of the patch tokens, whatever is pooled.
+    """
+    head = {"num_classes": num_labels(source), "head_input": "mean", "scan": False}
+    return vision_fields(source["vision_config"]) | head
 
 
 def text_fields(source: Json) -> dict[str, Any]:
@@ -86,11 +79,26 @@ def siglip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]
         model,
         "SigLIP",
     )
+    check_expressible({"pool": model.image.pool == "map"}, model.image, "SigLIP")
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
-        "vision_config": {"model_type": "siglip_vision_model"} | vision_config(model.image, params["image"]),
-        "text_config": {"model_type": "siglip_text_model"} | text_config(model.text, params["text"]),
+        "vision_config": vision_config(model.image, params["image"]),
+        "text_config": text_config(model.text),
+    }
+
+
+def vision_model_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a SiglipVisionModel, or of a SiglipForImageClassification."""
+    if not model.num_classes:
+        return {"architectures": ["SiglipVisionModel"]} | vision_config(model, params)
+    reads_mean = model.head_input == "mean" or model.pool == "gap"
+    check_expressible({"head_input": reads_mean}, model, "SigLIP")
+    return {
+        "architectures": ["SiglipForImageClassification"],
+        "model_type": "siglip",
+        "vision_config": vision_config(model.clone(num_classes=0), params),
+        **labels(model.num_classes),
     }
 
 
@@ -98,7 +106,7 @@ def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `vision_fields`."""
     check_expressible(
         {
-            "pool": model.pool == "map",
+            "pool": model.pool in ("map", "gap"),
             "pre_norm": not model.pre_norm,
             "norm_pooled": not model.norm_pooled,
             "patch_bias": model.patch_bias,
@@ -106,10 +114,11 @@ def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
         model,
         "SigLIP",
     )
-    return image_config(model, params, "SigLIP") | {"vision_use_head": True} | _tanh(model)
+    own = {"model_type": "siglip_vision_model", "vision_use_head": model.pool == "map"}
+    return image_config(model, params, "SigLIP") | own | _tanh(model)
 
 
-def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, Any]:
+def text_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `text_fields`."""
     check_expressible(
         {
@@ -117,11 +126,13 @@ def text_config(model: TextTransformer, params: Mapping[str, Any]) -> dict[str, 
             "pool": model.pool == "last",
             "norm_pooled": not model.norm_pooled,
             "projection": model.projection is not None,
+            "projection_bias": model.projection_bias,
         },
         model,
         "SigLIP",
     )
-    return sequence_config(model, "SigLIP") | {"projection_size": model.projection} | _tanh(model)
+    own = {"model_type": "siglip_text_model", "projection_size": model.projection}
+    return sequence_config(model, "SigLIP") | own | _tanh(model)
 
 
 def _tanh(model: ViT | TextTransformer) -> dict[str, str]:
@@ -133,18 +144,31 @@ def siglip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
     """SiglipModel."""
     yield row("logit_scale", "log_scale", scalar)
     yield row("logit_bias", "bias", scalar)
-    yield from under("", "image/", vision_rows(model.image, names, "vision_model."))
-    yield from under("", "text/", headed_text_rows(model.text, names, "text_model."))
+    yield from under("vision_model.", "image/", vision_rows(model.image))
+    yield from under("text_model.", "text/", headed_text_rows(model.text))
 
 
-def vision_rows(model: ViT, names: Collection[str], prefix: str) -> Iterator[Row]:
-    """SigLIP's image tower; their names begin with the prefix."""
-    yield row(f"{prefix}embeddings.patch_embedding.weight", "patches/kernel", conv)
-    yield row(f"{prefix}embeddings.patch_embedding.bias", "patches/bias", same)
-    yield from under(prefix, "", image_position_rows(model))
-    yield from under(prefix, "", layer_rows(model.depth))
-    yield from layer_norm(f"{prefix}post_layernorm", "norm")
-    yield from under(f"{prefix}head.", "pool/", _pooling_rows())
+def vision_model_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
+    """SiglipVisionModel and SiglipForImageClassification."""
+    yield from under("vision_model." if model.num_classes else "", "", vision_rows(model))
+    if model.num_classes:
+        yield from dense("classifier", "head")
+
+
+def vision_rows(model: ViT) -> Iterator[Row]:
+    """SigLIP's image tower."""
+    yield row("embeddings.patch_embedding.weight", "patches/kernel", conv)
+    yield row("embeddings.patch_embedding.bias", "patches/bias", same)
+    yield from image_position_rows(model)
+    yield from tower_rows(model)
+
+
+def tower_rows(model: ViT) -> Iterator[Row]:
+    """What follows the embedding of an image tower."""
+    yield from layer_rows(model.depth)
+    yield from layer_norm("post_layernorm", "norm")
+    if model.pool == "map":
+        yield from under("head.", "pool/", _pooling_rows())
 
 
 def _pooling_rows() -> Iterator[Row]:
@@ -158,36 +182,46 @@ def _pooling_rows() -> Iterator[Row]:
     yield from mlp_rows("mlp", "mlp")
 
 
-def headed_text_rows(model: TextTransformer, names: Collection[str], prefix: str) -> Iterator[Row]:
+def headed_text_rows(model: TextTransformer) -> Iterator[Row]:
     """SigLIP's text tower: CLIP's, and a linear head."""
-    yield from text_rows(model, names, prefix)
-    yield from dense(f"{prefix}head", "projection")
+    yield from text_rows(model)
+    yield from dense("head", "projection")
 
 
-SIGLIP_VISION = Family(
+VISION = Family(
     "vit",
     ViT,
-    fields=lambda source, names: vision_fields(VISION_DEFAULTS | source) | {"scan": False},
-    rows=lambda model, names: vision_rows(model, names, prefix_of(names, "vision_model.")),
-    config=lambda model, params: (
-        {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"} | vision_config(model, params)
-    ),
+    fields=lambda source, names: vision_fields(source) | {"scan": False},
+    rows=vision_model_rows,
+    config=vision_model_config,
+    model_type="siglip_vision_model",
+    rename=without("vision_model."),
 )
-SIGLIP_TEXT = Family(
+TEXT = Family(
     "text",
     TextTransformer,
-    fields=lambda source, names: text_fields(TEXT_DEFAULTS | source) | {"scan": False},
-    rows=lambda model, names: headed_text_rows(model, names, prefix_of(names, "text_model.")),
-    config=lambda model, params: (
-        {"architectures": ["SiglipTextModel"], "model_type": "siglip_text_model"} | text_config(model, params)
-    ),
-    inputs=lambda source: text_inputs((TEXT_DEFAULTS | source)["max_position_embeddings"]),
+    fields=lambda source, names: text_fields(source) | {"scan": False},
+    rows=lambda model, names: headed_text_rows(model),
+    config=lambda model, params: {"architectures": ["SiglipTextModel"]} | text_config(model),
+    model_type="siglip_text_model",
+    inputs=described_texts,
+    rename=without("text_model."),
     texts=texts.siglip,
 )
 FAMILIES = {
     "SiglipModel": Family(
-        "two_towers", TwoTowers, siglip_fields, siglip_rows, siglip_config, siglip_inputs, texts.siglip
+        "two_towers",
+        TwoTowers,
+        siglip_fields,
+        siglip_rows,
+        siglip_config,
+        "siglip",
+        two_towers_inputs,
+        texts=texts.siglip,
     ),
-    "SiglipVisionModel": SIGLIP_VISION,
-    "SiglipTextModel": SIGLIP_TEXT,
+    "SiglipVisionModel": VISION,
+    "SiglipForImageClassification": dataclasses.replace(
+        VISION, fields=classifier_fields, model_type="siglip", inputs=vision_inputs, rename=without("")
+    ),
+    "SiglipTextModel": TEXT,
 }

@@ -1,14 +1,18 @@
-"""Swin weights of Hugging Face `transformers`: SwinForImageClassification and SwinModel."""
+"""Swin weights of Hugging Face `transformers`: SwinForImageClassification, SwinModel, SwinBackbone, and the encoder of
+SwinForMaskedImageModeling, which is a SwinModel."""
 
+import dataclasses
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from vitvlm.core.config import ConfigError
 from vitvlm.models.swin import Swin
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
-from vitvlm.pretrained.vit import activation, labels, num_labels, sides, their_activation
+from vitvlm.pretrained.vit import activation, labels, num_labels, sides, their_activation, without
 
 EMBED_NORM_EPS = 1e-5  # of the norms that their layer_norm_eps does not reach
 
@@ -42,8 +46,20 @@ def swin_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
     return encoder_only_fields(source, tensors) | {"num_classes": num_labels(source)}
 
 
+def backbone_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
+    """The same for a SwinBackbone: the stages of out_features have norms, and windows are never cut to a small grid.
+
+    Raises ConfigError for the embeddings as a level, which our pyramid does not have.
+    """
+    named = source.get("out_features") or [f"stage{i}" for i in source.get("out_indices") or [len(source["depths"])]]
+    if bad := [name for name in named if not re.fullmatch(r"stage\d+", str(name))]:
+        raise ConfigError(f"config.json: out_features {bad[0]!r}: stages alone, such as 'stage1', are levels")
+    levels = tuple(int(name.removeprefix("stage")) - 1 for name in named)
+    return encoder_only_fields(source, tensors) | {"level_norms": levels, "always_partition": True}
+
+
 def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a SwinForImageClassification, or of a SwinModel if the model has no classes.
+    """The config.json of a SwinForImageClassification, a SwinBackbone for norms of levels, else of a SwinModel.
 
     Raises ConfigError for what it cannot express.
     """
@@ -51,13 +67,23 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
         {
             "positions": model.positions in ("none", "learned"),
             "embed_norm_eps": model.embed_norm_eps == EMBED_NORM_EPS,
-            "always_partition": not model.always_partition,
+            "always_partition": model.always_partition == (model.level_norms is not None),
+            "num_classes": model.level_norms is None or not model.num_classes,
         },
         model,
         "Swin",
     )
+    if model.level_norms is None:
+        kind = {"architectures": ["SwinForImageClassification" if model.num_classes else "SwinModel"]}
+    else:
+        places = [level + 1 for level in model.level_norms]
+        kind = {
+            "architectures": ["SwinBackbone"],
+            "out_features": [f"stage{place}" for place in places],
+            "out_indices": places,
+        }
     return {
-        "architectures": ["SwinForImageClassification" if model.num_classes else "SwinModel"],
+        **kind,
         "model_type": "swin",
         "embed_dim": model.width,
         "depths": list(model.depths),
@@ -80,13 +106,11 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def encoder_rows(model: Swin) -> Iterator[Row]:
     """SwinModel. Its merging is at the end of a stage, ours at the start of the next."""
-    patch = as_pair(model.patch_size)
     yield row("embeddings.patch_embeddings.projection.weight", "patches/kernel", conv)
     yield row("embeddings.patch_embeddings.projection.bias", "patches/bias", same)
     yield from layer_norm("embeddings.norm", "patches_norm")
     if model.positions == "learned":
-        grid = patch_grid(as_pair(model.image_size), patch)
-        yield row("embeddings.position_embeddings", "positions/grid", positions(grid))
+        yield row("embeddings.position_embeddings", "positions/grid", positions(model.table_grid))
     for s, depth in enumerate(model.depths):
         if s > 0:
             yield from layer_norm(f"encoder.layers.{s - 1}.downsample.norm", f"stages_{s}/merge/norm")
@@ -102,18 +126,27 @@ def encoder_rows(model: Swin) -> Iterator[Row]:
             yield from layer_norm(f"{theirs}.layernorm_after", f"{ours}/mlp_norm")
             yield from dense(f"{theirs}.intermediate.dense", f"{ours}/mlp/up")
             yield from dense(f"{theirs}.output.dense", f"{ours}/mlp/down")
-    yield from layer_norm("layernorm", "norm")
+    if model.level_norms is None:
+        yield from layer_norm("layernorm", "norm")
 
 
 def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
-    """SwinForImageClassification, or SwinModel for a model without classes."""
-    prefix = "swin." if model.num_classes else ""
-    yield from under(prefix, "", encoder_rows(model))
+    """SwinForImageClassification, or for a model without classes SwinModel or SwinBackbone."""
+    yield from under("swin." if model.num_classes else "", "", encoder_rows(model))
+    for level in model.level_norms or ():
+        yield from layer_norm(f"hidden_states_norms.stage{level + 1}", f"level_norms_{level}")
     if model.num_classes:
         yield from dense("classifier", "head")
 
 
+ENCODER = Family("swin", Swin, encoder_only_fields, swin_rows, swin_config, "swin", rename=without("swin."))
+
 FAMILIES = {
-    "SwinForImageClassification": Family("swin", Swin, swin_fields, swin_rows, swin_config),
-    "SwinModel": Family("swin", Swin, encoder_only_fields, swin_rows, swin_config),
+    "SwinForImageClassification": Family("swin", Swin, swin_fields, swin_rows, swin_config, "swin"),
+    "SwinModel": ENCODER,
+    # The final norm, which some files hold, is of no use to the levels.
+    "SwinBackbone": dataclasses.replace(ENCODER, fields=backbone_fields, rename=without("swin.", "layernorm.")),
+    "SwinForMaskedImageModeling": dataclasses.replace(
+        ENCODER, rename=without("swin.", "decoder.", "embeddings.mask_token")
+    ),
 }

@@ -26,6 +26,12 @@ def fast(folder: Path, length: int, vocab_size: int) -> Rules | None:
     return {"tokenizer": f"hf:{folder}", "length": length} if (folder / "tokenizer.json").is_file() else None
 
 
+def bert(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """WordPiece, of a tokenizer.json or a vocab.txt alone."""
+    known = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return {"tokenizer": f"hf:{folder}", "length": length} if known else None
+
+
 def clip(folder: Path, length: int, vocab_size: int) -> Rules | None:
     """CLIP's BPE by its own rules, which `transformers` only come near to; another vocabulary as it says itself."""
     known = (folder / "merges.txt").is_file() or (folder / "tokenizer.json").is_file()
@@ -43,7 +49,7 @@ def open_clip(folder: Path, length: int, vocab_size: int) -> Rules | None:
 
 def align(folder: Path, length: int, vocab_size: int) -> Rules | None:
     """BERT's, of texts of 64 tokens, which ALIGN was trained with; BERT has positions for more."""
-    return fast(folder, min(length, 64), vocab_size)
+    return bert(folder, min(length, 64), vocab_size)
 
 
 def siglip(folder: Path, length: int, vocab_size: int) -> Rules | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.swin import Swin
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row
@@ -50,6 +50,7 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
             "embed_norm_eps": model.embed_norm_eps == NORM_EPS,
             "activation": model.activation == "gelu",
             "always_partition": not model.always_partition,
+            "level_norms": model.level_norms is None,
             "patch_size": len(set(as_pair(model.patch_size))) == 1,
         },
         model,
@@ -83,12 +84,11 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
     """timm's SwinTransformer."""
-    patch = as_pair(model.patch_size)
     yield row("patch_embed.proj.weight", "patches/kernel", conv)
     yield row("patch_embed.proj.bias", "patches/bias", same)
     yield from layer_norm("patch_embed.norm", "patches_norm")
     if model.positions == "learned":
-        yield row("absolute_pos_embed", "positions/grid", positions(patch_grid(as_pair(model.image_size), patch)))
+        yield row("absolute_pos_embed", "positions/grid", positions(model.table_grid))
     for s, depth in enumerate(model.depths):
         if s > 0:
             yield from layer_norm(f"layers.{s}.downsample.norm", f"stages_{s}/merge/norm")

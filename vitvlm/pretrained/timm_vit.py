@@ -75,6 +75,8 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "pool": model.pool in POOLS.values(),
             "positions": model.positions == "learned",
             "representation": not model.representation,
+            "projection": model.projection is None,
+            "head_input": model.head_input == "pooled",
             "distillation_head": model.distillation_head,
             "norm_pooled": model.norm_pooled == (model.pool == "gap"),
             "crop": not model.crop,

@@ -47,6 +47,17 @@ qkv, qkv_bias = split_linear(3), split(3)
 gate_and_up, gate_and_up_bias = split_linear(2), split(2)  # the two halves of SwiGLU
 
 
+def tied(count: int) -> Transform:
+    """An array that a file may hold under several names, with the same numbers; written under all."""
+
+    def read(first: np.ndarray, *others: np.ndarray) -> Arrays:
+        if not all(np.array_equal(first, other) for other in others):
+            raise TableError("two tensors that are one in the model differ in the file")
+        return (first,)
+
+    return Transform(read, write=lambda x: (x,) * count)
+
+
 def unused(shape: tuple[int, ...]) -> Transform:
     """A tensor that we have no use for: read into nothing, written as zeros."""
     return Transform(read=lambda x: (), write=lambda: (np.zeros(shape, np.float32),))

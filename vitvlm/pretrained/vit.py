@@ -1,6 +1,8 @@
-"""ViT weights of Hugging Face `transformers`: ViTForImageClassification and ViTModel."""
+"""ViT weights of Hugging Face `transformers`: ViTForImageClassification, ViTModel, and the encoder of
+ViTForMaskedImageModeling, which is a ViTModel without its pooler."""
 
-from collections.abc import Collection, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
@@ -34,9 +36,9 @@ def encoder_only_fields(source: Json, tensors: Collection[str]) -> dict[str, Any
     """The same for a ViTModel, with its pooler (a tanh layer on CLS) if it was saved."""
     if POOLER not in tensors:
         return encoder_fields(source)
-    if source.get("pooler_act", "tanh") != "tanh":
+    if source["pooler_act"] != "tanh":
         raise ConfigError(f"config.json: pooler_act {source['pooler_act']!r}; only tanh is understood")
-    return encoder_fields(source) | {"representation": source.get("pooler_output_size") or source["hidden_size"]}
+    return encoder_fields(source) | {"representation": source["pooler_output_size"] or source["hidden_size"]}
 
 
 def encoder_fields(source: Json) -> dict[str, Any]:
@@ -73,8 +75,9 @@ def their_activation(name: str) -> str:
 
 
 def num_labels(source: Json) -> int:
-    """Classes; what `transformers` leaves out of config.json are its two."""
-    return len(source.get("id2label", ("LABEL_0", "LABEL_1")))
+    """Classes: by their names, by their number, or else the two that `transformers` leaves out of config.json."""
+    names = source.get("id2label")
+    return source.get("num_labels", 2) if names is None else len(names)
 
 
 def labels(num_classes: int) -> dict[str, Any]:
@@ -136,6 +139,8 @@ def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[st
             "crop": not model.crop,
             "patch_bias": model.patch_bias,
             "pre_norm": not model.pre_norm,
+            "projection": model.projection is None,
+            "head_input": model.head_input == "pooled",
         },
         model,
         family,
@@ -205,7 +210,22 @@ def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
         yield from dense("classifier", "head")
 
 
+def without(prefix: str, *left_out: str) -> Callable[[str], str | None]:
+    """A `Family.rename` that takes a prefix off, and then leaves out the names that begin in one of these ways."""
+
+    def rename(name: str) -> str | None:
+        name = name.removeprefix(prefix)
+        return None if name.startswith(left_out) else name
+
+    return rename
+
+
+ENCODER = Family("vit", ViT, encoder_only_fields, vit_rows, vit_config, "vit", rename=without("vit."))
+
 FAMILIES = {
-    "ViTForImageClassification": Family("vit", ViT, vit_fields, vit_rows, vit_config),
-    "ViTModel": Family("vit", ViT, encoder_only_fields, vit_rows, vit_config),
+    "ViTForImageClassification": Family("vit", ViT, vit_fields, vit_rows, vit_config, "vit"),
+    "ViTModel": ENCODER,
+    "ViTForMaskedImageModeling": dataclasses.replace(
+        ENCODER, rename=without("vit.", "decoder.", "embeddings.mask_token")
+    ),
 }

@@ -23,6 +23,15 @@ class Tokens(NamedTuple):
     mask: Int[np.ndarray, "B L"]
 
 
+class Pairs(NamedTuple):
+    """Two texts each in one row: ids and mask as of `Tokens`; `segments`, int32, is 0 at the first, BOS and the EOS
+    after it included, and at padding, and 1 at the second."""
+
+    ids: Int[np.ndarray, "B L"]
+    mask: Int[np.ndarray, "B L"]
+    segments: Int[np.ndarray, "B L"]
+
+
 class Model(Protocol):
     """A vocabulary and how texts are cut into it; knows nothing of BOS, EOS, lengths or padding."""
 
@@ -103,6 +112,32 @@ class Tokenizer:
             ids[i, filled], mask[i, filled] = tokens, 1
         return Tokens(ids, mask)
 
+    def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> Pairs:
+        """BOS, first, EOS, second, EOS, as BERT reads sentence pairs; `segments` is `Bert`'s `segment_ids`.
+
+        Where both are too long together the longer of them is cut, on the side of `truncation`, and then both alike.
+
+        Raises ConfigError for a tokenizer that does not add BOS and EOS, DataError as `encode`, and ValueError for
+        lists of different lengths.
+        """
+        if not (self.add_bos and self.add_eos):
+            raise ConfigError("tokenizer: pairs are told apart by BOS and EOS, and this one does not add both")
+        if len(firsts) != len(seconds):
+            raise ValueError(f"{len(firsts)} first texts and {len(seconds)} second ones")
+        B, L = len(firsts), self.length
+        ids, segments = np.full((B, L), self.pad_id, np.int32), np.zeros((B, L), np.int32)
+        mask = np.full((B, L), not self.mask_padding, np.int32)
+        contents = [
+            self.model.encode([self.clean(text, i) for i, text in enumerate(texts)]) for texts in (firsts, seconds)
+        ]
+        for i, (first, second) in enumerate(zip(*contents)):
+            first, second = self._cut_pair(first, second, i, firsts[i])
+            tokens = [self.bos_id, *first, self.eos_id, *second, self.eos_id]
+            start = 0 if self.padding == "right" else L - len(tokens)
+            ids[i, start : start + len(tokens)], mask[i, start : start + len(tokens)] = tokens, 1
+            segments[i, start + len(first) + 2 : start + len(tokens)] = 1
+        return Pairs(ids, mask, segments)
+
     def decode(
         self, ids: Int[np.ndarray, "B L"] | Iterable[Sequence[int]], mask: Int[np.ndarray, "B L"] | None = None
     ) -> list[str]:
@@ -142,6 +177,20 @@ class Tokenizer:
                 "raise the length, or cut with truncation='right'"
             )
         return content[:room] if self.truncation == "right" else content[-room:]
+
+    def _cut_pair(self, first: list[int], second: list[int], position: int, text: str) -> tuple[list[int], list[int]]:
+        room = self.length - 3
+        if len(first) + len(second) <= room:
+            return first, second
+        if self.truncation == "error":
+            excess = len(first) + len(second) - room
+            raise DataError(f"pair {position} is {excess} tokens longer than length={self.length}: {text!r:.60}")
+        # The shorter stays whole if it takes no more than half; of an odd number the longer gets the greater half.
+        short = min(len(first), len(second), room // 2)
+        sizes = (short, room - short) if len(first) <= len(second) else (room - short, short)
+        if self.truncation == "left":
+            return first[len(first) - sizes[0] :], second[len(second) - sizes[1] :]
+        return first[: sizes[0]], second[: sizes[1]]
 
     def _content(self, row: np.ndarray, mask: np.ndarray | None) -> list[int]:
         if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):

@@ -1,4 +1,6 @@
-"""Hugging Face's fast tokenizers, as their own library `tokenizers` reads them; BPE, WordPiece and Unigram alike."""
+"""Hugging Face's fast tokenizers, as their own library `tokenizers` reads them; BPE, WordPiece and Unigram alike.
+
+A folder of BERT's that has no tokenizer.json is read from its vocab.txt."""
 
 import dataclasses
 import json
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
+from vitvlm.data.tokenizers import wordpiece
 
 if TYPE_CHECKING:
     import tokenizers
@@ -42,8 +45,12 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
     if not path:
         raise ConfigError('tokenizer "hf": write hf:PATH, of a folder or its tokenizer.json')
     file = _tokenizer_file(Path(path))
-    config = _read_config(file.parent) if file.name == "tokenizer.json" else {}
-    fast = _read_fast(file)
+    config = _read_config(file.parent) if file.name in ("tokenizer.json", wordpiece.VOCABULARY) else {}
+    if file.name == wordpiece.VOCABULARY:
+        fast = wordpiece.read(file, config)
+        config = {**config, **wordpiece.defaults(config)}
+    else:
+        fast = _read_fast(file)
     given_padding, given_truncation = fast.padding or {}, fast.truncation or {}
     fast.no_padding()
     fast.no_truncation()
@@ -75,13 +82,16 @@ _NAMES = ("bos", "eos", "pad", "cls", "sep")
 
 def _tokenizer_file(path: Path) -> Path:
     file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file():
-        return file
+    for each in (file, path / wordpiece.VOCABULARY):
+        if each.is_file():
+            return each
     for name, kind in OTHER_FILES.items():
         if (path / name).is_file():
             place = path if kind == "clip" else path / name
             raise DataError(f"{path}: no tokenizer.json; its {name} may be meant: {kind}:{place}")
-    raise DataError(f"{file}: there is no such file; give a folder with a tokenizer.json, or the file")
+    raise DataError(
+        f"{file}: there is no such file; give it, or a folder with a tokenizer.json or a {wordpiece.VOCABULARY} (BERT)"
+    )
 
 
 def _read_fast(file: Path) -> "tokenizers.Tokenizer":

@@ -1,0 +1,57 @@
+"""The defaults that we wrote down, field by field against the config classes of the installed `transformers`."""
+
+import pytest
+from transformers import CONFIG_MAPPING
+
+from vitvlm import models
+from vitvlm.pretrained.config_defaults import DEFAULTS, completed, defaulted
+from vitvlm.pretrained.entries import in_memory
+from vitvlm.pretrained.huggingface import FAMILIES
+
+FROM_HIDDEN_SIZE = ("pooler_output_size", "projection_size")  # None there too, until the config is made
+
+
+def plain(value):
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def compare(ours, theirs):
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            compare(value, getattr(theirs, name))
+        elif name in FROM_HIDDEN_SIZE:
+            assert value is None and getattr(theirs, name) == theirs.hidden_size
+        else:
+            assert plain(getattr(theirs, name)) == plain(value), name
+
+
+@pytest.mark.parametrize("model_type", DEFAULTS)
+def test_every_field_is_that_of_their_class(model_type):
+    compare(DEFAULTS[model_type], CONFIG_MAPPING[model_type]())
+
+
+def test_there_is_nothing_besides():
+    assert {family.model_type for family in FAMILIES.values()} == set(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_empty_config_says_enough(name):
+    family = FAMILIES[name]
+    full = completed(family.model_type, {})
+    models.build(family.model, **family.fields(full, in_memory({})))
+    assert family.inputs(full)
+
+
+def test_towers_of_old_files_and_of_thin_ones():
+    source = {
+        "projection_dim": 7,
+        "text_config": {"hidden_size": 9, "hidden_act": "gelu"},
+        "text_config_dict": {"hidden_size": 8},
+        "vision_config": None,
+    }
+    full = completed("clip", source)
+    assert full["text_config"]["hidden_size"] == 8 and full["text_config"]["hidden_act"] == "quick_gelu"
+    assert full["vision_config"] == DEFAULTS["clip"]["vision_config"]
+    missing = defaulted("clip", source)
+    assert "projection_dim" not in missing and "text_config.hidden_size" not in missing
+    assert missing["text_config.hidden_act"] == "quick_gelu" and missing["vision_config.patch_size"] == 32

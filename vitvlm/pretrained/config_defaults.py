@@ -1,0 +1,208 @@
+"""What a config.json that does not say means: the defaults of the config classes of `transformers`, by `model_type`.
+
+Old files leave fields out, and files of two towers most of those of the towers. Held here are the fields that we read;
+the tests compare every one with the classes themselves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+VIT = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "qkv_bias": True,
+    "pooler_output_size": None,  # that is, hidden_size
+    "pooler_act": "tanh",
+}
+MAE = {name: value for name, value in VIT.items() if not name.startswith("pooler")} | {
+    "decoder_num_attention_heads": 16,
+    "decoder_hidden_size": 512,
+    "decoder_num_hidden_layers": 8,
+    "decoder_intermediate_size": 2048,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+}
+DINOV2 = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-6,
+    "image_size": 224,
+    "patch_size": 14,
+    "num_channels": 3,
+    "qkv_bias": True,
+    "layerscale_value": 1.0,
+    "drop_path_rate": 0.0,
+    "use_swiglu_ffn": False,
+}
+SWIN = {
+    "image_size": 224,
+    "patch_size": 4,
+    "num_channels": 3,
+    "embed_dim": 96,
+    "depths": (2, 2, 6, 2),
+    "num_heads": (3, 6, 12, 24),
+    "window_size": 7,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "drop_path_rate": 0.1,
+    "hidden_act": "gelu",
+    "use_absolute_embeddings": False,
+    "layer_norm_eps": 1e-5,
+}
+RESNET = {
+    "num_channels": 3,
+    "embedding_size": 64,
+    "hidden_sizes": (256, 512, 1024, 2048),
+    "depths": (3, 4, 6, 3),
+    "layer_type": "bottleneck",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
+ALIGN_VISION = {
+    "num_channels": 3,
+    "image_size": 600,
+    "width_coefficient": 2.0,
+    "depth_coefficient": 3.1,
+    "depth_divisor": 8,
+    "kernel_sizes": (3, 3, 5, 3, 5, 5, 3),
+    "out_channels": (16, 24, 40, 80, 112, 192, 320),
+    "depthwise_padding": (),
+    "strides": (1, 2, 2, 2, 1, 2, 1),
+    "num_block_repeats": (1, 2, 2, 3, 3, 4, 1),
+    "expand_ratios": (1, 6, 6, 6, 6, 6, 6),
+    "squeeze_expansion_ratio": 0.25,
+    "hidden_act": "swish",
+    "pooling_type": "mean",
+    "batch_norm_eps": 1e-3,
+    "batch_norm_momentum": 0.99,
+    "drop_connect_rate": 0.2,
+}
+EFFICIENTNET = ALIGN_VISION | {"dropout_rate": 0.5}
+
+CLIP_TOWER = {
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "projection_dim": 512,
+}
+CLIP_VISION = CLIP_TOWER | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
+CLIP_TEXT = CLIP_TOWER | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49_408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49_407,
+}
+SIGLIP_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+}
+SIGLIP_VISION = SIGLIP_TOWER | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
+SIGLIP_TEXT = SIGLIP_TOWER | {
+    "vocab_size": 32_000,
+    "max_position_embeddings": 64,
+    "projection_size": None,  # that is, hidden_size
+}
+BERT = {
+    "vocab_size": 30_522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+
+DEFAULTS: Mapping[str, Json] = {
+    "vit": VIT,
+    "deit": VIT,
+    "vit_mae": MAE,
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2 | {"patch_size": 16, "num_register_tokens": 4},
+    "swin": SWIN,
+    "resnet": RESNET,
+    "efficientnet": EFFICIENTNET,
+    "bert": BERT,
+    "clip_vision_model": CLIP_VISION,
+    "clip_text_model": CLIP_TEXT,
+    "clip": {
+        "projection_dim": 512,
+        "logit_scale_init_value": 2.6592,
+        "vision_config": CLIP_VISION,
+        "text_config": CLIP_TEXT,
+    },
+    "siglip_vision_model": SIGLIP_VISION,
+    "siglip_text_model": SIGLIP_TEXT,
+    "siglip": {"vision_config": SIGLIP_VISION, "text_config": SIGLIP_TEXT},
+    "align_vision_model": ALIGN_VISION,
+    "align_text_model": BERT,
+    "align": {
+        "projection_dim": 640,
+        "temperature_init_value": 1.0,
+        "vision_config": ALIGN_VISION,
+        "text_config": BERT,
+    },
+}
+
+
+def completed(model_type: str, source: Json) -> dict[str, Any]:
+    """The config with what it leaves out, also inside text_config and vision_config.
+
+    Of old files text_config_dict and vision_config_dict go before these.
+    """
+    defaults = DEFAULTS[model_type]
+    full = {**defaults, **source}
+    for tower in ("text_config", "vision_config"):
+        if tower in defaults:
+            own = source.get(f"{tower}_dict")
+            full[tower] = {**defaults[tower], **((source.get(tower) or {}) if own is None else own)}
+    return full
+
+
+def defaulted(model_type: str, source: Json) -> dict[str, Any]:
+    """The fields that the config leaves to the defaults, with their values; those of the towers by "text_config.…"."""
+    defaults = DEFAULTS[model_type]
+    flat = {name: value for name, value in defaults.items() if not isinstance(value, Mapping)}
+    missing = {name: value for name, value in flat.items() if name not in source}
+    for tower in defaults.keys() - flat.keys():
+        own = source.get(f"{tower}_dict")
+        own = (source.get(tower) or {}) if own is None else own
+        missing |= {f"{tower}.{name}": value for name, value in defaults[tower].items() if name not in own}
+    return missing
