@@ -1,6 +1,7 @@
 """Batches: deterministic, reshuffled each epoch, shared out among processes, made ahead by threads or workers.
 
-A batch is a dictionary of arrays: image float32 [B, H, W, C], label int32 [B], mask float32 [B] (1 for an example,
+A batch is a dictionary of arrays: image float32 [B, H, W, C], label int32 [B] (of a multi-label source labels
+float32 [B, S], 1 for each class of an image), mask float32 [B] (1 for an example,
 0 for padding or an unreadable image), index int64 [B] (position in the source, -1 for padding), the arrays that
 operations make (`tokenize`: text and text_mask int32 [B, L]), and the text fields that they `keep`.
 

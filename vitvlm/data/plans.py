@@ -77,7 +77,10 @@ class Loader:
         A row is called with `out`, its place in the batch, and may put its image there.
         """
         images = np.empty((len(rows), *self.shape), np.float32)
-        labels = np.zeros(len(rows), np.int32)
+        several = self.source.multi_label
+        labels = (
+            np.zeros((len(rows), self.source.num_classes), np.float32) if several else np.zeros(len(rows), np.int32)
+        )
         mask = np.zeros(len(rows), np.float32)
         arrays = {name: np.zeros((len(rows), *zeros.shape), zeros.dtype) for name, zeros in self.rows.items()}
         texts = {name: [""] * len(rows) for name in self.pipeline.fields}
@@ -94,12 +97,17 @@ class Loader:
             image = _checked(example, self.shape)
             if not np.may_share_memory(image, images):
                 images[row] = image
-            labels[row], mask[row] = example["label"], 1
+            mask[row] = 1
+            if several:
+                labels[row, example["label"]] = 1
+            else:
+                labels[row] = example["label"]
             for name, array in arrays.items():
                 array[row] = example[name]
             for name in texts:
                 texts[name][row] = example[name]
-        batch = {"image": images, "label": labels, "mask": mask, "index": np.array(index, np.int64)}
+        batch = {"image": images, "mask": mask, "index": np.array(index, np.int64)}
+        batch["labels" if several else "label"] = labels
         batch[UNREADABLE] = unreadable
         return batch | arrays | {name: np.array(text) for name, text in texts.items()}
 

@@ -19,7 +19,7 @@ from vitvlm.core import flops
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
-from vitvlm.jobs import fields, teachers
+from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import optimizer, sharding
@@ -134,7 +134,7 @@ def setup(
             if training or job.classes is None:
                 sources.check_classes(source, "config.model.num_classes: 'data'")
             job = dataclasses.replace(job, model={**job.model, "num_classes": len(names)})
-        task = build_task(job, names, training, mesh)
+        task = build_task(job, names, training, mesh, source)
         if count := getattr(task.model, "num_classes", 0):
             if training:
                 sources.check_classes(source, "config.model.num_classes")
@@ -187,10 +187,17 @@ def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> T
         return checkpoints.restore(restore_target(job), step).state
 
 
-def build_task(job: fields.Job, names: Sequence[str], training: bool = True, mesh: Mesh | None = None) -> Task:
-    """The model by name with the task's objective around it, and for training its teacher if it has one.
+def build_task(
+    job: fields.Job,
+    names: Sequence[str],
+    training: bool = True,
+    mesh: Mesh | None = None,
+    source: sources.Source | None = None,
+) -> Task:
+    """The model by name with the task's objective around it; for training, with its teacher and its class weights.
 
-    `names` are those of the job's classes. A task that takes `mesh` is given it, and `axes`: those over which batches
+
+    `names` are those of the job's classes, and `source` is what weights are balanced for. A task that takes `mesh` is given it, and `axes`: those over which batches
     are split.
     """
     model_name, model_fields = take_name(job.model, "config.model")
@@ -198,6 +205,8 @@ def build_task(job: fields.Job, names: Sequence[str], training: bool = True, mes
     model = models.build(model_name, **model_fields)
     if task_fields.get("distillation") is not None:
         task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data, names) if training else None
+    if (weights := task_fields.get("class_weights")) is not None:
+        task_fields["class_weights"] = class_weights.resolve(weights, names, source) if training and source else None
     given: dict[str, Any] = {"model": model}
     if mesh is not None and "mesh" in inspect.signature(TASKS.get(task_name)).parameters:
         given |= {"mesh": mesh, "axes": tuple(axis for axis in sharding.BATCH_AXES if axis in mesh.shape)}

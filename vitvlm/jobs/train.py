@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
-from vitvlm.jobs import curves, evaluators, init_from
+from vitvlm.jobs import class_weights, curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
@@ -110,6 +110,7 @@ def _gradients(job: Setup) -> Gradients:
         accumulate=job.job.accumulate,
         side_by_side=job.job.side_by_side,
         trainable=trainable,
+        **({"whole_batch": job.task.whole_batch} if hasattr(job.task, "whole_batch") else {}),
     )
 
 
@@ -142,12 +143,14 @@ def describe(job: Setup, start: resume.Start) -> str:
     """One line: what trains, on what, from where."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
     mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
+    weights = getattr(job.task, "class_weights", None)
+    weighted = f"; {class_weights.describe(weights, job.source.label_names)}" if weights else ""
     where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
         f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
         f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
-        f"device{'s' * (jax.device_count() > 1)} ({mesh}); {where}"
+        f"device{'s' * (jax.device_count() > 1)} ({mesh}){weighted}; {where}"
     )
 
 

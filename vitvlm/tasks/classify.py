@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
@@ -26,11 +27,18 @@ class Classify:
     With `distillation`, training adds what a teacher says of the same mixed and augmented images. A model with two
     heads (DeiT) learns the labels with one and the teacher with the other; a model with one learns both with that.
 
+    A batch has `label [B]`, or where examples have any number of labels `labels [B, S]`, multi-hot, which loss_kind
+    "sigmoid" learns.
+
     Attributes:
       model: an image encoder whose output has `logits [B, S]`.
-      label_smoothing: e of (1 - e) one-hot + e/S.
+      label_smoothing: e of (1 - e) one-hot + e/S; of several labels, of (1 - e) multi-hot + e/2.
       mixup, cutmix: alphas; 0 turns each off; with both, each step takes one of them.
       loss_kind: "softmax", or "sigmoid" for one binary cross-entropy per class; of the labels.
+      class_weights: w of each class in the loss of the labels, or None. With "softmax" the loss is the weighted mean
+        of PyTorch's CrossEntropyLoss(weight=w): over the sum of the labels' weights, or under mixup and cutmix, where
+        targets are distributions, over the number of examples. With "sigmoid" each class's cross-entropy is weighted.
+        In a config "balanced" or {class: weight}; see `jobs.class_weights`.
       patch_sizes: of which each training step draws one, for a model that can be called with any (Beyer et al. 2023,
         FlexiViT); `logits_2`, `logits_4`, … predict with each. None: always the model's own.
       distillation: a teacher with the same classes, or None.
@@ -41,6 +49,7 @@ class Classify:
     mixup: float = 0.0
     cutmix: float = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
+    class_weights: tuple[float, ...] | None = None
     patch_sizes: tuple[int, ...] = ()
     distillation: Distillation | None = None
 
@@ -58,8 +67,19 @@ class Classify:
                     f"task.distillation.teacher: it knows {known} classes, the student {self.model.num_classes}: give "
                     f"a teacher that was trained on the same classes"
                 )
+        if self.class_weights is not None:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        if len(self.class_weights) != self.model.num_classes:
+            raise ConfigError(
+                f"task.class_weights: {len(self.class_weights)} weights for {self.model.num_classes} classes"
+            )
+        if not all(0 <= weight < float("inf") for weight in self.class_weights) or not any(self.class_weights):
+            raise ConfigError(f"task.class_weights: {self.class_weights}: weights are 0 or more, and not all 0")
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
+        self._targets(batch, 0.0)
         return dict(self.model.init(rng, batch["image"]))
 
     def loss(
@@ -70,8 +90,9 @@ class Classify:
         """
         rngs = split_rng(rng, "mix", "dropout")
         own = {name: collection for name, collection in variables.items() if name != TEACHER}
+        batch = self.whole_batch(batch)
         images, mask = batch["image"], batch["mask"]
-        targets = classification.smooth_labels(batch["label"], self.model.num_classes, self.label_smoothing * train)
+        targets = self._targets(batch, self.label_smoothing * train)
         if train:
             images, targets = mixing.mix(rngs["mix"], images, targets, mask, self.mixup, self.cutmix)
         output, updated = self.model.apply(
@@ -83,12 +104,38 @@ class Classify:
             **call,
         )
         if self.distillation and train:
-            loss, terms = self._taught(output, targets, mask, variables[TEACHER], images)
+            loss, terms = self._taught(output, targets, batch, variables[TEACHER], images)
         else:
-            loss, terms = masked.mean(self._label_loss(output.logits, targets), mask), {}
-        # Under mixup and cutmix this is the accuracy on the mixed images against their own label: a lower bound.
-        accuracy = masked.mean(classification.top_k_correct(output.logits, batch["label"]), mask)
-        return loss, {"accuracy": accuracy, **terms}, dict(updated)
+            loss, terms = self._label_loss(output.logits, targets, batch), {}
+        return loss, {**self._accuracy(output.logits, batch), **terms}, dict(updated)
+
+    def whole_batch(self, batch: Batch) -> Batch:
+        """The batch with what the loss needs of all its examples, before micro-batches are taken of it.
+
+        With class weights that is `loss_scale [B]`: the loss of an example times that is its part in a plain mean.
+        """
+        if self.class_weights is None or "loss_scale" in batch:
+            return batch
+        scale = jnp.ones((), jnp.float32)
+        if self.loss_kind == "softmax" and not (self.mixup or self.cutmix):
+            scale = classification.weight_scale(batch["label"], batch["mask"], jnp.array(self.class_weights))
+        return {**batch, "loss_scale": jnp.broadcast_to(scale, batch["mask"].shape)}
+
+    def _targets(self, batch: Batch, smoothing: float) -> Float[Array, "B S"]:
+        if "labels" not in batch:
+            return classification.smooth_labels(batch["label"], self.model.num_classes, smoothing)
+        if self.loss_kind == "softmax":
+            raise ConfigError(
+                'task.loss_kind: "softmax" takes one label per image, and this data has several: set it to "sigmoid"'
+            )
+        return classification.smooth_multi_hot(batch["labels"], smoothing)
+
+    def _accuracy(self, logits: Float[Array, "B S"], batch: Batch) -> dict[str, Array]:
+        """Under mixup and cutmix that of the mixed images against their own label: a lower bound."""
+        if "labels" in batch:
+            correct = classification.answers_correct(logits, batch["labels"])
+            return {"answers_accuracy": masked.mean(correct, batch["mask"])}
+        return {"accuracy": masked.mean(classification.top_k_correct(logits, batch["label"]), batch["mask"])}
 
     @property
     def constants(self) -> Mapping[str, Any]:
@@ -99,7 +146,7 @@ class Classify:
         self,
         output: EncoderOutput,
         targets: Float[Array, "B S"],
-        mask: Float[Array, "B"],
+        batch: Batch,
         teacher: Variables,
         images: Float[Array, "B H W C"],
     ) -> tuple[Array, dict[str, Array]]:
@@ -109,16 +156,19 @@ class Classify:
         to_teacher = output.distillation_logits if two_heads else output.logits
         answers = self.distillation.teacher.logits(teacher, images)
         terms = {
-            "label_loss": masked.mean(self._label_loss(to_labels, targets), mask),
-            "distillation_loss": masked.mean(self.distillation.loss(to_teacher, answers), mask),
+            "label_loss": self._label_loss(to_labels, targets, batch),
+            "distillation_loss": masked.mean(self.distillation.loss(to_teacher, answers), batch["mask"]),
         }
         weight = self.distillation.weight
         return (1 - weight) * terms["label_loss"] + weight * terms["distillation_loss"], terms
 
-    def _label_loss(self, logits: Float[Array, "B S"], targets: Float[Array, "B S"]) -> Float[Array, "B"]:
-        if self.loss_kind == "sigmoid":
-            return classification.sigmoid_cross_entropy(logits, targets)
-        return classification.softmax_cross_entropy(logits, targets)
+    def _label_loss(self, logits: Float[Array, "B S"], targets: Float[Array, "B S"], batch: Batch) -> Float[Array, ""]:
+        sigmoid, weights = self.loss_kind == "sigmoid", self.class_weights
+        cross_entropy = classification.sigmoid_cross_entropy if sigmoid else classification.softmax_cross_entropy
+        if weights is None:
+            return masked.mean(cross_entropy(logits, targets), batch["mask"])
+        losses = cross_entropy(logits, targets, jnp.array(weights, jnp.float32))
+        return masked.mean(losses * batch["loss_scale"], batch["mask"])
 
     @property
     def losses(self) -> tuple[LossFn, ...]:

@@ -18,7 +18,12 @@ Gradients = Callable[[Tree, Tree, Batch, Key[Array, ""]], tuple[Tree, Metrics, T
 
 
 def make_gradients(
-    losses: Loss | Sequence[Loss], *, accumulate: int = 1, side_by_side: bool = False, trainable: Tree | None = None
+    losses: Loss | Sequence[Loss],
+    *,
+    accumulate: int = 1,
+    side_by_side: bool = False,
+    trainable: Tree | None = None,
+    whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Gradients:
     """A pure `(params, collections, batch, rng) -> (gradients, metrics, collections)`.
 
@@ -39,6 +44,7 @@ def make_gradients(
         would wait for each other within each small operation of a whole batch.
       trainable: tree of booleans like the parameters; False stops the gradient there, which spares its backward
         pass: it is zero. None trains everything.
+      whole_batch: adds to a batch what its micro-batches must know of all of it, such as a sum of weights.
 
     Raises ConfigError for fewer than one micro-batch and, when traced, for a batch that does not divide.
     """
@@ -69,7 +75,7 @@ def make_gradients(
     choices = [gradients_of(loss) for loss in (losses if isinstance(losses, Sequence) else [losses])]
 
     def accumulated(params, collections, batch, rng):
-        micro_batches = split(batch, accumulate)
+        micro_batches = split(dict(whole_batch(batch)), accumulate)
         counts = micro_batches["mask"].sum(axis=1)  # [A]
         shares = counts / jnp.maximum(counts.sum(), 1)
 

@@ -115,13 +115,6 @@ def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
     return True in first
 
 
-def multi_hot(label: Int[np.ndarray, " k"], classes: int) -> np.ndarray:
-    """float32 [S], 1 for each of the labels."""
-    row = np.zeros(classes, np.float32)
-    row[label] = 1
-    return row
-
-
 def _read(path: str) -> list[str]:
     file = Path(path).expanduser()
     try:
