@@ -16,6 +16,7 @@ from vitvlm.evaluation import (
     features,
     geometry,
     knn,
+    multi_label,
     probes,
     reconstruction,
     retrieval,
@@ -33,6 +34,7 @@ EVALUATORS.register("features")(features.Features)
 EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
 EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
+EVALUATORS.register("multi_label")(multi_label.MultiLabel)
 EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
 EVALUATORS.register("retrieval")(retrieval.Retrieval)
 EVALUATORS.register("zero_shot")(zero_shot.ZeroShot)

@@ -48,7 +48,7 @@ class Evaluator(Protocol):
     """Scores a model; files (per-example results, pictures) go to `folder`.
 
     An evaluator whose figures are about labels has the class attribute `labelled = True`: it is given a source of two
-    classes or more.
+    classes or more; with one label per image, unless it has the class attribute `multi_label = True` too.
     """
 
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...
@@ -59,7 +59,8 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
 
     Args:
       batches: one exact pass; padding (mask 0) is dropped.
-      outputs: a batch's arrays by name, each `[B, ...]`. "index" and "label" (where the batch has one) are added.
+      outputs: a batch's arrays by name, each `[B, ...]`. "index" and "label" or "labels" (where the batch has one) are
+        added.
 
     Returns arrays `[n, ...]`, the same in every process and for every batch size.
     Raises ValueError for an empty data set, an example seen twice, or an output that is not finite.
@@ -67,7 +68,7 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
     parts: dict[str, list[np.ndarray]] = {}
     for batch in batches():
         real = np.asarray(batch["mask"]) > 0
-        arrays = {name: batch[name] for name in ("index", "label") if name in batch} | dict(outputs(batch))
+        arrays = {name: batch[name] for name in ("index", "label", "labels") if name in batch} | dict(outputs(batch))
         for name, array in _gather(arrays | {"real": real}).items():
             parts.setdefault(name, []).append(array)
     if not parts:

@@ -102,7 +102,7 @@ def check_classes(source: Source, user: str) -> None:
         raise DataError(f"{user} needs classes: {source.label_doubt}")
     if not source.num_classes:
         raise DataError(f"{user} needs classes, and {source.name} has no labels; choose a source that has some")
-    if source.num_classes == 1:
+    if source.num_classes == 1 and not source.multi_label:
         raise DataError(
             f"{user} needs two classes or more, and {source.name} has one, {source.label_names[0]!r}: every answer "
             "would be right; choose another source (folder:PATH is read as PATH/CLASS/… or PATH/SPLIT/CLASS/…)"
