@@ -14,6 +14,7 @@ from vitvlm import evaluation
 from vitvlm.evaluation import multi_label
 
 S = 5
+GIVEN = {"example_id": "image {}".format, "matched": "by hand"}
 
 
 def data(n=60, seed=0, without=()):
@@ -37,7 +38,7 @@ def batches(images, labels, size=7):
 
 def run(tmp_path, images, labels, variables, **fields):
     names = ("ant", "bee", "cow", "dog", "emu")
-    evaluator = evaluation.build("multi_label", fields, batches=batches(images, labels), label_names=names)
+    evaluator = evaluation.build("multi_label", fields, batches=batches(images, labels), label_names=names, **GIVEN)
     return evaluator.run(toy.predict, variables, tmp_path)
 
 
@@ -55,6 +56,7 @@ def test_figures_are_those_of_scikit_learn(tmp_path):
     terms = -np.log(np.where(labels, probability, 1 - probability))
     assert figures["loss"] == pytest.approx(terms.sum(axis=1).mean(), rel=1e-4)
     assert figures["n"] == 60 and figures["classes"] == S
+    assert result.protocol.endswith("; by hand")
     assert figures["mAP_low"] < figures["mAP"] < figures["mAP_high"]
     rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
     assert [row["name"] for row in rows] == ["ant", "bee", "cow", "dog", "emu"]
@@ -66,6 +68,7 @@ def test_figures_are_those_of_scikit_learn(tmp_path):
     with np.load(tmp_path / "examples.npz") as saved:
         np.testing.assert_array_equal(saved["labels"], labels)
         np.testing.assert_allclose(saved["probability"], probability, rtol=1e-4)
+        assert saved["id"].tolist() == [f"image {i}" for i in range(60)] and saved["label_names"][1] == "bee"
 
 
 def test_classes_that_no_example_has_do_not_count_and_that_is_said(tmp_path):

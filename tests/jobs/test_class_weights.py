@@ -49,7 +49,7 @@ def test_by_name_and_what_is_said_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dgo": 2.0}, r'no class \'dgo\'; did you mean "dog"\?'),
+        ({"dgo": 2.0}, r"no class 'dgo'; did you mean \"dog\"\?"),
         ({"dog": -1.0}, "the weight of 'dog' is a number of 0 or more, not -1.0"),
         ({"dog": "2"}, "not '2'"),
         ("balance", "'balance' is neither \"balanced\" nor"),

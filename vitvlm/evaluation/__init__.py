@@ -72,6 +72,11 @@ def labelled(type: str) -> bool:
     return getattr(EVALUATORS.get(type), "labelled", False)
 
 
+def lists_of_labels(type: str) -> bool:
+    """Whether the evaluator of that name judges by lists of labels, not by one label an image."""
+    return getattr(EVALUATORS.get(type), "multi_label", False)
+
+
 def build(type: str, fields: Mapping[str, Any], where: str | None = None, **given: Any) -> Evaluator:
     """The evaluator of that name, its fields checked.
 

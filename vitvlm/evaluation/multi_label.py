@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -21,16 +22,20 @@ class MultiLabel:
     Metrics: mAP, the mean of the classes' average precision (scikit-learn's average_precision_score; only classes that
     some example has count) with its bootstrap interval (mAP_low, mAP_high); micro_f1 and macro_f1 of the answers
     "probability above `threshold`", the latter over the same classes; the mean sum of binary cross-entropies (nats);
-    n, and the number of classes that count. Writes `examples.npz` (index, labels, probability) and `classes.csv`.
+    n, and the number of classes that count. Writes `examples.npz` (index, id, labels, probability, label_names) and
+    `classes.csv`.
     """
 
     labelled: ClassVar[bool] = True
     multi_label: ClassVar[bool] = True
 
     batches: base.Batches
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...]
+    data_classes: tuple[int, ...] | None = None
+    matched: str = ""
     output: str = "logits"
     threshold: float = 0.5
+    example_id: Callable[[int], str] = str
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.per_example(predict, self.output, variables, self.batches)
@@ -54,7 +59,14 @@ class MultiLabel:
         metrics["loss"] = float(np.logaddexp(0, np.where(labels, -logits, logits)).sum(axis=1).mean())
         n, classes = logits.shape
         metrics |= {"n": float(n), "classes": float(len(counted))}
-        bootstrap.save_examples(folder, whole["index"], labels=labels, probability=probability.astype(np.float32))
+        bootstrap.save_examples(
+            folder,
+            whole["index"],
+            id=np.array([self.example_id(int(place)) for place in whole["index"]]),
+            labels=labels,
+            probability=probability.astype(np.float32),
+            label_names=np.array(self.label_names),
+        )
         every = np.full(classes, np.nan)
         every[counted] = precisions
         self._write_classes(pathlib.Path(folder) / "classes.csv", labels, answers, every)
@@ -62,7 +74,7 @@ class MultiLabel:
             f"multi-label classification, mean of {len(counted)} classes' average precision"
             f"{f' ({classes - len(counted)} more are in no example)' * (len(counted) < classes)}, F1 of probabilities "
             f"above {self.threshold:g}, n={n}, {bootstrap.CONFIDENCE:.0%} percentile bootstrap over examples, "
-            f"{RESAMPLES} resamples"
+            f"{RESAMPLES} resamples{base.notes(self.matched)}"
         )
         return base.Result(metrics, protocol)
 
@@ -75,7 +87,6 @@ class MultiLabel:
     ) -> None:
         """A row per class: the examples that have it, its average precision, and how its answers fare."""
         right, wrong, missed = outcomes(answers, labels)
-        names = dict(enumerate(self.label_names))
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["class", "name", "n", "average_precision", "precision", "recall", "f1"])
@@ -87,7 +98,7 @@ class MultiLabel:
                     f"{f1(hits, others, gaps):.4f}" if hits + gaps else "",
                 )
                 precision = "" if np.isnan(precisions[label]) else f"{precisions[label]:.4f}"
-                table.writerow([label, names.get(label, ""), hits + gaps, precision, *figures])
+                table.writerow([label, self.label_names[label], hits + gaps, precision, *figures])
 
 
 def average_precisions(

@@ -138,6 +138,7 @@ def _labels(
     user = f"{where} ({kind})"
     if not source.labelled:
         sources.check_classes(source, user)
+    _check_kind_of_labels(kind, source, where)
     given: dict[str, Any] = {"matched": classes.by_hand(source.renames)}
     defaults: dict[str, Any] = {}
     if "data_classes" in takes:
@@ -148,7 +149,7 @@ def _labels(
             )
         scored = job.head.score(source)
         source, given = scored.source, {"data_classes": scored.named, "matched": scored.note}
-        defaults = {"within": "data"} if job.head.published else {}
+        defaults = {"within": "data"} if job.head.published and not source.multi_label else {}
     elif "train_batches" in takes and not own.get("leave_one_out"):
         train = train_source()
         sources.check_classes(train, user)
@@ -156,6 +157,19 @@ def _labels(
         given = {"matched": classes.by_hand({**train.renames, **source.renames})}
     sources.check_classes(source, user)
     return _Labels(source, train_source, {"label_names": source.label_names, **given}, defaults)
+
+
+def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None:
+    """Raises ConfigError if images have one label and the evaluator takes lists of them, or the other way round."""
+    if source.multi_label and not evaluation.lists_of_labels(kind):
+        raise config_lib.ConfigError(
+            f"{where}: {kind} takes one label per image, and {source.name} has several: set its type to 'multi_label'"
+        )
+    if evaluation.lists_of_labels(kind) and not source.multi_label:
+        raise config_lib.ConfigError(
+            f"{where}: {kind} takes lists of labels, and {source.name} has one per image: set its type to "
+            "'classification'"
+        )
 
 
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:

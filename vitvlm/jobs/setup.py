@@ -197,8 +197,8 @@ def build_task(
     """The model by name with the task's objective around it; for training, with its teacher and its class weights.
 
 
-    `names` are those of the job's classes, and `source` is what weights are balanced for. A task that takes `mesh` is given it, and `axes`: those over which batches
-    are split.
+    `names` are those of the job's classes, and `source` is what weights are balanced for. A task that takes `mesh` is
+    given it, and `axes`: those over which batches are split.
     """
     model_name, model_fields = take_name(job.model, "config.model")
     task_name, task_fields = take_name(job.task, "config.task")

@@ -144,7 +144,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
     mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
     weights = getattr(job.task, "class_weights", None)
-    weighted = f"; {class_weights.describe(weights, job.source.label_names)}" if weights else ""
+    weighted = f"; {class_weights.describe(weights, job.job.classes)}" if weights else ""
     where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
