@@ -22,6 +22,7 @@ import numpy as np
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import running
+from vitvlm.data.balance import Balance
 from vitvlm.data.errors import DataError
 from vitvlm.data.operations.parsing import parse
 from vitvlm.data.plans import UNREADABLE, EvalPlan, TrainPlan, make_loader
@@ -75,8 +76,9 @@ class TrainBatches(Iterator[Batch]):
         of examples or, of a stream, to other shards, processes or workers.
         """
         saved = json.loads(state)
-        for name, value in self._plan.identity().items():
-            before = saved["made_for"].get(name)
+        identity = self._plan.identity()
+        for name in {**identity, **saved["made_for"]}:
+            before, value = saved["made_for"].get(name), identity.get(name)
             if before != value:
                 raise ConfigError(
                     f"the data iterator was saved with {name}={before!r}, and this job has {value!r}: "
@@ -91,6 +93,10 @@ class TrainBatches(Iterator[Batch]):
         if isinstance(self._plan, StreamPlan):
             return running.stream(self._plan, self._workers, self._place)
         return running.iterate(self._plan, self._workers, start=self._step)
+
+    @property
+    def balance(self) -> Balance | None:
+        return getattr(self._plan, "balance", None)
 
     def close(self) -> None:
         """Ends worker processes and threads. Closing twice is fine."""
@@ -141,13 +147,14 @@ def train_batches(
     bad_share: float = 0.01,
     bad_after: int = 1000,
     shuffle_buffer: int = 1000,
+    balance: float = 0.0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
     """Endless shuffled batches for one process.
 
     Each epoch holds every example once, in its own order; a batch may reach into the next epoch, so that no example is
-    ever left out.
+    ever left out. With a `balance` it is as many draws as there are examples, by class.
 
     Args:
       source: see `sources.open`.
@@ -159,18 +166,21 @@ def train_batches(
       bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
       bad_after: the share is taken of at least so many images (or of one epoch, where that is shorter).
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
+      balance: 1 draws each class equally often, 0 each example once an epoch; see `balance.Balance`. A streamed source
+        is then read by random access.
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).
 
     Raises ConfigError for arguments that cannot be meant, and DataError if the operations do not fit the images.
     """
     _check(source, batch_size, seed, workers, process_index, process_count)
     loader = make_loader(source, parse(operations), seed, bad_after)
-    if source.streams:
+    if source.streams and not balance:
         if shuffle_buffer < 1:
             raise ConfigError(f"shuffle_buffer={shuffle_buffer} must be 1 (no shuffling within shards) or more")
         stream = StreamPlan(loader, batch_size, shuffle_buffer, workers, process_index, process_count)
         return TrainBatches(stream, workers, Unreadable(bad_share, bad_after))
-    plan = TrainPlan(loader, batch_size, process_index, process_count)
+    drawn = Balance(source, balance, seed) if balance else None
+    plan = TrainPlan(loader, batch_size, process_index, process_count, drawn)
     return TrainBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data.balance import Balance
 from vitvlm.data.errors import DataError, TooManyUnreadable, UnreadableImage
 from vitvlm.data.operations.parsing import Pipeline
 from vitvlm.data.sources.base import Example, Source
@@ -43,17 +44,17 @@ class Loader:
     def parts(self) -> tuple[Pipeline, Pipeline]:
         return self.pipeline.split()
 
-    def example(self, epoch: int, index: int, out: np.ndarray | None = None) -> Example:
-        """One example, its random numbers drawn from (seed, epoch, index). Raises UnreadableImage and DataError.
+    def example(self, epoch: int, index: int, out: np.ndarray | None = None, draw: int = 0) -> Example:
+        """One example, its random numbers drawn from (seed, epoch, index, draw). Raises UnreadableImage and DataError.
 
-        Its image may be in `out`; see `parsing.Operation`.
+        Its image may be in `out`; see `parsing.Operation`. `draw` counts where an epoch holds an example repeatedly.
         """
-        return self.finish(self.fixed(index), epoch, index, out)
+        return self.finish(self.fixed(index), epoch, index, out, draw)
 
-    def finish(self, example: Example, epoch: int, index: int, out: np.ndarray | None = None) -> Example:
+    def finish(self, example: Example, epoch: int, index: int, out: np.ndarray | None = None, draw: int = 0) -> Example:
         """What is done to the fixed part of an example anew in each epoch."""
-        # Philox counts: each (epoch, index) starts a stream of its own, at a third of the cost of seeding a generator.
-        bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, 0, index, epoch))
+        # Philox counts: each place starts a stream of its own, at a third of the cost of seeding a generator.
+        bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, draw, index, epoch))
         return self.parts[1](example, np.random.Generator(bits), out)
 
     def fixed(self, index: int) -> Example:
@@ -66,9 +67,13 @@ class Loader:
             self.kept[index] = example
         return self.kept[index]
 
-    def batch(self, rows: list[tuple[int, int] | None]) -> dict[str, Any]:
-        """The examples (epoch, index) of the rows; None is padding."""
-        makers = [None if place is None else functools.partial(self.example, *place) for place in rows]
+    def batch(self, rows: list[tuple[int, int] | None], draws: Sequence[int] | None = None) -> dict[str, Any]:
+        """The examples (epoch, index) of the rows, perhaps with the draw of each; None is padding."""
+        draws = draws or [0] * len(rows)
+        makers = [
+            None if place is None else functools.partial(self.example, *place, draw=draw)
+            for place, draw in zip(rows, draws, strict=True)
+        ]
         return self.collate(makers, [-1 if place is None else place[1] for place in rows])
 
     def collate(self, rows: Sequence[Callable[..., Example] | None], index: Sequence[int]) -> dict[str, Any]:
@@ -114,26 +119,40 @@ class Loader:
 
 @dataclasses.dataclass(frozen=True)
 class TrainPlan:
-    """Random access to an endless stream: [step] is this process's part of that global batch."""
+    """Random access to an endless stream: [step] is this process's part of that global batch.
+
+    An epoch holds each example once, or is drawn by classes where there is a `balance`.
+    """
 
     loader: Loader
     batch_size: int
     process_index: int
     process_count: int
+    balance: Balance | None = None
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.loader.batch([self._place(position) for position in _share(self, step)])
+        if self.balance is None:
+            return self.loader.batch([self._place(position) for position in _share(self, step)])
+        rows, draws = zip(*map(self._balanced_place, _share(self, step)), strict=True)
+        return self.loader.batch(list(rows), list(draws))
 
     def identity(self) -> dict[str, Any]:
         """What a saved step number means nothing without."""
-        return {"examples": len(self.loader.source), "seed": self.loader.seed, "batch_size": self.batch_size}
+        same = {"examples": len(self.loader.source), "seed": self.loader.seed, "batch_size": self.batch_size}
+        return same | ({"balance": self.balance.balance} if self.balance else {})
 
     def _place(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, len(self.loader.source))
         return epoch, int(shuffled(len(self.loader.source), self.loader.seed, epoch)[place])
+
+    def _balanced_place(self, position: int) -> tuple[tuple[int, int], int]:
+        """((epoch, index), draw)."""
+        epoch, place = divmod(position, len(self.loader.source))
+        drawn = self.balance.epoch(epoch)
+        return (epoch, int(drawn.index[place])), int(drawn.draw[place])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Data:
         This and the next two are also those of train, eval and evaluators that name a source of the same kind.
       label_separator: what is between the classes in a CSV cell of several labels.
       classes: the classes in the order of their index, or a file of them, a name a line; collected if not given.
+      balance: of the training: 1 draws each class equally often, 0 each image once an epoch; in between, a class of
+        n_c images is drawn in proportion to n_c^(1 - balance). See `data.balance`.
       workers: processes that read and decode; 0 does it in the training's own process.
       bad_share: share of unreadable images above which the job stops.
       shuffle_buffer: examples that each reader of a streamed source (webdataset) holds, encoded, and draws from.
@@ -60,6 +62,7 @@ class Data:
     workers: int = 0
     bad_share: float = 0.01
     shuffle_buffer: int = 1000
+    balance: float = 0.0
     label: str | None = None
     label_separator: str | None = None
     classes: Any = ()

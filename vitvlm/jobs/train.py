@@ -59,6 +59,8 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
             claim()
         progress = stack.enter_context(_progress(job))
         progress.note(describe(job, start))
+        if batches.balance:
+            progress.note(f"config.data.{batches.balance}")
         loop.fit(
             compiled_step(job),
             start,
@@ -197,6 +199,7 @@ def open_batches(job: Setup) -> TrainBatches:
         workers=job.data.workers,
         bad_share=job.data.bad_share,
         shuffle_buffer=job.data.shuffle_buffer,
+        balance=job.data.balance,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
