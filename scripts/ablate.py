@@ -7,16 +7,21 @@
 The workdir then holds index.html (one self-contained page), table.csv, table.md, plots/ and each variant's trainings.
 """
 
+import functools
+
 from absl import flags
 
 from vitvlm.jobs import ablate, launch
+from vitvlm.jobs.ablation import stage
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the trainings and the report.", required=True)
 CONFIG = launch.define_config()
+FORCE = launch.define_force("sweep")
 
 
 def main() -> None:
-    ablate.ablate(CONFIG.value, WORKDIR.value)
+    run_stage = functools.partial(stage.run_apart, force=FORCE.value)
+    ablate.ablate(CONFIG.value, WORKDIR.value, run_stage, force=FORCE.value)
 
 
 if __name__ == "__main__":

@@ -19,18 +19,20 @@ EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights from elsewhere to evaluate; results go to the one workdir.")
 CONFIG = launch.define_config(required=False)
+FORCE = launch.define_force("evaluation")
 
 
 def main() -> None:
     if WEIGHTS.value is None:
         results = {
-            folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value) for folder in WORKDIRS.value
+            folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value, FORCE.value)
+            for folder in WORKDIRS.value
         }
     else:
         if len(WORKDIRS.value) != 1 or STEP.value is not None:
             raise ConfigError("--weights: give one --workdir, and no --step")
         (folder,) = WORKDIRS.value
-        results = {folder: weights.evaluate_weights(WEIGHTS.value, folder, EVALS.value, CONFIG.value)}
+        results = {folder: weights.evaluate_weights(WEIGHTS.value, folder, EVALS.value, CONFIG.value, FORCE.value)}
     Console().print(evaluate.table(results))
 
 

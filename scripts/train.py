@@ -11,10 +11,11 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for config, metrics, checkpoints and evaluations.", required=True
 )
 CONFIG = launch.define_config()
+FORCE = launch.define_force("training")
 
 
 def main() -> None:
-    train.train(CONFIG.value, WORKDIR.value)
+    train.train(CONFIG.value, WORKDIR.value, FORCE.value)
 
 
 if __name__ == "__main__":

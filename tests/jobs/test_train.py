@@ -1,6 +1,7 @@
 """A whole job at toy size: train, evaluate, fine-tune, and the mistakes that a user can make."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from vitvlm.data.errors import DataError
 from vitvlm.evaluation import Result
 from vitvlm.jobs import evaluate, train
 from vitvlm.jobs.setup import load_state, setup
-from vitvlm.training import writers
+from vitvlm.training import lock, writers
 from vitvlm.training.workdir import WorkdirError, read_config
 
 CLASSES = ("blob", "cross", "stripe")
@@ -73,6 +74,20 @@ def test_a_finished_job_run_again_does_nothing_and_says_the_same(classifier):
     before = (folder / "metrics.jsonl").read_bytes()
     assert train.train(read_config(folder), folder) == metrics
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_workdir_that_another_job_holds_is_refused_unless_forced(classifier):
+    folder, metrics = classifier
+    config = read_config(folder)
+    with lock.hold(folder) as held:
+        with pytest.raises(WorkdirError, match=rf"is in use by process {os.getpid()} on .*--force"):
+            train.train(config, folder)
+        assert evaluate.evaluate(folder, ["test"]), "beside a training"
+        assert train.train(config, folder, force=True) == metrics
+        with pytest.raises(WorkdirError, match=r"its lock.* was (broken by|removed)"):
+            held.check()
+    with lock.hold(folder / "evaluations"), pytest.raises(WorkdirError, match="is in use by process"):
+        evaluate.evaluate(folder, ["test"])
 
 
 def test_another_config_in_the_same_workdir_is_an_error_that_names_the_field(classifier):

@@ -11,6 +11,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.jobs.ablation import report, rows
 from vitvlm.jobs.ablation.plan import Plan, plan, variant_folder
 from vitvlm.jobs.ablation.stage import StageFailed, run_apart
+from vitvlm.training import lock
 
 RESULT = "result.json"
 RunStage = Callable[[Mapping[str, Any], epath.Path], Mapping[str, Any]]
@@ -22,6 +23,7 @@ def ablate(
     folder: epath.PathLike,
     run_stage: RunStage = run_apart,
     say: Callable[[str], None] = print,
+    force: bool = False,
 ) -> tuple[rows.Row, ...]:
     """Runs or resumes every variant, writes the report, and returns its rows.
 
@@ -34,12 +36,19 @@ def ablate(
       folder: each training's workdir is variants/NAME/STAGE in it.
       run_stage: trains one config in one folder and returns {"metrics", "facts", "measured"}; it may raise StageFailed.
       say: takes a line for people.
+      force: break the lock of another sweep that holds the folder.
 
     Raises ConfigError for a config that no variant could run, or if a finished variant was run with another config;
-    Interrupted after SIGTERM or SIGINT.
+    WorkdirError if another sweep holds the folder; Interrupted after SIGTERM or SIGINT.
     """
     sweep = plan(config, folder)
-    folder = epath.Path(folder)
+    with lock.hold(folder, force) as held:
+        return _ablate(sweep, epath.Path(folder), run_stage, say, held)
+
+
+def _ablate(
+    sweep: Plan, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None], held: lock.Lock
+) -> tuple[rows.Row, ...]:
     results = {variant.name: _finished(sweep, variant.name, folder) for variant in sweep.variants}
     report.write(sweep, rows.read(sweep, results, folder), folder)
     for place, variant in enumerate(sweep.variants, start=1):
@@ -47,9 +56,11 @@ def ablate(
         if results[variant.name] is not None:
             say(f"{head}: finished before")
             continue
+        held.check()
         results[variant.name] = _run(
             sweep, variant.name, folder, run_stage, lambda line, head=head: say(f"{head}{line}")
         )
+        held.check()
         report.write(sweep, rows.read(sweep, results, folder), folder)
     say(f"{folder / report.PAGE}")
     return rows.read(sweep, results, folder)

@@ -17,7 +17,10 @@ from vitvlm.core import config as config_lib
 from vitvlm.jobs import evaluators, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, load_state, setup
+from vitvlm.training import lock
 from vitvlm.training.workdir import read_config
+
+EVALUATIONS = "evaluations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ def evaluate(
     names: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     step: int | None = None,
+    force: bool = False,
 ) -> list[Row]:
     """Runs evaluators on a checkpoint of a workdir.
 
@@ -43,6 +47,7 @@ def evaluate(
         by default.
       config: its `evals`, `data` and `batch_size`, where it has them, stand in for the training's own.
       step: the checkpoint; the latest by default.
+      force: break the lock of another evaluation in this workdir. A training may go on beside.
 
     Results are written to `evaluations/<step>/<name>/` and, together, to `evaluations/<step>/results.json`.
     Raises ConfigError, WorkdirError, CheckpointError or DataError with one line that says what to do.
@@ -55,11 +60,33 @@ def evaluate(
     config = {**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}}
     job = setup(config, training=False)
     state = load_state(job, folder, step)
-    return run(job, state.variables(ema=state.ema is not None), names, folder, int(state.step))
+    return run(job, state.variables(ema=state.ema is not None), names, folder, int(state.step), force)
 
 
-def run(job: Setup, variables: Mapping[str, Any], names: Sequence[str], folder: epath.Path, step: int = 0) -> list[Row]:
-    """Runs evaluators, the job's own or those named, and writes their results as those of checkpoint `step`."""
+def run(
+    job: Setup,
+    variables: Mapping[str, Any],
+    names: Sequence[str],
+    folder: epath.Path,
+    step: int = 0,
+    force: bool = False,
+) -> list[Row]:
+    """Runs evaluators, the job's own or those named, and writes their results as those of checkpoint `step`.
+
+    Raises WorkdirError if another evaluation of this workdir is running, unless `force` breaks its lock.
+    """
+    with lock.hold(folder / EVALUATIONS, force) as held:
+        return _run(job, variables, names, folder, step, held)
+
+
+def _run(
+    job: Setup,
+    variables: Mapping[str, Any],
+    names: Sequence[str],
+    folder: epath.Path,
+    step: int,
+    held: lock.Lock | None,
+) -> list[Row]:
     evals = evaluators.build(job, _sections(job, names))
     predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
@@ -67,14 +94,15 @@ def run(job: Setup, variables: Mapping[str, Any], names: Sequence[str], folder: 
     for each in evals:
         with console.status(f"{each.name} on checkpoint {step}"):
             rows.append(Row(each.name, step, each.run(predict, variables, results_folder(folder, step) / each.name)))
-    if jax.process_index() == 0:
+    if held is not None:
+        held.check()
         _write(results_folder(folder, step) / "results.json", rows)
     return rows
 
 
 def results_folder(folder: epath.Path, step: int) -> epath.Path:
     """Where the evaluations of a checkpoint are."""
-    return folder / "evaluations" / f"{step:08d}"
+    return folder / EVALUATIONS / f"{step:08d}"
 
 
 def table(results: Mapping[str, Sequence[Row]]) -> Group:

@@ -36,6 +36,11 @@ def define_config(required: bool = True, flag_values: flags.FlagValues = flags.F
     return holder
 
 
+def define_force(what: str) -> flags.FlagHolder:
+    """The `--force` flag, which breaks the lock of another job."""
+    return flags.DEFINE_bool("force", False, f"Break the lock of another {what} that holds the workdir.")
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses flags, joins the other processes if there are any, and runs `main`.
 

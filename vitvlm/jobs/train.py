@@ -16,7 +16,7 @@ from vitvlm.jobs import class_weights, curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
-from vitvlm.training import loop, optimizer, peak_flops, resume, sharding, workdir, writers
+from vitvlm.training import lock, loop, optimizer, peak_flops, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
@@ -31,12 +31,13 @@ from vitvlm.training.step import jit_train_step, make_train_step
 BACKWARD_SHARE = 2
 
 
-def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dict[str, float]:
+def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force: bool = False) -> dict[str, float]:
     """Runs a job to its end and returns the metrics of the evaluations at its last step, "test/top1" and so on.
 
     Args:
       config: see `jobs.fields.Job`.
       folder: the workdir: config.json, metrics.jsonl, checkpoints/ and evaluations/.
+      force: break the lock of another job that holds the workdir.
 
     Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
     Interrupted after SIGTERM or SIGINT, with everything saved.
@@ -45,11 +46,12 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dic
     evals = evaluators.build(job, job.job.evals)
     best = best_checkpoint(job)
     save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
-    folder = workdir.check(folder, job.config)
     with contextlib.ExitStack() as stack:
+        held = stack.enter_context(lock.hold(folder, force))
+        folder = workdir.check(folder, job.config)
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
-        writer = stack.enter_context(contextlib.closing(_writer(job, folder)))
+        writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
         batches = stack.enter_context(open_batches(job))
         start = resume.restore_or_init(
             checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
@@ -174,11 +176,11 @@ def _checkpoints(job: Setup, folder: epath.Path, best: Best | None) -> Checkpoin
     return Checkpoints(folder / "checkpoints", config=job.config, keep_last=job.checkpoint.keep_last, best=best)
 
 
-def _writer(job: Setup, folder: epath.Path) -> writers.Writer:
+def _writer(job: Setup, folder: epath.Path, held: lock.Lock | None) -> writers.Writer:
     """metrics.jsonl, and what `log` asks for; only the first process writes."""
-    if jax.process_index():
+    if held is None:
         return writers.Writers(())
-    chosen: list[writers.Writer] = [writers.JsonlWriter(folder / "metrics.jsonl")]
+    chosen: list[writers.Writer] = [writers.JsonlWriter(folder / "metrics.jsonl", check=held.check)]
     if job.log.tensorboard:
         chosen.append(writers.TensorBoardWriter(folder / "tensorboard"))
     if job.log.wandb:

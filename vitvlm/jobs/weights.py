@@ -36,6 +36,7 @@ def evaluate_weights(
     folder: epath.PathLike,
     names: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> list[evaluate.Row]:
     """Runs evaluators on weights from elsewhere.
 
@@ -47,6 +48,7 @@ def evaluate_weights(
       config: `data` and perhaps `evals`, `batch_size` and `mesh`. Operations that `data.train` or `data.eval` leave
         out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `name` of the field,
         and how many it holds at `most`.
+      force: break the lock of another evaluation in this folder.
 
     The data's classes are found by name among those of the weights' head, and what is not the same to the letter is
     said in the protocol; `data.class_names` says by hand which is which.
@@ -63,7 +65,7 @@ def evaluate_weights(
     count = getattr(loaded.model, "num_classes", 0)
     head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
     job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
-    return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)))
+    return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)), force=force)
 
 
 def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,12 +39,15 @@ class Writer(Protocol):
 class JsonlWriter:
     """One JSON object per line, handed to the operating system at once and to the disk at each mark."""
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], check: Callable[[], None] = lambda: None):
+        """`check` raises if the folder is no longer this job's; it is asked before anything is written."""
         self.path = pathlib.Path(path)
+        self._check = check
         self._file = self.path.open("a")
 
     def write(self, step: int, row: Mapping[str, Value]) -> None:
         """Raises WorkdirError if the disk is full, or takes no more for another reason."""
+        self._check()
         try:
             self._file.write(json.dumps({"step": step, **row}) + "\n")
             self._file.flush()
@@ -55,6 +58,7 @@ class JsonlWriter:
             ) from error
 
     def mark(self) -> int:
+        self._check()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

@@ -5,6 +5,7 @@ in it, and a crash ends only this row. FOLDER is the training's workdir; `stage.
 """
 
 import json
+import os
 import resource
 import signal
 import statistics
@@ -43,8 +44,10 @@ class StageFailed(RuntimeError):
         self.details = details
 
 
-def run_apart(config: Mapping[str, Any], folder: epath.Path) -> Json:
+def run_apart(config: Mapping[str, Any], folder: epath.Path, force: bool = False) -> Json:
     """Trains in a fresh process and returns its outcome: metrics, facts (of the model) and measured (of the run).
+
+    With `force`, it breaks the lock of another job that holds the folder.
 
     Raises StageFailed, and Interrupted when the training was stopped by a signal and has saved its state.
     """
@@ -52,7 +55,9 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path) -> Json:
     (folder / STAGE).write_text(json.dumps(config, indent=2) + "\n")
     for name in (OUTCOME, FAILURE):
         (folder / name).unlink(missing_ok=True)
-    status, stopped = _run_child([sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder)])
+    status, stopped = _run_child(
+        [sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder), *["--force"] * force]
+    )
     if stopped or status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
         raise Interrupted(f"stopped in {folder}: run the same command again to go on")
     if status == 0:
@@ -93,11 +98,11 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def run(config: Mapping[str, Any], folder: epath.Path) -> Json:
+def run(config: Mapping[str, Any], folder: epath.Path, force: bool = False) -> Json:
     """Trains here, with what it costs before and after."""
     job = setup(config)
     described = facts(job)
-    metrics = train.train(config, folder)
+    metrics = train.train(config, folder, force)
     return {"metrics": metrics, "facts": described, "measured": measured(job, folder)}
 
 
@@ -159,10 +164,11 @@ def _step_bytes(job: Setup) -> dict[str, float]:
 
 def main(arguments: list[str]) -> int:
     """Runs the stage of a folder; writes outcome.json, or failure.json."""
+    threading.Thread(target=_stop_with_parent, args=[os.getppid()], daemon=True).start()
     folder = epath.Path(arguments[0])
     flags.FLAGS(["stage"])
     try:
-        outcome = run(json.loads((folder / STAGE).read_text()), folder)
+        outcome = run(json.loads((folder / STAGE).read_text()), folder, force="--force" in arguments)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return EXIT_STATUS
@@ -174,6 +180,13 @@ def main(arguments: list[str]) -> int:
         return 1
     (folder / OUTCOME).write_text(json.dumps(outcome, indent=2) + "\n")
     return 0
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Saves and ends once the sweep is gone: started again, it could not have this folder otherwise."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
