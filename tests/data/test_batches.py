@@ -208,6 +208,78 @@ def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):
         list(eval_batches(source, PLAIN, 3, bad_share=0.05, bad_after=1))
 
 
+def test_files_that_vanish_late_do_not_hide_behind_what_was_read_before(tmp_path, monkeypatch):
+    """36 of 40 files go after 40 epochs; of all images seen, they are a tenth only five epochs later."""
+    monkeypatch.setattr(plans, "KEPT_BYTES", 0)
+    folder = pictures.folder(tmp_path, {"cat": 40})
+    source = sources.open(f"folder:{folder}", "all")
+    with train_batches(source, PLAIN, 4, seed=0, bad_share=0.1, bad_after=10) as batches:
+        take(batches, 400)
+        for i in range(36):
+            (folder / "cat" / f"{i:03d}.png").unlink()
+        with pytest.raises(TooManyUnreadable, match=r"in epoch 4\d of the data, .*cat/0\d\d.png: No such file"):
+            take(batches, 10)
+
+
+def test_a_few_bad_files_in_every_epoch_are_borne_for_ever(tmp_path):
+    folder = pictures.folder(tmp_path, {"cat": 40})
+    damage(folder, [f"cat/{i:03d}.png" for i in range(4)])
+    source = sources.open(f"folder:{folder}", "all")
+    with train_batches(source, PLAIN, 4, seed=0, bad_share=0.12, bad_after=40) as batches:
+        take(batches, 300)
+        assert (batches.bad.count, batches.bad.seen) == (120, 1200)
+
+
+def test_a_batch_without_a_readable_image_is_passed_over_and_said(tmp_path):
+    """With one readable file among eight, batches of two hold it in a quarter of the cases."""
+    folder = pictures.folder(tmp_path, {"cat": 8})
+    damage(folder, [f"cat/{i:03d}.png" for i in range(7)])
+    source = sources.open(f"folder:{folder}", "all")
+    said = []
+    with train_batches(source, PLAIN, 2, seed=0, bad_share=1) as batches:
+        batches.say = said.append
+        seen = take(batches, 6)
+        assert [batch["mask"].sum() for batch in seen] == [1] * 6
+        skipped, state = batches.skipped, batches.get_state()
+        assert batches.bad.seen == 2 * (6 + skipped)
+        ahead = take(batches, 3)
+    assert skipped >= 6 * 3 - 3
+    assert said.count("skipped: a batch of 2 images, none of which can be read") == skipped
+    with train_batches(source, PLAIN, 2, seed=0, bad_share=1) as batches:
+        batches.set_state(state)
+        assert batches.skipped == skipped
+        assert_equal(take(batches, 3), ahead)
+
+
+def test_once_nothing_can_be_read_any_more_the_job_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "KEPT_BYTES", 0)
+    folder = pictures.folder(tmp_path, {"cat": 4})
+    with train_batches(sources.open(f"folder:{folder}", "all"), PLAIN, 2, seed=0, bad_share=1) as batches:
+        take(batches, 2)
+        for path in folder.rglob("*.png"):
+            path.unlink()
+        with pytest.raises(TooManyUnreadable, match=r"none of the last \d+ images can be read: cat/00"):
+            take(batches, 30)
+
+
+def test_unreadable_images_are_named_as_they_are_met_and_of_many_the_first(tmp_path, caplog):
+    folder = pictures.folder(tmp_path, {"cat": 30})
+    names = [f"cat/{i:03d}.png" for i in range(25)]
+    damage(folder, names)
+    source = sources.open(f"folder:{folder}", "all")
+    with train_batches(source, PLAIN, 5, seed=0, bad_share=0.9) as batches:
+        seen, said = 0, []
+        for _ in range(12):
+            caplog.clear()
+            batch = next(batches)
+            said += [record.getMessage() for record in caplog.records]
+            met = {source.ids[i] for i in batch["index"][batch["mask"] == 0]}
+            seen = len(set(batches.bad.names))
+            assert len(said) == min(seen, 20) and (seen > 20 or all(any(n in line for line in said) for n in met))
+    assert seen == 25 and said[0].startswith("cannot be read: cat/0")
+    assert said[-1].endswith("; further ones are counted, and not named one by one")
+
+
 def test_a_folder_of_nothing_readable_is_refused_at_once(tmp_path):
     folder = pictures.folder(tmp_path, {"cat": 3})
     damage(folder, [f"cat/{i:03d}.png" for i in range(3)])

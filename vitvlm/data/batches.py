@@ -12,9 +12,11 @@ the numbers of processes and workers too, index is the shard and the byte, and t
 """
 
 import dataclasses
+import itertools
 import json
+import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,14 +25,17 @@ import numpy as np
 from vitvlm.core.config import ConfigError
 from vitvlm.data import running
 from vitvlm.data.balance import Balance
-from vitvlm.data.errors import DataError
+from vitvlm.data.errors import DataError, TooManyUnreadable
 from vitvlm.data.operations.parsing import parse
-from vitvlm.data.plans import UNREADABLE, EvalPlan, TrainPlan, make_loader
+from vitvlm.data.plans import EPOCHS, UNREADABLE, EvalPlan, TrainPlan, make_loader
 from vitvlm.data.sources.base import Source
 from vitvlm.data.streams import StreamPlan
-from vitvlm.data.unreadable import Unreadable
+from vitvlm.data.unreadable import Bad, Unreadable
 
 Batch = dict[str, np.ndarray]
+
+_NAMED = 20  # unreadable images that are named as they are met
+_LOG = logging.getLogger(__name__)
 
 
 class TrainBatches(Iterator[Batch]):
@@ -38,11 +43,15 @@ class TrainBatches(Iterator[Batch]):
 
     Attributes:
       bad: the unreadable images among the batches taken so far.
+      skipped: batches without a single readable image, which are not given out.
+      say: takes a line for people: each unreadable image as it is met, each batch that is skipped. The log by default.
       image_shape: (H, W, C).
     """
 
     def __init__(self, plan: TrainPlan | StreamPlan, workers: int, bad: Unreadable):
         self.bad = bad
+        self.skipped = 0
+        self._naming = _Naming(_LOG.warning)
         self.image_shape = plan.loader.shape
         self._plan = plan
         self._workers = workers
@@ -53,18 +62,42 @@ class TrainBatches(Iterator[Batch]):
         weakref.finalize(self, _close, self._running)  # for scripts that end without close()
 
     def __next__(self) -> Batch:
-        """The next batch. Raises TooManyUnreadable; ValueError once closed."""
+        """The next batch. Raises TooManyUnreadable; ValueError once closed.
+
+        One without a readable image is no batch to learn from, and is passed over. Of several processes each has a part
+        of a batch, and cannot tell: theirs is given out, and the step leaves the state as it is if no part holds one.
+        """
         if self._closed:
             raise ValueError("these batches are closed")
         if not self._running:
             self._running.append(self._start())
-        batch = _take(self._running[0], self.bad)
-        self._step += 1
-        return batch
+        for lost in itertools.count(1):
+            batch = _take(self._running[0], self.bad, self._naming)
+            self._step += 1
+            if self._plan.process_count > 1 or batch["mask"].any():
+                return batch
+            self.skipped += 1
+            rows = len(batch["mask"])
+            self.say(f"skipped: a batch of {rows} images, none of which can be read")
+            if lost * rows > self._plan.most_lost:
+                raise TooManyUnreadable(f"none of the last {lost * rows:,} images can be read: {self.bad}")
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        return self._naming.say
+
+    @say.setter
+    def say(self, say: Callable[[str], None]) -> None:
+        self._naming.say = say
 
     def get_state(self) -> bytes:
         """JSON from which `set_state` goes on with the batch after the last one taken."""
-        state = {"step": self._step, "bad": dataclasses.asdict(self.bad), "made_for": self._plan.identity()}
+        state = {
+            "step": self._step,
+            "bad": self.bad.state(),
+            "skipped": self.skipped,
+            "made_for": self._plan.identity(),
+        }
         if isinstance(self._plan, StreamPlan):
             state["place"] = self._running[0].get_state() if self._running else self._place
         return json.dumps(state, sort_keys=True).encode()
@@ -86,8 +119,7 @@ class TrainBatches(Iterator[Batch]):
                 )
         _close(self._running)
         self._step, self._place = saved["step"], saved.get("place")
-        counts = {name: saved["bad"][name] for name in ("seen", "count", "names")}
-        self.bad = dataclasses.replace(self.bad, **counts)
+        self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
 
     def _start(self) -> grain.DatasetIterator:
         if isinstance(self._plan, StreamPlan):
@@ -123,17 +155,18 @@ class EvalBatches:
         self.image_shape = plan.loader.shape
         self._plan = plan
         self._workers = workers
+        self._naming = _Naming(_LOG.warning)
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
         """Workers end with the pass, and also when the iteration is left early."""
-        self.bad = dataclasses.replace(self.bad, seen=0, count=0, names={})
+        self.bad = dataclasses.replace(self.bad, seen=0, count=0, names={}, epochs={})
         batches = running.iterate(self._plan, self._workers, start=0)
         try:
             for _ in range(len(self)):
-                yield _take(batches, self.bad)
+                yield _take(batches, self.bad, self._naming)
         finally:
             batches.close()
 
@@ -208,7 +241,7 @@ def eval_batches(
 def zero_batch(source: Source, operations: str, batch_size: int) -> Batch:
     """A batch of padding, in the shapes and dtypes that `operations` give: what a model is initialised with."""
     batch = make_loader(source, parse(operations), seed=0, tries=1000).batch([None] * batch_size)
-    del batch[UNREADABLE]
+    del batch[UNREADABLE], batch[EPOCHS]
     return batch
 
 
@@ -217,11 +250,26 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
         batches.pop().close()
 
 
-def _take(batches: Iterator[dict[str, Any]], bad: Unreadable) -> Batch:
+def _take(batches: Iterator[dict[str, Any]], bad: Unreadable, naming: "_Naming") -> Batch:
     batch = dict(next(batches))
-    unreadable = batch.pop(UNREADABLE)
-    bad.add(int(np.sum(batch["index"] >= 0)), unreadable)
+    unreadable, epochs = batch.pop(UNREADABLE), batch.pop(EPOCHS)
+    naming.name(bad.add(epochs[epochs >= 0].tolist(), unreadable))
     return batch
+
+
+class _Naming:
+    """Names unreadable images as they are met; of many, the first few."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self._said: set[str] = set()
+
+    def name(self, met: Sequence[Bad]) -> None:
+        for bad in met:
+            if len(self._said) < _NAMED and bad.name not in self._said:
+                self._said.add(bad.name)
+                more = "" if len(self._said) < _NAMED else "; further ones are counted, and not named one by one"
+                self.say(f"cannot be read: {bad.name}: {bad.reason}{more}")
 
 
 def _check(source: Source, batch_size: int, seed: int, workers: int, process_index: int, process_count: int) -> None:

@@ -6,12 +6,19 @@ class DataError(ValueError):
 
 
 class UnreadableImage(DataError):
-    """One image that cannot be read; `name` is the example's id. Batches count and name such images and go on."""
+    """One image that cannot be read; `name` is the example's id. Batches count and name such images and go on.
 
-    def __init__(self, reason: str, name: str = ""):
+    `examples` is how many are lost with it: those of a whole shard, of which nothing is left to be read one by one.
+    """
+
+    def __init__(self, reason: str, name: str = "", examples: int = 1):
         super().__init__(reason)
         self.reason = reason
         self.name = name
+        self.examples = examples
+
+    def __reduce__(self) -> tuple:
+        return UnreadableImage, (self.reason, self.name, self.examples)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason

@@ -16,8 +16,8 @@ from vitvlm.data.operations.parsing import Pipeline
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.unreadable import Unreadable
 
-# The entry of a batch that lists its unreadable images as (id, reason); batches given out do not have it.
-UNREADABLE = "unreadable"
+# Entries of a batch that those given out do not have: its unreadable images, and each row's epoch, -1 for padding.
+UNREADABLE, EPOCHS = "unreadable", "epochs"
 
 # A data set whose decoded images fit into this is decoded once (in each worker), not once an epoch.
 KEPT_BYTES = 256 * 2**20
@@ -74,12 +74,14 @@ class Loader:
             None if place is None else functools.partial(self.example, *place, draw=draw)
             for place, draw in zip(rows, draws, strict=True)
         ]
-        return self.collate(makers, [-1 if place is None else place[1] for place in rows])
+        return self.collate(makers, [(-1, -1) if place is None else place for place in rows])
 
-    def collate(self, rows: Sequence[Callable[..., Example] | None], index: Sequence[int]) -> dict[str, Any]:
+    def collate(
+        self, rows: Sequence[Callable[..., Example] | None], places: Sequence[tuple[int, int]]
+    ) -> dict[str, Any]:
         """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding.
 
-        A row is called with `out`, its place in the batch, and may put its image there.
+        A row is called with `out`, its place in the batch, and may put its image there. `places` are (epoch, index).
         """
         images = np.empty((len(rows), *self.shape), np.float32)
         several = self.source.multi_label
@@ -94,7 +96,7 @@ class Loader:
             try:
                 example = None if make is None else make(out=images[row])
             except UnreadableImage as error:
-                unreadable.append((error.name, error.reason))
+                unreadable.append((error.name, error.reason, error.examples, places[row][0]))
                 example = None
             if example is None:
                 images[row] = 0
@@ -111,9 +113,9 @@ class Loader:
                 array[row] = example[name]
             for name in texts:
                 texts[name][row] = example[name]
-        batch = {"image": images, "mask": mask, "index": np.array(index, np.int64)}
-        batch["labels" if several else "label"] = labels
-        batch[UNREADABLE] = unreadable
+        epochs, index = np.array(places, np.int64).T
+        batch = {"image": images, "labels" if several else "label": labels, "mask": mask, "index": index}
+        batch |= {UNREADABLE: unreadable, EPOCHS: epochs}
         return batch | arrays | {name: np.array(text) for name, text in texts.items()}
 
 
@@ -143,6 +145,11 @@ class TrainPlan:
         """What a saved step number means nothing without."""
         same = {"examples": len(self.loader.source), "seed": self.loader.seed, "batch_size": self.batch_size}
         return same | ({"balance": self.balance.balance} if self.balance else {})
+
+    @property
+    def most_lost(self) -> int:
+        """So many unreadable images in a row mean that there are no others."""
+        return 2 * len(self.loader.source)
 
     def _place(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, len(self.loader.source))

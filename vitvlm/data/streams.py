@@ -104,6 +104,11 @@ class StreamPlan(grain.IterDataset):
         source, seed = self.loader.source, self.loader.seed
         return StreamBatches(self, ShardReader(source, seed, self._first + self._worker, readers, self.buffer))
 
+    @property
+    def most_lost(self) -> int:
+        """So many unreadable rows in one go mean that there are no others; a shard that is gone takes one."""
+        return 10_000 + 2 * len(self.loader.source.shards)
+
     def identity(self) -> dict[str, Any]:
         """What a saved place means nothing without."""
         shards = self.loader.source.shard_names
@@ -123,7 +128,7 @@ class StreamBatches(grain.DatasetIterator):
     def __next__(self) -> dict[str, Any]:
         drawn = [next(self._reader) for _ in range(self._plan.rows)]
         rows = [functools.partial(self._make, *each) for each in drawn]
-        return self._plan.loader.collate(rows, [index for _, index, _ in drawn])
+        return self._plan.loader.collate(rows, [(epoch, index) for epoch, index, _ in drawn])
 
     def get_state(self) -> dict[str, Any]:
         return self._reader.get_state()
