@@ -8,6 +8,7 @@ epoch begins: with one reader, each epoch holds every example once.
 The state of a reader says where it is and which places the buffer holds; the buffer is read again on resuming.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class ShardReader(Iterator[tuple[int, int, Example | UnreadableImage]]):
         self._source, self._seed, self._reader, self._count, self._size = source, seed, reader, count, buffer
         self._turn = reader  # place in the endless row of shards
         self._offset = 0  # of the next record there
+        self._before = 0  # records of that shard that were read
+        self._whole: dict[int, int] = {}  # records of shards that were read to their end
         self._epoch = 0  # of what the buffer holds
         self._drawn = 0
         self._held: list[tuple[int, Record]] = []
@@ -50,19 +53,20 @@ class ShardReader(Iterator[tuple[int, int, Example | UnreadableImage]]):
         return self._epoch, shard << _OFFSET_BITS | record.offset, record.found
 
     def get_state(self) -> dict[str, Any]:
-        held = [[shard, record.offset] for shard, record in self._held]
+        held = [[shard, record.offset, *_lost(record)] for shard, record in self._held]
         place = {"turn": self._turn, "offset": self._offset, "epoch": self._epoch, "drawn": self._drawn}
-        return place | {"held": held}
+        return place | {"held": held, "before": self._before, "whole": list(map(list, self._whole.items()))}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._turn, self._offset, self._records = state["turn"], state["offset"], None
         self._epoch, self._drawn = state["epoch"], state["drawn"]
+        self._before, self._whole = state.get("before", 0), dict(map(tuple, state.get("whole", ())))
         places: dict[int, set[int]] = {}
-        for shard, offset in state["held"]:
+        for shard, offset, *_ in state["held"]:
             places.setdefault(shard, set()).add(offset)
         found = {shard: self._source.read_at(shard, sorted(offsets)) for shard, offsets in places.items()}
         records = {(shard, record.offset): record for shard in found for record in found[shard]}
-        self._held = [(shard, records[shard, offset]) for shard, offset in state["held"]]
+        self._held = [(shard, _with_lost(records[shard, offset], lost)) for shard, offset, *lost in state["held"]]
 
     def _fill(self) -> None:
         """Fills the buffer up, from the present epoch only unless it is empty."""
@@ -76,10 +80,30 @@ class ShardReader(Iterator[tuple[int, int, Example | UnreadableImage]]):
                 self._records = self._source.read(shard, self._offset)
             record = next(self._records, None)
             if record is None:
-                self._turn, self._offset, self._records = self._turn + self._count, 0, None
-            else:
-                self._held.append((shard, record))
-                self._offset = record.end
+                self._whole[shard] = self._before
+                self._next_shard()
+                continue
+            record = self._source.with_lost(shard, record, self._before, self._whole.get(shard))
+            self._held.append((shard, record))
+            self._offset, self._before = record.end, self._before + 1
+            if record.rest != "whole":
+                self._next_shard()
+
+    def _next_shard(self) -> None:
+        self._turn, self._offset, self._before, self._records = self._turn + self._count, 0, 0, None
+
+
+def _lost(record: Record) -> list[Any]:
+    """What a saved place says of a record that stands for many that are lost; nothing of any other."""
+    found = record.found
+    many = isinstance(found, UnreadableImage) and found.examples > 1
+    return [found.reason, found.name, found.examples] if many else []
+
+
+def _with_lost(record: Record, lost: list[Any]) -> Record:
+    """The record that was saved; as it is now, if it can be read again."""
+    again = lost and isinstance(record.found, UnreadableImage)
+    return dataclasses.replace(record, found=UnreadableImage(*lost)) if again else record
 
 
 class StreamPlan(grain.IterDataset):

@@ -29,6 +29,8 @@ class Sample:
       end: byte at which the next sample begins; END after the last one.
       files: contents by extension, in lower case: {"jpg": …, "txt": …}; b"" where one is not asked for.
       damage: what is wrong with this part of the archive; "" for nothing.
+      rest: what becomes of all that should follow: "whole" (it is read, or this is the end), "cut" (the archive ends
+        too early) or "unreadable" (the system does not give it, or it is damaged).
     """
 
     key: str
@@ -36,6 +38,7 @@ class Sample:
     end: int
     files: Mapping[str, bytes]
     damage: str = ""
+    rest: str = "whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Member:
     offset: int
     content: bytes
     damage: str = ""
+    rest: str = "whole"
 
 
 class _Header(NamedTuple):
@@ -89,7 +93,7 @@ def _sample(members: list[_Member], end: int) -> Sample:
     if repeated is not None and not damage:
         damage = f"several files named .{repeated}"
     files = {member.extension: member.content for member in members}
-    return Sample(members[0].key, members[0].offset, end, files, damage)
+    return Sample(members[0].key, members[0].offset, end, files, damage, members[-1].rest)
 
 
 def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | None) -> Iterator[_Member]:
@@ -106,7 +110,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
             header = file.read(BLOCK)
             if len(header) < BLOCK:
                 if not (lost and blank):
-                    yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off")
+                    yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off", "cut")
                 return
             blank = not any(header)
             if blank and not lost:
@@ -133,7 +137,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 content = file.read(length)
                 cut = len(content) < length
             if cut or file.seek(last) < last:
-                yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive")
+                yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive", "cut")
                 return
             place += BLOCK + -(-length // BLOCK) * BLOCK
             if about:
@@ -144,7 +148,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 begin, given = place, {}
             file.seek(place)
     except zlib.error as error:
-        yield _Member("", "", begin, b"", f"damaged gzip data: {error}")
+        yield _Member("", "", begin, b"", f"damaged gzip data: {error}", "unreadable")
 
 
 def _header(block: bytes) -> _Header:

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
-from vitvlm.data.sources import tars
+from vitvlm.data.sources import shard_counts, tars
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
 from vitvlm.data.sources.gzipped import GzipReader, Points, compression
@@ -29,11 +30,15 @@ _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A place of a shard and what was found there; reading from `offset` on finds it again."""
+    """A place of a shard and what was found there; reading from `offset` on finds it again.
+
+    Where the rest of the shard is lost, the record stands for that too; see `TarSource.with_lost`.
+    """
 
     offset: int
     end: int
     found: Example | UnreadableImage
+    rest: str = "whole"  # see `tars.Sample`
 
 
 class TarSource(Source):
@@ -72,6 +77,8 @@ class TarSource(Source):
         self._field, label = self._find_labels(labelling.field)
         self.multi_label = isinstance(label, tuple)
         self._points: dict[int, Points] = {}
+        self._bytes = tuple(size for size, _ in stat_data.stamps(self.shards))
+        self._counts = shard_counts.read(self.shards)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -88,6 +95,44 @@ class TarSource(Source):
         for offset in offsets:
             with contextlib.closing(self._samples(shard, offset, points=points)) as samples:
                 yield self._record(shard, next(samples))
+
+    def with_lost(self, shard: int, record: Record, before: int, counted: int | None = None) -> Record:
+        """A record with the number of examples that are lost with it, if the rest of the shard is.
+
+        That is what the shard should hold, less those before: by an index beside it (`shard_counts`), or as it was
+        `counted` in an earlier pass, or else in proportion to its size when the source was opened.
+        """
+        if record.rest == "whole" or not isinstance(record.found, UnreadableImage):
+            return record
+        known = self._counts.get(shard, counted)
+        expected = self._estimate(shard, record.rest) if known is None else known
+        lost = expected - before
+        if lost < 2:
+            return record
+        name = record.found.name if before else self.shard_names[shard]
+        all_of = (
+            f"all its {lost:,} examples are" if not before else f"{lost:,} of the shard's {expected:,} examples are"
+        )
+        about = "" if known is not None else " (by its size)"
+        reason = f"{record.found.reason}: {all_of} lost{about}"
+        return dataclasses.replace(record, found=UnreadableImage(reason, name, lost))
+
+    def _estimate(self, shard: int, rest: str) -> int:
+        """About how many examples a shard held at the start; 0 if it is as large as then, or nothing is known."""
+        size = self._bytes[shard]
+        with contextlib.suppress(OSError):
+            if rest == "cut" and os.path.getsize(self.shards[shard]) >= size:
+                return 0
+        return round(size * self._examples_per_byte)
+
+    @functools.cached_property
+    def _examples_per_byte(self) -> float:
+        """That of the first whole shard, by a pass over its headers; 0 if there is none."""
+        for shard, size in enumerate(self._bytes):
+            samples = list(self._samples(shard, 0, ()))
+            if samples and samples[-1].rest == "whole" and not samples[-1].damage:
+                return len(samples) / max(size, 1)
+        return 0.0
 
     def first(self) -> Iterator[Example | UnreadableImage]:
         for shard in range(len(self.shards)):
@@ -153,10 +198,16 @@ class TarSource(Source):
         places, ids, labels = [], [], []
         wanted = () if self._field is None else (CLS,) if self._field == CLS else ("json",)
         for shard in range(len(self.shards)):
-            for sample in self._samples(shard, 0, wanted):
+            for before, sample in enumerate(self._samples(shard, 0, wanted)):
+                name = self._id(shard, sample)
                 places.append((shard, sample.offset))
-                ids.append(self._id(shard, sample))
-                labels.append(self._readable_label(sample, ids[-1]))
+                ids.append(name)
+                labels.append(self._readable_label(sample, name))
+                if sample.rest != "whole":
+                    stands_for = self._record(shard, sample, before).found.examples
+                    places += [(shard, sample.offset)] * (stands_for - 1)
+                    ids += [f"{name} and {more} more" for more in range(1, stands_for)]
+                    labels += [None] * (stands_for - 1)
         return np.array(places, np.int64).reshape(-1, 2), ids, labels
 
     def _find_labels(self, field: str | None) -> tuple[str | None, Written | None]:
@@ -206,16 +257,18 @@ class TarSource(Source):
                     yield from tars.samples(GzipReader(file, points) if kind else file, offset, wanted)
                 else:
                     damage = f"is compressed by {kind}: unpack it, or compress it by gzip, which is read"
-                    yield tars.Sample("", offset, tars.END, {}, damage)
+                    yield tars.Sample("", offset, tars.END, {}, damage, "unreadable")
         except OSError as error:
-            yield tars.Sample("", offset, tars.END, {}, error.strerror or str(error))
+            yield tars.Sample("", offset, tars.END, {}, error.strerror or str(error), "unreadable")
 
-    def _record(self, shard: int, sample: tars.Sample) -> Record:
+    def _record(self, shard: int, sample: tars.Sample, before: int | None = None) -> Record:
+        """What a sample is; with `before`, the number of samples before it, it tells what is lost with it."""
         try:
             found: Example | UnreadableImage = self._example(shard, sample)
         except UnreadableImage as error:
             found = error
-        return Record(sample.offset, sample.end, found)
+        record = Record(sample.offset, sample.end, found, sample.rest)
+        return record if before is None else self.with_lost(shard, record, before)
 
     def _id(self, shard: int, sample: tars.Sample) -> str:
         return f"{self.shard_names[shard]}/{sample.key or f'byte {sample.offset}'}"
