@@ -7,8 +7,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.jobs import class_folders
+from tests.jobs.class_folders import COLOURS, OPS, a_folder, picture
 from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
@@ -18,26 +19,8 @@ from vitvlm.jobs.classes import Head
 from vitvlm.jobs.setup import setup
 from vitvlm.tasks import Classify, Encode
 
-COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cow": (30, 30, 200), "dog": (200, 200, 30)}
-OPS = "decode(3)|resize(8)|normalize('unit')"
 CLASSIFIER = dict(name="resnet", num_classes="data", widths=(8,), depths=(1,), layer="basic", stem_width=8)
 ENCODER = dict(CLASSIFIER, num_classes=0)
-
-
-def picture(folder, name, colour):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), COLOURS[colour]).save(path)
-    return name
-
-
-def a_folder(root, per_class=4, **classes):
-    """PATH/SPLIT/CLASS/N.png, each in the colour of its class; `classes` are names, or {name: colour}, by split."""
-    for split, names in classes.items():
-        for name in names:
-            for number in range(per_class):
-                picture(root / split / name, f"{number}.png", names[name] if isinstance(names, dict) else name)
-    return f"folder:{root}"
 
 
 def a_list(root, kind, **classes):
@@ -58,17 +41,7 @@ def a_list(root, kind, **classes):
 
 
 def a_config(source, model=CLASSIFIER, evals=None, **data):
-    split = dict(ops=OPS)
-    return {
-        "task": {"name": "classify"},
-        "model": model,
-        "data": {"source": source, "train": {"split": "train", **split}, "eval": {"split": "test", **split}, **data},
-        "total": "1 steps",
-        "batch_size": 4,
-        "optimizer": {"name": "sgd"},
-        "schedule": {"name": "constant", "peak": 1.0},
-        "evals": {"test": {"type": "classification"}} if evals is None else evals,
-    }
+    return class_folders.a_config(source, model, evals, **data)
 
 
 def perfect(*names):

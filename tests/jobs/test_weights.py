@@ -5,8 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
 
-from tests.jobs import golden
+from tests.jobs import class_folders, golden
+from tests.jobs.class_folders import COLOURS
 from vitvlm import models, pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources
@@ -69,6 +72,46 @@ def test_a_head_without_names_is_scored_if_it_has_as_many_classes_as_the_data(we
         evaluate_weights(weights["other"], tmp_path / "other", ["classification"], a_config())
     with pytest.raises(ConfigError, match="classification scores a head, and this model has none"):
         evaluate_weights(weights["none"], tmp_path / "none", ["classification"], a_config())
+
+
+def of_transformers(path, names, colours):
+    """A ViT of `transformers` whose head tells these colours; where `names` has others, it prefers those by far."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, id2label=dict(enumerate(names)))
+    model = ViTForImageClassification(config).eval()
+    pixels = torch.stack([torch.tensor(COLOURS[colour]).float().div(255) for colour in colours])
+    with torch.no_grad():
+        features = model.vit(pixels[:, :, None, None].expand(-1, 3, 16, 16)).last_hidden_state[:, 0]
+        model.classifier.weight.zero_()
+        model.classifier.bias[:] = 100.0
+        rows = [names.index(colour) for colour in colours]
+        model.classifier.weight[rows] = 10 * torch.linalg.pinv(features).T
+        model.classifier.bias[rows] = 0.0
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("dog", "ant", "cow"), "classes matched by name, in another order"),
+        (("ant", "cow", "dog"), "resamples"),
+        (("b", "dog", *(f"other {i}" for i in range(1000)), "ant", "cow"), "within the 3 of the head's 1004 classes"),
+    ],
+    ids=["another order", "the data's order", "many more"],
+)
+def test_a_published_head_is_scored_by_the_names_of_its_classes(names, said, tmp_path):
+    """Right in each case, where going by position is right in one of three, and impossible in another."""
+    colours = ("ant", "cow", "dog")
+    weights = of_transformers(tmp_path / "weights", names, colours)
+    source = class_folders.a_folder(tmp_path / "images", train=colours, test=colours)
+    split = dict(ops="decode(3)|resize(16)|normalize('unit')")
+    config = {"batch_size": 12, "data": {"source": source, "train": {"split": "train", **split}}}
+    config["data"]["eval"] = {"split": "test", **split}
+    (row,) = evaluate_weights(weights, tmp_path / "out", ["classification"], config)
+    assert row.result.metrics["top1"] == 1
+    assert "classification, 3 classes" in row.result.protocol and said in row.result.protocol
 
 
 def test_operations_come_from_the_weights(tmp_path):

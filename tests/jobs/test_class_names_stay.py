@@ -1,0 +1,143 @@
+"""Names of classes stay with a model: in its workdir, in what it is saved as, and when it is trained further."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from transformers import AutoModelForImageClassification
+
+from tests.jobs import class_folders
+from tests.jobs.class_folders import OPS, a_folder
+from vitvlm import pretrained
+from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import DataError
+from vitvlm.jobs import evaluate, train
+from vitvlm.jobs import init_from as init_from_lib
+from vitvlm.jobs.setup import setup
+from vitvlm.jobs.weights import evaluate_weights
+
+NAMES = ("ant", "bee", "cow")
+VIT = dict(name="vit", num_classes="data", pool="cls", width=16, depth=1, heads=2, mlp_width=24, patch_size=4)
+MODEL = dict(VIT, image_size=8, scan=False)
+
+
+def a_config(source, **fields):
+    return class_folders.a_config(source, MODEL) | fields
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tmp_path_factory.mktemp("images") / "animals"
+
+
+@pytest.fixture(scope="module")
+def workdir(images, tmp_path_factory):
+    """A classifier of ants, bees and cows, after one step."""
+    folder = tmp_path_factory.mktemp("trained") / "workdir"
+    train.train(a_config(a_folder(images, train=NAMES, test=NAMES)), folder)
+    return folder
+
+
+def test_a_workdir_and_what_it_is_saved_as_hold_the_names(workdir, tmp_path):
+    assert json.loads((workdir / "config.json").read_text())["classes"] == list(NAMES)
+    loaded = pretrained.load(workdir)
+    assert loaded.class_names == NAMES
+    for format in ("hf", "timm", "vitvlm"):
+        pretrained.save(loaded, tmp_path / format, format=format)
+        assert pretrained.load(tmp_path / format).class_names == NAMES, format
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "hf").config
+    assert theirs.id2label == dict(enumerate(NAMES)) and theirs.label2id == {"ant": 0, "bee": 1, "cow": 2}
+    written = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert written["label_names"] == list(NAMES)
+    del written["label_names"]
+    for names in ({"labels": list(NAMES)}, {"label_names": {"0": "ant", "2": "cow"}}):
+        (tmp_path / "timm" / "config.json").write_text(json.dumps(written | names))
+        expected = NAMES if "labels" in names else ("ant", "LABEL_1", "cow")
+        assert pretrained.load(tmp_path / "timm").class_names == expected
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(written | {"label_names": ["ant", "bee"]}))
+    with pytest.raises(pretrained.WeightsError, match=r"2 names of classes, and the head has 3"):
+        pretrained.load(tmp_path / "timm")
+
+
+def test_other_data_is_put_under_the_classes_of_the_workdir(workdir, tmp_path):
+    """Its train split is not the model's: it may lack classes, or have others, for a probe."""
+    other = a_folder(tmp_path / "other", train=("bee", "dog"), test=("bee", "cow"))
+    config = a_config(other)
+    config["evals"]["knn"] = {"type": "knn", "ks": (1,), "data": {"split": "train"}, "leave_one_out": True}
+    rows = {row.name: row.result for row in evaluate.evaluate(workdir, config=config)}
+    assert "3 classes" in rows["test"].protocol and "the data names 2 of them" in rows["test"].protocol
+    assert rows["knn"].metrics["top1_k1"] == 1  # of pixels that are equal within a class
+    saved = np.load(evaluate.results_folder(workdir, 1) / "test" / "examples.npz")
+    assert set(saved["label_name"]) == {"bee", "cow"} and set(saved["label"]) == {1, 2}
+    (row,) = evaluate_weights(workdir, tmp_path / "out", ["classification"], config)
+    assert "scored within the 2 of the head's 3 classes that the data names" in row.result.protocol
+    assert set(np.load(evaluate.results_folder(tmp_path / "out", 0) / "classification" / "examples.npz")["label"]) == {
+        1,
+        2,
+    }
+    with pytest.raises(DataError, match=r"its class 'dog' is none of the training's classes"):
+        evaluate.evaluate(
+            workdir, ["test"], a_config(other, data={**config["data"], "eval": {"split": "train", "ops": OPS}})
+        )
+
+
+def test_a_class_that_was_renamed_stops_a_training_that_goes_on(workdir, images):
+    config = a_config(f"folder:{images}")
+    for split in ("train", "test"):
+        (images / split / "ant").rename(images / split / "zebra")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"classes: \['ant', 'bee', 'cow'\] before, \['bee', 'cow', 'zebra'\] now"
+        ):
+            train.train(config, workdir)
+    finally:
+        for split in ("train", "test"):
+            (images / split / "zebra").rename(images / split / "ant")
+
+
+def test_a_head_that_is_trained_further_has_the_classes_of_the_job(workdir, tmp_path, caplog):
+    trained = pretrained.load(workdir).variables["params"]["head"]
+    assert len(np.unique(np.asarray(trained["bias"]))) == 3
+    same_number = a_folder(tmp_path / "other", train=("cow", "dog", "ant"), test=("dog",))
+    untrained = train.first_state(setup(a_config(same_number)))
+
+    def started(state, source, init_from, **fields):
+        job = setup(a_config(source, init_from={"path": str(workdir), **init_from}, **fields))
+        return init_from_lib.apply(job, state).params["head"]
+
+    with pytest.raises(
+        DataError, match=r"config\.init_from: its class 'dog' is none of .*'bee'.*first rule .*class_names"
+    ):
+        started(untrained, same_number, {})
+    head = started(untrained, same_number, {"class_names": {"dog": "bee"}})
+    np.testing.assert_array_equal(head["bias"], np.asarray(trained["bias"])[[0, 2, 1]])
+    fresh = {"rules": (("head/.*", None), (".*", r"\g<0>")), "ignore": ("head/.*",)}
+    assert not np.any(started(untrained, same_number, fresh)["kernel"])
+    with pytest.raises(ConfigError, match=r"init_from\.class_names: the job has no class 'dgo'; did you mean \"dog\""):
+        started(untrained, same_number, {"class_names": {"dgo": "bee"}})
+
+    part = a_folder(tmp_path / "part", train=("cow", "ant"), test=("ant",))
+    smaller = jax.tree.map(lambda leaf: leaf[..., :2] if leaf.shape[-1:] == (3,) else leaf, untrained)
+    with caplog.at_level("WARNING"):
+        head = started(smaller, part, {}, classes=("cow", "ant"))
+    np.testing.assert_array_equal(head["bias"], np.asarray(trained["bias"])[[2, 0]])
+    np.testing.assert_array_equal(head["kernel"], np.asarray(trained["kernel"])[:, [2, 0]])
+    assert "2 of the head's 3 classes are taken; classes matched by name, in another order" in caplog.text
+
+
+def test_a_teacher_answers_in_the_classes_of_its_student(workdir, tmp_path):
+    student = a_config(a_folder(tmp_path / "student", train=("ant", "cow"), test=("ant",)), classes=("cow", "ant"))
+    student["task"] = {"name": "classify", "distillation": {"teacher": str(workdir)}}
+    teacher = setup(student).task.distillation.teacher
+    pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    loaded = pretrained.load(workdir)
+    expected = loaded.model.apply(loaded.variables, pixels).logits
+    np.testing.assert_allclose(teacher.logits(teacher.variables, pixels), np.asarray(expected)[:, [2, 0]], atol=1e-6)
+    other = a_config(a_folder(tmp_path / "more", train=("ant", "dog"), test=("ant",)), task=student["task"])
+    with pytest.raises(
+        DataError, match=r"config\.task\.distillation: its class 'dog' is none of the teacher's classes"
+    ):
+        setup(other)
+    other["task"]["distillation"]["class_names"] = {"dog": "bee"}
+    assert setup(other).task.distillation.teacher.classes == (0, 1)
