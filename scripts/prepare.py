@@ -19,7 +19,8 @@ OUT = flags.DEFINE_string("out", None, "Folder to write; it may not be there yet
 SPLITS = flags.DEFINE_list("splits", ["train", "test"], "Splits of the source to read, kept under their names.")
 SPLIT = flags.DEFINE_list("split", [], "Other splits instead, by a hash of the ids: test:0.1; the rest is train.")
 DROP = flags.DEFINE_list("drop", [], f"Kinds of problems to leave out: {', '.join(problems.KINDS)}.")
-CAPTION_FIELD = flags.DEFINE_string("caption_field", None, 'Field of the captions, several between "|".')
+CAPTION_FIELD = flags.DEFINE_string("caption_field", None, "Field of the captions; by default, caption.")
+SEPARATOR = flags.DEFINE_string("separator", None, "What stands between captions where a string holds several.")
 MAX_SIDE = flags.DEFINE_integer("max_side", None, "Reduce larger images, so that the longer side has so many pixels.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps data sets.")
 
@@ -34,6 +35,7 @@ def main() -> None:
         CAPTION_FIELD.value,
         MAX_SIDE.value,
         DATA_DIR.value,
+        SEPARATOR.value,
     )
     console = Console()
     for table in report.tables(told):

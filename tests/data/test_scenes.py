@@ -118,7 +118,7 @@ def test_an_example_is_the_same_anywhere():
     """In another process, and whatever was read before."""
     code = (
         "import hashlib; from vitvlm.data import sources; e = sources.open('scenes', 'test')[7];"
-        "print(hashlib.sha256(e['image'].tobytes() + e['choices'].encode() + e['masks'].tobytes()).hexdigest())"
+        "print(hashlib.sha256(e['image'].tobytes() + repr(e['choices']).encode() + e['masks'].tobytes()).hexdigest())"
     )
     first, again = (
         subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, check=True).stdout
@@ -136,8 +136,10 @@ def test_splits_and_seeds_differ_and_slices_do_not():
     source = sources.open("scenes", "train")
     assert len(source) == 10_000 and source.label_names == ("two", "three", "four")
     example = source[0]
-    assert example["label"] == source.labels[0] == len(example["boxes"]) - 2 == len(example["things"].split("|")) - 2
-    assert example["choices"].split("|") == [example["caption"], *example["negatives"].split("|")]
+    assert example["label"] == source.labels[0] == len(example["boxes"]) - 2 == len(example["things"]) - 2
+    assert example["choices"] == (example["caption"], *example["negatives"])
+    for name in ("caption", "captions", "choices", "things"):
+        assert source.text(0, name) == example[name]
 
 
 def test_operations_take_it():

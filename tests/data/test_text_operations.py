@@ -27,7 +27,7 @@ def test_several_texts_to_an_image():
     (batch,) = eval_batches(source, IMAGE + "|tokenize('emoji', 12, 'keywords', most=20)", 10)
     assert batch["text"].shape == (10, 20, 12)
     for i in range(10):
-        texts = source[i]["keywords"].split("|")
+        texts = source[i]["keywords"]
         assert batch["text_mask"][i].any(axis=1).sum() == len(texts)
         np.testing.assert_array_equal(batch["text"][i, : len(texts)], tokenizers.open("emoji", 12).encode(texts).ids)
 
@@ -46,7 +46,7 @@ def test_a_text_is_picked_anew_each_epoch_and_again_the_same():
     encode = tokenizers.open("emoji", 12).encode
     for i in range(16):
         example = source[i]
-        texts = [example["name"], *example["keywords"].split("|"), example["name_ja"]]
+        texts = [example["name"], *example["keywords"], example["name_ja"]]
         allowed = {tuple(row) for row in encode(texts).ids}
         drawn = {tuple(epoch[i]) for epoch in first}
         assert drawn <= allowed
@@ -64,7 +64,11 @@ def test_keep_leaves_the_tokens_where_they_are():
     ("operation", "error", "message"),
     [
         ("tokenize('emoji', 12, 'nam')", DataError, "no field 'nam'; did you mean \"name\""),
-        ("tokenize('emoji', 12, 'keywords', most=2)", DataError, r"texts in keywords: raise most=2"),
+        (
+            "tokenize('emoji', 12, 'keywords', most=2)",
+            DataError,
+            r"'keywords' holds \d+ texts: write most=\d+ instead of most=2, or surplus='first' for",
+        ),
         ("tokenize('emoij', 12, 'name')", DataError, 'did you mean "emoji"'),
         ("tokenize('emoji')", ConfigError, "missing a required argument: 'length'"),
         ("pick_text('nam')", DataError, "no field 'nam'"),

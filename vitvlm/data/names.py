@@ -18,3 +18,11 @@ def readable(name: str | os.PathLike[str]) -> str:
         except UnicodeEncodeError:  # half of a surrogate pair, which no file system gives but JSON can
             return text.encode("utf-8", "backslashreplace").decode()
     return text
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is no string, or one that can be written: without half of a surrogate pair."""
+    try:
+        return not isinstance(value, str) or value.encode() is not None
+    except UnicodeEncodeError:
+        return False

@@ -12,6 +12,7 @@ import numpy as np
 from vitvlm.core.config import ConfigError
 from vitvlm.data.balance import Balance
 from vitvlm.data.errors import DataError, TooManyUnreadable, UnreadableImage
+from vitvlm.data.operations.fields import as_array
 from vitvlm.data.operations.parsing import Pipeline
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.unreadable import Unreadable
@@ -116,7 +117,7 @@ class Loader:
         epochs, index = np.array(places, np.int64).T
         batch = {"image": images, "labels" if several else "label": labels, "mask": mask, "index": index}
         batch |= {UNREADABLE: unreadable, EPOCHS: epochs}
-        return batch | arrays | {name: np.array(text) for name, text in texts.items()}
+        return batch | arrays | {name: as_array(text) for name, text in texts.items()}
 
 
 @dataclasses.dataclass(frozen=True)

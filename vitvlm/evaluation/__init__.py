@@ -49,6 +49,7 @@ GIVEN = {
     "matched": "how the data's classes were found among those, for the protocol",
     "tokenize": "texts to tokens, as the evaluated split's operations make them: (texts) -> ids and mask [n, L]",
     "detokenize": "the inverse: (ids, mask) [n, L] -> texts",
+    "texts_rule": "which texts of an image are judged, where it is not all of them",
     "picture": "an example's image as the model gets it, as colours: (index) -> uint8 [H, W, C]",
     "example_id": "an example's id in its source: (index) -> str",
     "patch_size": "the model's patch, (P, Q)",

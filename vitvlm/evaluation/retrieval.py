@@ -33,6 +33,7 @@ class Retrieval:
     shown: int = 500
     picture: page.Picture | None = None
     detokenize: Detokenize | None = None
+    texts_rule: str = ""
     example_id: Callable[[int], str] = str
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class Retrieval:
         n, m = len(found.image), len(found.text)
         bootstrap.save_examples(folder, found.index, image_rank=to_text, text_rank=to_image, text_owner=found.owner)
         shares = ", ".join(f"R@{k} {min(1, k / n):.3g}" for k in self.ks)
+        which = self.texts_rule and f" ({self.texts_rule})"
         protocol = (
-            f"retrieval over {n} images and {m} texts, cosine similarity; an image's hit is any of its texts; "
+            f"retrieval over {n} images and {m} texts{which}, cosine similarity; an image's hit is any of its texts; "
             f"chance text to image {shares}; {classification.interval_protocol()}"
         )
         result = base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)

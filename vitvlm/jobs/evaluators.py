@@ -17,6 +17,7 @@ from vitvlm.data import operations, sources
 from vitvlm.data.batches import eval_batches
 from vitvlm.data.operations import colour, text
 from vitvlm.data.plans import Loader
+from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, check_renames, open_split
@@ -92,6 +93,7 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
     pipeline = operations.parse(split.ops)
     labels = _labels(job, when.type, own, split, train_split, where)
     source = labels.source
+    check_texts(source, pipeline, f"{where}.data")
     given: dict[str, Any] = {
         "batches": _pass(job, split, source, when.batch_size),
         "train_batches": _pass(job, train_split, labels.train_source, when.batch_size),
@@ -174,7 +176,7 @@ def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None
 
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
     """What pictures of this model's inputs need; only what the model and the operations do have."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"texts_rule": texts_rule(pipeline)}
     if tokenizer := text.tokenizer_of(pipeline):
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
     if statistics := colour.normalization(pipeline):

@@ -19,6 +19,7 @@ from vitvlm.core import flops
 from vitvlm.core.durations import Clock
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
+from vitvlm.data.texts import check_texts
 from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
 from vitvlm.tasks import TASKS, Task
@@ -125,6 +126,7 @@ def setup(
     operations.parse(train_split.ops)
     mesh = sharding.make_mesh(job.mesh)
     source = open_split(train_split)
+    check_texts(source, operations.parse(train_split.ops), "config.data.train")
     if data.class_names:
         plain = {**plain, "data": {**plain["data"], "class_names": train_split.class_names}}
         check_renames(train_split, source, open_split(eval_split))

@@ -7,6 +7,7 @@ from typing import Any
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import sources, tokenizers
 from vitvlm.data.errors import DataError
+from vitvlm.data.operations.text import texts_of
 
 
 def train_tokenizer(
@@ -37,11 +38,11 @@ def captions(source: str, fields: Sequence[str] = (), split: str = "train") -> I
     opened = sources.open(source, split)
     for i in range(len(opened)):
         example = opened[i]
-        texts = [name for name, value in example.items() if isinstance(value, str) and name != "id"]
+        texts = [name for name, value in example.items() if isinstance(value, (str, tuple)) and name != "id"]
         for field in fields or ("",):
             if field not in texts:
                 raise ConfigError(f"--fields={field}: no such text in {opened.name}; {suggest(field, texts)}")
-            yield example[field]
+            yield from texts_of(example[field])
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ NO_TRAINING = {
     "schedule": {"name": "constant", "peak": 1.0},
 }
 RECORD = "weights.json"
-TEXTS = ("name", "most", "separator")  # arguments of `tokenize`
+TEXTS = ("name", "most", "separator", "surplus")  # arguments of `tokenize`
 
 
 def evaluate_weights(
@@ -47,7 +47,8 @@ def evaluate_weights(
         by default.
       config: `data` and perhaps `evals`, `batch_size` and `mesh`. Operations that `data.train` or `data.eval` leave
         out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `name` of the field,
-        and how many it holds at `most`.
+        how many it holds at `most`, what becomes of a `surplus`, and, if it holds several in a string, the `separator`
+        between them.
       force: break the lock of another evaluation in this folder.
 
     The data's classes are found by name among those of the weights' head, and what is not the same to the letter is

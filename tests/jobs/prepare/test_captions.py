@@ -16,7 +16,8 @@ BLANK = st.text(" \t\n", max_size=2)
 @given(st.lists(TEXT, max_size=4), BLANK)
 def test_blank_captions_are_none_however_they_are_held(texts, blank):
     held = [blank, *(piece for text in texts for piece in (f"{blank}{text}{blank}", blank))]
-    assert captions.captions_of("|".join(held)) == captions.captions_of(tuple(held)) == tuple(texts)
+    assert captions.captions_of("|".join(held), "|") == captions.captions_of(tuple(held)) == tuple(texts)
+    assert captions.captions_of("red | shop") == ("red | shop",)
     assert captions.captions_of(None) == captions.captions_of(blank) == ()
 
 

@@ -2,26 +2,27 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitvlm.core.config import suggest
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import tokenizers
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.operations.parsing import Pipeline, example_operation
+from vitvlm.data.operations.parsing import Operation, Pipeline, example_operation
 
 
 @example_operation("pick_text", random=True)
-def pick_text(example: dict[str, Any], *names: str, separator: str = "|", rng: np.random.Generator) -> dict[str, Any]:
+def pick_text(
+    example: dict[str, Any], *names: str, separator: str | None = None, rng: np.random.Generator
+) -> dict[str, Any]:
     """One text at random, as field "caption": from these fields, of which each may hold several.
 
-    Several texts are a tuple, or a string with separators. An example without any text counts as unreadable. Sources of
-    a mixture need not all have each field.
+    Several texts are a tuple. A string is one text, whatever is in it; only with a `separator` is it several. An
+    example without any text counts as unreadable.
     """
-    known = [name for name in names if name in example or "source" not in example] or names
-    texts = [text for name in known if example.get(name, "") is not None for text in _texts(example, name, separator)]
+    texts = [text for name in names for text in texts_of(_field(example, name), separator)]
     if not texts:
         raise UnreadableImage(f"no text in {', '.join(names)}")
     return {**example, "caption": texts[rng.integers(len(texts))]}
@@ -34,18 +35,25 @@ def tokenize(
     length: int,
     name: str = "caption",
     most: int = 1,
-    separator: str = "|",
+    separator: str | None = None,
+    surplus: str = "error",
     **rules: str | int | bool,
 ) -> dict[str, Any]:
     """Adds text and text_mask int32 [L], tokens of the field `name` and 1 where they are real; see `data.tokenizers`.
 
-    With `most` above 1 the field holds so many texts or fewer (a tuple, or between separators), and both are [most, L]:
-    rows of zeros are no text. An example whose field is None counts as unreadable. The rules are those of
+    With `most` above 1 the field holds so many texts or fewer (see `pick_text`), and both are [most, L]: rows of zeros
+    are no text. Of more texts than `most`, surplus="first" takes the first ones (CLIP's protocol is the first five);
+    by default they are an error. An example whose field is None counts as unreadable. The rules are those of
     `tokenizers.open`: lower_case=True, padding='left'.
     """
-    texts = _texts(example, name, separator if most > 1 else None)
-    if len(texts) > most:
-        raise ValueError(f"{len(texts)} texts in {name}: raise most={most}")
+    value = _field(example, name)
+    if value is None:
+        raise UnreadableImage(f"no text in {name}")
+    texts = texts_of(value, separator)
+    refused = is_error(surplus)
+    if len(texts) > most and refused:
+        raise ValueError(f"{name!r} holds {len(texts)} texts: {way_out(len(texts), most)}")
+    texts = texts[:most]
     tokens = opened(tokenizer, length, **rules).encode(texts or [""])
     text, mask = np.zeros((2, most, length), np.int32)
     text[: len(texts)], mask[: len(texts)] = tokens.ids, tokens.mask
@@ -70,8 +78,8 @@ def rules_of(pipeline: Pipeline) -> dict[str, Any] | None:
     """The arguments of `tokenizers.open` in the pipeline's `tokenize`; None if it has none."""
     for operation in pipeline.operations:
         if operation.function is tokenize:
-            given = inspect.signature(tokenize).bind({}, *operation.positional, **operation.named).arguments
-            return {"tokenizer": given["tokenizer"], "length": given["length"], **given.get("rules", {})}
+            given = arguments_of(operation)
+            return {"tokenizer": given["tokenizer"], "length": given["length"], **given["rules"]}
     return None
 
 
@@ -86,13 +94,36 @@ def tokenizing(rules: Mapping[str, Any], **arguments: Any) -> str:
     return f"tokenize({', '.join(f'{name}={value!r}' for name, value in {**rules, **arguments}.items())})"
 
 
-def _texts(example: dict[str, Any], name: str, separator: str | None) -> list[str]:
+def texts_of(value: str | Sequence[str] | None, separator: str | None = None) -> list[str]:
+    """The texts that a field holds, without the empty ones."""
+    if value is None:
+        return []
+    several = value.split(separator) if isinstance(value, str) and separator else [value]
+    return [text for text in (several if isinstance(value, str) else value) if text]
+
+
+def arguments_of(operation: Operation) -> dict[str, Any]:
+    """The arguments of a `tokenize` of a pipeline, its defaults among them."""
+    bound = inspect.signature(tokenize).bind({}, *operation.positional, **operation.named)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def is_error(surplus: str) -> bool:
+    """Whether more texts than `most` are an error. Raises ConfigError for a rule that there is not."""
+    if surplus not in ("first", "error"):
+        raise ConfigError(f"surplus={surplus!r} is neither 'first' nor 'error'")
+    return surplus == "error"
+
+
+def way_out(needed: int, most: int) -> str:
+    """What to do about more texts than `most`, `needed` being how many there are."""
+    first = "first one" if most == 1 else f"first {most}"
+    return f"write most={needed} instead of most={most}, or surplus='first' for the {first} alone"
+
+
+def _field(example: dict[str, Any], name: str) -> str | tuple[str, ...] | None:
     if name not in example:
         known = {field for field, value in example.items() if isinstance(value, (str, tuple)) and field != "id"}
         raise ValueError(f"no field {name!r}; {suggest(name, known)}")
-    value = example[name]
-    if value is None:
-        raise UnreadableImage(f"no text in {name}")
-    if isinstance(value, tuple):
-        return [text for text in value if text]
-    return [value] if separator is None else [text for text in value.split(separator) if text]
+    return example[name]

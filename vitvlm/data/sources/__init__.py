@@ -87,7 +87,9 @@ def open(
         raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, kinds)}")
     wanted = splits.parse(split)
     if kind == "mix":  # slices of its positions would share examples, as a source begins again
-        source = mixture.open_mixture(place, lambda part: open(part, split, data_dir, labels_fraction, seed, labelling))
+        source = mixture.open_mixture(
+            place, kinds, lambda part: open(part, split, data_dir, labels_fraction, seed, labelling)
+        )
         source.name = f"{shown} {wanted}"
         return source
     if labelling.separator is not None and kind != "csv":

@@ -34,10 +34,12 @@ class Source(abc.ABC):
         against them.
       multi_label: examples have any number of classes; `label_sets` has them, and `labels` raises DataError.
       renames: the classes that were renamed on the way here, by their own names.
+      has_quick_texts: `text` spares reading the image.
       streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
     streams = False
+    has_quick_texts = False
     label_doubt = ""
     multi_label = False
     name: str
@@ -76,6 +78,10 @@ class Source(abc.ABC):
     def files(self) -> tuple[Files, ...]:
         """What became of every file, for each place that the examples are from; nothing, if they are no files."""
         return ()
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        """One example's text field; None if it has none."""
+        return self[index].get(name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,6 +124,7 @@ class Subset(Source):
         self.label_doubt = source.label_doubt
         self.multi_label = source.multi_label
         self.renames = source.renames
+        self.has_quick_texts = source.has_quick_texts
         self._source = source
         self._indices = np.asarray(indices)
 
@@ -141,6 +148,9 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        return self._source.text(int(self._indices[index]), name)
 
     def __len__(self) -> int:
         return len(self._indices)

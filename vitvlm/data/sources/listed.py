@@ -1,9 +1,8 @@
 """Images and captions that a file lists: JSON lines, CSV, and COCO's captions."""
 
-import csv
 import functools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,17 @@ from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
+from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.names import readable
+from vitvlm.data.sources import rows
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
-from vitvlm.data.sources.labels import USUAL, Classes, Labelling, same_kind, written
+from vitvlm.data.sources.labels import USUAL, Classes, Labelling, same_kind
+from vitvlm.data.survey import is_image
 
-_NOT_UTF8 = "is not UTF-8 (save it so)"
 TEST_SHARE = 0.1  # of a list that says nothing of splits
+UNLISTED = "images beside them that the list does not name"
 NAMES = ("train", "test", "all")
 COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
 
@@ -28,13 +31,15 @@ class ListedSource(Source):
 
     A row has "image", a path from `root`; "caption", a text or several, None or absent if there is none; perhaps
     "label", a name or number, or a list of them where images have several, and "split". Any other column becomes a
-    field: that of the image's first row, None where it does not have it. Without splits, "train" is nine tenths by a
-    hash of the path, "test" the rest, and "all" everything.
+    field: None where it has no value, a tuple where rows of an image differ. Without splits, "train" is nine tenths by
+    a hash of the path, "test" the rest, and "all" everything.
 
     Raises:
       DataError: if there is no row, only some have a label or a split, or rows of an image have different ones.
       ConfigError: if the list has no such split.
     """
+
+    has_quick_texts = True
 
     def __init__(
         self,
@@ -56,10 +61,11 @@ class ListedSource(Source):
             if next(iter(merged.values())).get("split") not in (None, "")
             else None
         )
-        chosen = _in_split(list(merged), told, split, where)
-        self._root = root
-        self._rows = [merged[name] for name in chosen]
-        self._ids = chosen
+        self._names = _in_split(list(merged), told, split, where)
+        self._root, self._where = root, where
+        self._rows = [merged[name] for name in self._names]
+        self._ids = [readable(name) for name in self._names]
+        self._listed = list(merged)
         self._fields = list(dict.fromkeys(name for row in merged.values() for name in row if name not in COLUMNS))
         labels = {name: row["label"] for name, row in merged.items() if row.get("label") is not None}
         if labelling.field and not labels:
@@ -73,7 +79,7 @@ class ListedSource(Source):
         if labels and not classes.names:
             raise DataError(f"{where}: every list of labels is empty")
         self.label_names = classes.names if labels else ()
-        self._labels = [classes.label(labels[name], f"{where}: {name!r}") if labels else 0 for name in chosen]
+        self._labels = [classes.label(labels[name], f"{where}: {name!r}") if labels else 0 for name in self._names]
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
@@ -90,12 +96,21 @@ class ListedSource(Source):
     def ids(self) -> Sequence[str]:
         return self._ids
 
+    @functools.cached_property
+    def files(self) -> tuple[Files, ...]:
+        """The images that are listed, and those in the same directories that are not; a look into each directory."""
+        return (_files(self._root, self._listed, self._where).of(self._ids),)
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        value = self._rows[index].get(name)
+        return value if name == "caption" else as_fields({name: value}).get(name)
+
     def __getitem__(self, index: int) -> Example:
         name, row = self._ids[index], self._rows[index]
         try:
-            content = (self._root / name).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(error.strerror or str(error), name) from error
+            content = (self._root / self._names[index]).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            raise UnreadableImage(getattr(error, "strerror", None) or str(error), name) from error
         rest = as_fields({field: row.get(field) for field in self._fields})
         return rest | {"caption": row["caption"], "image": content, "label": self._labels[index], "id": name}
 
@@ -103,13 +118,13 @@ class ListedSource(Source):
 def open_jsonl(path: str, split: str, labelling: Labelling = USUAL) -> Source:
     """A JSON object per line; empty lines are passed over."""
     file = _file(path, "jsonl")
-    return ListedSource(_json_rows(file, labelling), file.parent, split, f"jsonl:{path}", labelling)
+    return ListedSource(rows.json_rows(file, labelling), file.parent, split, f"jsonl:{path}", labelling)
 
 
 def open_csv(path: str, split: str, labelling: Labelling = USUAL) -> Source:
-    """Columns named by the first line; a .tsv has tabs between them."""
+    """Columns named by the first line; a .tsv has tabs between them, and quotation marks are text there."""
     file = _file(path, "csv")
-    return ListedSource(_csv_rows(file, labelling), file.parent, split, f"csv:{path}", labelling)
+    return ListedSource(rows.csv_rows(file, labelling), file.parent, split, f"csv:{path}", labelling)
 
 
 def open_coco(place: str, split: str) -> Source:
@@ -126,7 +141,7 @@ def open_coco(place: str, split: str) -> Source:
     own = file.stem.removeprefix("captions_").rstrip("0123456789")
     if split not in ("all", own):
         raise ConfigError(f"coco:{place}: no split {split!r}; each file is one split: write split='all' or {own!r}")
-    return ListedSource(_coco_rows(file), root, "all", f"coco:{place}")
+    return ListedSource(rows.coco_rows(file), root, "all", f"coco:{place}")
 
 
 def _file(path: str, kind: str) -> Path:
@@ -136,90 +151,14 @@ def _file(path: str, kind: str) -> Path:
     return file
 
 
-def _json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{file}: line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                row = json.loads(text)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: {_NOT_UTF8}: {error}") from None
-            except ValueError as error:
-                raise DataError(f"{where}: is not JSON: {error}") from None
-            yield _with_label(_checked(row, where), labelling, where)
-
-
-def _csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-        try:
-            names = list(reader.fieldnames or ())
-            if "image" not in names:
-                raise DataError(f"{file}: line 1: names no column 'image'; it has {', '.join(names)}")
-            if len(set(names)) < len(names):
-                raise DataError(f"{file}: line 1: names a column twice: {', '.join(names)}")
-            for row in reader:
-                where = f"{file}: line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(f"{where}: has another number of columns than the first line")
-                yield _with_label(_checked(row, where), labelling, where)
-        except csv.Error as error:
-            raise DataError(f"{file}: line {max(reader.line_num, 1)}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: after line {reader.line_num}: {_NOT_UTF8}: {error}") from None
-
-
-def _coco_rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
-        if len(captions) < len(content["images"]):
-            raise DataError(f"{file}: two images have the same id")
-        for note in sorted(content["annotations"], key=lambda note: note["id"]):
-            if note["image_id"] not in captions:
-                raise DataError(f"{file}: annotation {note['id']}: there is no image {note['image_id']}")
-            captions[note["image_id"]].append(note["caption"])
-        for image in content["images"]:
-            row = {"image": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
-            yield _checked(row, f"{file}: image {image['id']}")
-    except DataError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: is no COCO captions file: {type(error).__name__} {error}") from None
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: is {type(row).__name__}, not an object with 'image' and 'caption'")
-    if not isinstance(row.get("image"), str) or not row["image"]:
-        raise DataError(f"{where}: has no 'image', the path of one; it has {', '.join(row)}")
-    caption = row.get("caption")
-    if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
-        raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
-    if isinstance(row.get("split"), (list, dict)):
-        raise DataError(f"{where}: 'split' is neither a name nor a number: {row['split']!r:.60}")
-    return row
-
-
-def _with_label(row: dict[str, Any], labelling: Labelling, where: str) -> dict[str, Any]:
-    """The row with the label that the chosen column has: a text, several texts, or None."""
-    column = "label" if labelling.field is None else labelling.field
-    label = written(row.get(column), f"{where}: {column!r}", labelling.separator)
-    other = {"label_": row["label"]} if column != "label" and "label" in row else {}
-    return {**row, **other, "label": label}
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 def _merged(rows: Iterable[Mapping[str, Any]], where: str) -> dict[str, dict[str, Any]]:
-    """Rows by image; "caption" is a text, a tuple of several, or None."""
+    """Rows by image; "caption" is a text, a tuple of several, or None.
+
+    So is every column without a meaning of its own in which rows of an image differ.
+    """
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
+        again = row["image"] in merged
         given = row.get("caption")
         texts = tuple(text for text in ([given] if isinstance(given, str) else given or ()) if text.strip())
         own = merged.setdefault(row["image"], {**row, "caption": ()})
@@ -228,10 +167,52 @@ def _merged(rows: Iterable[Mapping[str, Any]], where: str) -> dict[str, dict[str
                 told = f"{own.get(column)!r} and {row.get(column)!r}"
                 raise DataError(f"{where}: {row['image']!r} is listed with {column} {told}: an image has one")
         own["caption"] += texts
+        for column in set(row) - set(COLUMNS) if again else ():
+            own[column] = _both(own.get(column), row[column])
     for row in merged.values():
         texts = row["caption"]
         row["caption"] = texts if len(texts) > 1 else texts[0] if texts else None
     return merged
+
+
+def _both(one: Any, other: Any) -> Any:
+    """What two rows of an image say in one column: a list where they differ."""
+    if other in (None, "") or one == other:
+        return one
+    if one in (None, ""):
+        return other
+    said = one if isinstance(one, list) else [one]
+    return said + [each for each in (other if isinstance(other, list) else [other]) if each not in said]
+
+
+def _files(root: Path, names: Sequence[str], where: str) -> Files:
+    """What there is of the listed files, by the listings of their directories."""
+    listed: dict[str, set[str]] = {}
+    for name in names:
+        directory, base = os.path.split(os.path.normpath(name))
+        listed.setdefault(directory, set()).add(base)
+    there = {directory: _entries(root / directory) for directory in listed}
+    missing = [name for name in names if not _is_in(there, name)]
+    unlisted = [
+        os.path.join(directory, name)
+        for directory, bases in listed.items()
+        for name in sorted(there[directory] - bases, key=os.fsencode)
+        if is_image(name) and not name.startswith(".")
+    ]
+    skipped = {UNLISTED: Tally.of(map(readable, unlisted))} if unlisted else {}
+    return Files(readable(where), len(names), 0, skipped, {readable(name): "is not there" for name in missing})
+
+
+def _entries(directory: Path) -> set[str]:
+    try:
+        return {entry.name for entry in os.scandir(directory)}
+    except (OSError, ValueError):  # then none of its files is there
+        return set()
+
+
+def _is_in(there: Mapping[str, set[str]], name: str) -> bool:
+    directory, base = os.path.split(os.path.normpath(name))
+    return base in there[directory]
 
 
 def _in_split(names: list[str], told: list[str] | None, split: str, where: str) -> list[str]:

@@ -3,13 +3,16 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from types import NoneType
 
 import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data.accounting import Files
 from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.sources.columns import RESERVED
 
 _PART = re.compile(r"(?:(\d+)\*)?([^*:]+(?::.*)?)")
 
@@ -22,7 +25,8 @@ class MixedSource(Source):
     The length is that of the fewest whole patterns that hold every example of every source.
 
     Examples have the field "source", the spec they come from (a field of that name that they have already becomes
-    "source_"). Classes are those of all sources, by name; there are none if a source has none.
+    "source_"), and the text fields of all sources, None where their own has no such field. Classes are those of all
+    sources, by name; there are none if a source has none.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int], specs: Sequence[str]):
@@ -48,11 +52,34 @@ class MixedSource(Source):
 
     def __getitem__(self, index: int) -> Example:
         which, place = self._place(index)
-        example = dict(self._sources[which][place])
+        example = dict.fromkeys(self._texts) | self._sources[which][place]
         if "source" in example:
             example["source_"] = example.pop("source")
         label = self._tables[which][example["label"]] if self.label_names else 0
         return {**example, "label": int(label), "source": self._specs[which]}
+
+    @functools.cached_property
+    def _texts(self) -> tuple[str, ...]:
+        """The text fields of all sources, by the first example of each that can be read."""
+        firsts = [next((one for one in source.first() if isinstance(one, dict)), {}) for source in self._sources]
+        texts = [name for first in firsts for name, value in first.items() if isinstance(value, (str, tuple, NoneType))]
+        return tuple(name for name in dict.fromkeys(texts) if name not in RESERVED)
+
+    @property
+    def has_quick_texts(self) -> bool:
+        return all(source.has_quick_texts for source in self._sources)
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        which, place = self._place(index)
+        return self._specs[which] if name == "source" else self._sources[which].text(place, name)
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        return tuple(files for source in self._sources for files in source.files)
+
+    @property
+    def label_doubt(self) -> str:
+        return next((source.label_doubt for source in self._sources if source.label_doubt), "")
 
     def __len__(self) -> int:
         return self._patterns * len(self._pattern)
@@ -64,10 +91,14 @@ class MixedSource(Source):
         return which, (round_ * self._weights[which] + turn) % len(self._sources[which])
 
 
-def open_mixture(parts: str, open_one: Callable[[str], Source]) -> Source:
-    """From "3*emoji+1*jsonl:PATH": whole weights, 1 by default."""
+def open_mixture(parts: str, kinds: Collection[str], open_one: Callable[[str], Source]) -> Source:
+    """From "3*emoji+1*jsonl:PATH": whole weights, 1 by default.
+
+    A plus begins another source where a weight or one of the `kinds` of sources follows; any other belongs to a path.
+    """
     weights, specs = [], []
-    for part in parts.split("+"):
+    begin = re.compile(rf"\+(?=\s*(?:-?[\d.]*\*|(?:{'|'.join(kinds)})\s*(?:[:+]|$)|$))")
+    for part in begin.split(parts):
         found = _PART.fullmatch(part.strip())
         if not found or int(found[1] or 1) < 1:
             raise ConfigError(

@@ -16,6 +16,7 @@ from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.idx import IdxSource
 
 EMOJI = Path(__file__).parents[1] / "emoji"
+EMOJI_SEPARATORS = {"keywords": "|", "keywords_ja": "|"}
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_LABELS = (
     "T-shirt/top",
@@ -36,9 +37,18 @@ class TfdsSource(Source):
 
     Images are given as they are stored, encoded. Text features are given as strings, sequences of them as tuples, other
     class labels as their names. Where no feature is a ClassLabel there are no classes, and every label is 0.
+    `separators` are those of text features that hold several texts in a string.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, label: str = "label"):
+    has_quick_texts = True
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        label: str = "label",
+        separators: Mapping[str, str] | None = None,
+    ):
         features, available = builder.info.features, builder.info.splits
         if split not in available:
             raise ConfigError(f"{builder.name}: no split {split!r}; {suggest(split, available)}")
@@ -51,6 +61,7 @@ class TfdsSource(Source):
         self._label = label if classes else None
         self._texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         self._several = [name for name, feature in features.items() if _is_texts(feature)]
+        self._separators = separators or {}
         self._class_names = {name: features[name].names for name in classes if name != "label"}
         self._prefix = f"{builder.name}-{split}"
         self._records = _read(builder, split)
@@ -75,14 +86,26 @@ class TfdsSource(Source):
 
     def __getitem__(self, index: int) -> Example:
         fields = self._fields(index)
-        example: Example = {name: _contents(fields, name)[0].decode() for name in self._texts}
-        example |= {name: tuple(text.decode() for text in _contents(fields, name)) for name in self._several}
-        example |= {name: names[_number(fields, name)] for name, names in self._class_names.items()}
+        names = (*self._texts, *self._several, *self._class_names)
+        example: Example = {name: self._text(fields, name) for name in names}
         return example | {
             "image": _contents(fields, "image")[0],
             "label": _number(fields, self._label) if self._label else 0,
             "id": self._id(fields, index),
         }
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        return self._text(self._fields(index), name)
+
+    def _text(self, fields: Mapping[str, Any], name: str) -> str | tuple[str, ...] | None:
+        if name in self._class_names:
+            return self._class_names[name][_number(fields, name)]
+        if name in self._several:
+            return tuple(text.decode() for text in _contents(fields, name))
+        if name not in self._texts:
+            return None
+        text = _contents(fields, name)[0].decode()
+        return tuple(filter(None, text.split(self._separators[name]))) if name in self._separators else text
 
     def __len__(self) -> int:
         return len(self._records)
@@ -99,7 +122,7 @@ def open_emoji(label: str, split: str) -> Source:
     """The embedded set, labelled by "group" or "subgroup"."""
     if label not in ("group", "subgroup"):
         raise ConfigError(f"data source 'emoji:{label}': {suggest(label, ('group', 'subgroup'))}")
-    return TfdsSource(tfds.builder_from_directory(EMOJI), split, label)
+    return TfdsSource(tfds.builder_from_directory(EMOJI), split, label, EMOJI_SEPARATORS)
 
 
 def open_tfds(name: str, split: str, data_dir: str | None) -> Source:

@@ -27,6 +27,7 @@ class Relabelled(Source):
         self.label_doubt = source.label_doubt
         self.multi_label = source.multi_label
         self.streams = source.streams
+        self.has_quick_texts = source.has_quick_texts
         self._source = source
         self._table = np.array(table, np.int32)
 
@@ -49,6 +50,9 @@ class Relabelled(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._placed(self._source[index])
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        return self._source.text(index, name)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -30,12 +30,14 @@ def open_scenes(options: str, split: str) -> Source:
 class ScenesSource(Source):
     """`count` scenes of 2 to `most` things, [side, side, 3] pixels; those of another split or seed are others.
 
-    An example holds, as strings with "|" between several, what `scenes.Texts` holds:
+    An example holds, as tuples where there are several, what `scenes.Texts` holds:
       caption, captions, negatives: one per kind of `scenes.NEGATIVES`; choices: the caption and then its negatives;
       questions, answers: one per kind of `scenes.QUESTIONS`; of the yes-or-no ones every second is "no";
     and arrays: boxes float32 [n, 4] and masks bool [n, side, side], see `scenes.Painted`; things: their names.
     The label is how many things there are.
     """
+
+    has_quick_texts = True
 
     def __init__(self, split: str, count: int, side: int, most: int, seed: int):
         self.label_names = COUNTS[: most - 1]
@@ -57,16 +59,13 @@ class ScenesSource(Source):
             "image": painted.pixels,
             "label": len(scene.things) - 2,
             "id": f"{self._split}-{index}",
-            "caption": texts.caption,
-            "captions": "|".join(texts.captions),
-            "negatives": "|".join(texts.negatives),
-            "choices": "|".join((texts.caption, *texts.negatives)),
-            "questions": "|".join(texts.questions),
-            "answers": "|".join(texts.answers),
-            "things": "|".join(scenes.language.noun(thing) for thing in scene.things),
+            **_fields(scene, texts),
             "boxes": painted.boxes,
             "masks": painted.masks,
         }
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        return _fields(*self._scene(index)).get(name)
 
     def __len__(self) -> int:
         return self._count
@@ -81,3 +80,15 @@ class ScenesSource(Source):
             texts = scenes.describe(scene, rng, yes=index % 2 == 0)
             if texts is not None:
                 return scene, texts
+
+
+def _fields(scene: scenes.Scene, texts: scenes.Texts) -> dict[str, str | tuple[str, ...]]:
+    return {
+        "caption": texts.caption,
+        "captions": texts.captions,
+        "negatives": texts.negatives,
+        "choices": (texts.caption, *texts.negatives),
+        "questions": texts.questions,
+        "answers": texts.answers,
+        "things": tuple(scenes.language.noun(thing) for thing in scene.things),
+    }

@@ -52,6 +52,8 @@ class StampsSource(Source):
       ConfigError: for another split, or a language that no stamp has.
     """
 
+    has_quick_texts = True
+
     def __init__(self, folder: Path, split: str, photos: bool = False, languages: Sequence[str] = ()):
         if split not in PARTS:
             raise ConfigError(f"stamps: no split {split!r}; {suggest(split, PARTS)}")
@@ -83,6 +85,12 @@ class StampsSource(Source):
     @property
     def ids(self) -> Sequence[str]:
         return self._ids
+
+    def text(self, index: int, name: str) -> str | None:
+        try:
+            return captions(self._folder / self._ids[index]).get(name)
+        except OSError:  # shows when the example is read
+            return None
 
     def __getitem__(self, index: int) -> Example:
         name = self._ids[index]

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.names import is_text, readable
 from vitvlm.data.sources import shard_counts, tars
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
@@ -72,7 +73,7 @@ class TarSource(Source):
         self._where = f"webdataset:{pattern}"
         self.shards = expand(pattern)
         folders = [os.path.dirname(os.path.abspath(shard)) for shard in self.shards]
-        self.shard_names = [os.path.relpath(shard, os.path.commonpath(folders)) for shard in self.shards]
+        self.shard_names = [readable(os.path.relpath(shard, os.path.commonpath(folders))) for shard in self.shards]
         self._given = labelling.names()
         self._field, label = self._find_labels(labelling.field)
         self.multi_label = isinstance(label, tuple)
@@ -271,7 +272,7 @@ class TarSource(Source):
         return record if before is None else self.with_lost(shard, record, before)
 
     def _id(self, shard: int, sample: tars.Sample) -> str:
-        return f"{self.shard_names[shard]}/{sample.key or f'byte {sample.offset}'}"
+        return f"{self.shard_names[shard]}/{readable(sample.key) or f'byte {sample.offset}'}"
 
     def _example(self, shard: int, sample: tars.Sample) -> Example:
         """Raises UnreadableImage."""
@@ -290,6 +291,9 @@ class TarSource(Source):
             reason = error.reason if isinstance(error, UnreadableImage) else f"damaged text or JSON: {error}"
             raise UnreadableImage(reason, name) from error
         fields = as_fields(about)
+        for field, value in fields.items():
+            if not all(map(is_text, value if isinstance(value, tuple) else (value,))):
+                raise UnreadableImage(f"{field!r} in its JSON holds half of a character (a lone surrogate)", name)
         caption = fields.get("caption") if text is None else text
         return fields | {
             "caption": caption,

@@ -15,8 +15,8 @@ from vitvlm.data.tokenizers.training import train
 
 __all__ = ["Tokenizer", "Tokens", "open", "place", "train"]
 
-# Of all texts of the embedded set: python scripts/train_tokenizer.py --source=emoji
-# --fields=name,keywords,name_ja,keywords_ja --vocab_size=2000 --length=32 --lower_case --target=THIS
+# Of all texts of the embedded set, an emoji's keywords joined by "|": python scripts/train_tokenizer.py
+# --source=emoji --fields=name,keywords,name_ja,keywords_ja --vocab_size=2000 --length=32 --lower_case --target=THIS
 _EMOJI = Path(__file__).parents[1] / "emoji" / "tokenizer.json"
 
 _READERS = {

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
+from vitvlm.data.operations.text import texts_of
 from vitvlm.data.survey import SUFFIXES
-
-SEPARATOR = "|"  # between several captions in one string
 
 # What cameras, telephones and programs call their files: a word of theirs, then a number, a date or a counter.
 _DEVICES = (
@@ -20,10 +18,9 @@ _BREAKS = re.compile(r"[-_\s]+")
 _SHORTEST_NUMBER, _SHORTEST_HASH = 4, 8  # characters; "7" and "100" may be what an image shows
 
 
-def captions_of(value: Any) -> tuple[str, ...]:
-    """The captions in a field: a string holds several between SEPARATORs, a tuple is several; blank ones are none."""
-    texts: Sequence[str] = () if value is None else value.split(SEPARATOR) if isinstance(value, str) else value
-    return tuple(text.strip() for text in texts if text.strip())
+def captions_of(value: str | Sequence[str] | None, separator: str | None = None) -> tuple[str, ...]:
+    """The captions in a field: a string is one, or several with a `separator`, a tuple several; blank ones are none."""
+    return tuple(text.strip() for text in texts_of(value, separator) if text.strip())
 
 
 def fault(caption: str, name: str) -> str | None:

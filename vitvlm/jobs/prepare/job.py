@@ -16,9 +16,9 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data import sources, splits, writing
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.operations import decoding, geometry, pixels
+from vitvlm.data.operations.text import texts_of
 from vitvlm.data.sources import Source
 from vitvlm.jobs.prepare import problems, report
-from vitvlm.jobs.prepare.captions import SEPARATOR
 from vitvlm.jobs.prepare.scan import Scan, scan
 
 JPEG_QUALITY = 95
@@ -33,6 +33,7 @@ def prepare(
     caption_field: str | None = None,
     max_side: int | None = None,
     data_dir: str | None = None,
+    separator: str | None = None,
     console: Console | None = None,
 ) -> report.Report:
     """Prepares a data set: `sources.open(f"tfds:{out}", split)` reads it; report.json and report.html lie beside it.
@@ -46,7 +47,8 @@ def prepare(
       read: the splits to read, kept under their names, "all" as "train"; slices such as "train[:10%]" too.
       shares: splits that replace those, by a hash of the ids: {"test": 0.1}; what is left is "train".
       drop: kinds of problems (`problems.KINDS`); what has them is left out, and counted.
-      caption_field: where the captions are, several between "|"; by default "caption", if there is such a field.
+      caption_field: where the captions are; by default "caption", if there is such a field.
+      separator: between several captions in a string, which are then written as a list; None if a string is one.
       max_side: larger images are reduced so that their longer side is so many pixels.
       data_dir: as in `sources.open`.
       console: where the progress bars go; standard error by default.
@@ -66,7 +68,7 @@ def prepare(
     console = console or Console(stderr=True)
     out = Path(out).expanduser()
     with writing.whole(out) as draft:
-        seen = scan(opened, split_of, caption_field, console)
+        seen = scan(opened, split_of, caption_field, separator, console)
         problems.check(drop, seen.caption_field is not None)
         found = problems.find(seen)
         decision = problems.decide(seen, found, drop)
@@ -80,7 +82,7 @@ def prepare(
             draft,
             _file_name(out),
             _features(seen, names),
-            {name: _examples(name, told, opened, names, max_side, console) for name in told.examples},
+            {name: _examples(name, told, opened, names, max_side, separator, console) for name in told.examples},
             description=f"Prepared by vitvlm from {source} ({', '.join(read)}). See report.json.",
         )
     return told
@@ -148,6 +150,7 @@ def _examples(
     opened: Mapping[str, Source],
     label_names: Sequence[str],
     max_side: int | None,
+    separator: str | None,
     console: Console,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     seen = told.scan.seen
@@ -165,18 +168,16 @@ def _examples(
         if label_names:
             record["label"] = opened[one.read].label_names[example["label"]]
         for name, several in told.scan.texts.items():
-            record[name] = _stored(example.get(name), several)
-        if len(told.decision.captions[i]) < len(one.captions):
-            left = told.decision.captions[i]
-            record[told.scan.caption_field] = left if told.scan.texts[told.scan.caption_field] else SEPARATOR.join(left)
+            record[name] = _stored(example.get(name), several, separator if name == told.scan.caption_field else None)
+        left = told.decision.captions[i]
+        if len(left) < len(one.captions):
+            record[told.scan.caption_field] = left if told.scan.texts[told.scan.caption_field] else left[0]
         yield key, record
 
 
-def _stored(value: Any, several: bool) -> str | list[str]:
+def _stored(value: Any, several: bool, separator: str | None) -> str | list[str]:
     """A text field as its feature takes it."""
-    if several:
-        return [] if value is None else [value] if isinstance(value, str) else list(value)
-    return value or ""
+    return texts_of(value, separator) if several else value or ""
 
 
 def _file_name(out: Path) -> str:

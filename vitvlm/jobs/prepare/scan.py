@@ -76,6 +76,7 @@ def scan(
     sources: Mapping[str, Source],
     split_of: Mapping[str, Sequence[str]],
     caption_field: str | None = None,
+    separator: str | None = None,
     console: Console | None = None,
 ) -> Scan:
     """Looks at every example of every source.
@@ -84,6 +85,7 @@ def scan(
       sources: by the name of the split.
       split_of: for each of them, which split each example is prepared for.
       caption_field: None is "caption" if there is such a field.
+      separator: between several captions in a string; None if a string is one caption.
       console: where the progress bar goes; standard error by default.
 
     Raises ConfigError if there is no such caption field.
@@ -107,7 +109,7 @@ def scan(
                 texts[key] = texts.get(key, False) or isinstance(value, tuple)
             else:
                 left_out.add(key)
-        one = Seen(name, index, split, example["id"], captions_of(example.get(field)))
+        one = Seen(name, index, split, example["id"], captions_of(example.get(field), separator))
         try:
             rgba = decoding.decode(example["image"], 4)
         except UnreadableImage as error:
@@ -124,6 +126,8 @@ def scan(
     if caption_field is not None and caption_field not in texts:
         raise ConfigError(f"--caption_field={caption_field}: no such text in the source; {suggest(field, texts)}")
     told = field if field in texts else None
+    if told and separator is not None:
+        texts[told] = True
     return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), told, sorted(left_out))
 
 

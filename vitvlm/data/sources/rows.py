@@ -1,0 +1,138 @@
+"""Rows of images and captions from files: JSON lines, CSV and TSV, and COCO's captions. Mistakes name the line."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitvlm.data.errors import DataError
+from vitvlm.data.names import is_text
+from vitvlm.data.sources.labels import Labelling, written
+
+_NOT_UTF8 = "is not UTF-8 (save it so)"
+
+
+def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
+    """The object of each line; empty lines are passed over."""
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        where = f"{file}: line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: is not JSON: {error}") from None
+        yield _with_label(_checked(row, where), labelling, where)
+
+
+def _tables(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(lines, cells) of each record of a table: commas and quotes as in RFC 4180, or tabs in a .tsv, and no quotes."""
+    if file.suffix.lower() == ".tsv":
+        for number, line in _lines(file):
+            if line:
+                yield f"line {number}", line.split("\t")
+        return
+    number = 0
+    lines = (f"{line}\n" for _, line in _lines(file))
+    reader = csv.reader(lines, strict=True)
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f"{file}: {_span(number + 1, reader.line_num)}: {error}; is a quotation mark open?"
+            ) from None
+        if cells is None:
+            return
+        if cells:
+            yield _span(number + 1, reader.line_num), cells
+        number = reader.line_num
+
+
+def csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
+    """Rows by the names in the first line; cells beyond them may only be empty."""
+    names: list[str] = []
+    for lines, cells in _tables(file):
+        where = f"{file}: {lines}"
+        while len(cells) > max(len(names), 1) and not cells[-1]:
+            cells = cells[:-1]
+        if not names:
+            names = cells
+            if "image" not in names:
+                raise DataError(f"{where}: names no column 'image'; it has {', '.join(names)}")
+            if len(set(names)) < len(names):
+                raise DataError(f"{where}: names a column twice: {', '.join(names)}")
+        elif len(cells) != len(names):
+            raise DataError(f"{where}: has {len(cells)} columns, and the first line {len(names)}")
+        else:
+            yield _with_label(_checked(dict(zip(names, cells)), where), labelling, where)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) without its end, which is \\n or \\r\\n; other line separators are characters of a text."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}: line {number}: {_NOT_UTF8}: {error}") from None
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def _span(first: int, last: int) -> str:
+    return f"line {first}" if last <= first else f"lines {first} to {last}"
+
+
+def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """An image each, with its captions in the order of their ids."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
+        if len(captions) < len(content["images"]):
+            raise DataError(f"{file}: two images have the same id")
+        for note in sorted(content["annotations"], key=lambda note: note["id"]):
+            if note["image_id"] not in captions:
+                raise DataError(f"{file}: annotation {note['id']}: there is no image {note['image_id']}")
+            captions[note["image_id"]].append(note["caption"])
+        named: dict[str, int] = {}
+        for image in content["images"]:
+            if (other := named.setdefault(str(image["file_name"]), image["id"])) != image["id"]:
+                raise DataError(
+                    f"{file}: the images {other} and {image['id']} have one file_name, {image['file_name']!r}: rename "
+                    "or remove one"
+                )
+            row = {"image": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
+            yield _checked(row, f"{file}: image {image['id']}")
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: is no COCO captions file: {type(error).__name__} {error}") from None
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {type(row).__name__}, not an object with 'image' and 'caption'")
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        raise DataError(f"{where}: has no 'image', the path of one; it has {', '.join(row)}")
+    caption = row.get("caption")
+    if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
+        raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
+    for column, value in row.items():
+        if column != "image" and any(not is_text(text) for text in (value if isinstance(value, list) else [value])):
+            raise DataError(f"{where}: {column!r} holds half of a character (a lone surrogate): {value!r:.60}")
+    if isinstance(row.get("split"), (list, dict)):
+        raise DataError(f"{where}: 'split' is neither a name nor a number: {row['split']!r:.60}")
+    return row
+
+
+def _with_label(row: dict[str, Any], labelling: Labelling, where: str) -> dict[str, Any]:
+    """The row with the label that the chosen column has: a text, several texts, or None."""
+    column = "label" if labelling.field is None else labelling.field
+    label = written(row.get(column), f"{where}: {column!r}", labelling.separator)
+    other = {"label_": row["label"]} if column != "label" and "label" in row else {}
+    return {**row, **other, "label": label}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

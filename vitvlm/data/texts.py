@@ -1,0 +1,37 @@
+"""Whether the texts of a source are as many to an image as the operations take, before any batch is made."""
+
+from vitvlm.core.config import ConfigError
+from vitvlm.data.operations import Pipeline, text
+from vitvlm.data.sources.base import Source
+
+
+def check_texts(source: Source, pipeline: Pipeline, where: str) -> None:
+    """Raises ConfigError if some example has more texts than `tokenize` takes; the message says how many it must take.
+
+    Every example's texts are looked at, without its image. What a source cannot tell without reading its images is not
+    checked, and shows when it is read.
+    """
+    for place, operation in enumerate(pipeline.operations):
+        if operation.function is not text.tokenize:
+            continue
+        given = text.arguments_of(operation)
+        name, most = given["name"], given["most"]
+        picked = name == "caption" and any(each.function is text.pick_text for each in pipeline.operations[:place])
+        if picked or not text.is_error(given["surplus"]) or not source.has_quick_texts:
+            continue
+        counts = [len(text.texts_of(source.text(index, name), given["separator"])) for index in range(len(source))]
+        if (needed := max(counts)) > most:
+            over, worst = sum(count > most for count in counts), source.ids[counts.index(needed)]
+            raise ConfigError(
+                f"{where}: operation {operation.text}: {over:,} of the {len(source):,} images of {source.name} have "
+                f"more texts in {name!r}, up to {needed} ({worst}): {text.way_out(needed, most)}"
+            )
+
+
+def texts_rule(pipeline: Pipeline) -> str:
+    """What the protocol must say of texts that are left out: "the first 5 texts of each image"; "" if none are."""
+    for operation in pipeline.operations:
+        if operation.function is text.tokenize and not text.is_error(text.arguments_of(operation)["surplus"]):
+            most = text.arguments_of(operation)["most"]
+            return "the first text of each image" if most == 1 else f"the first {most} texts of each image"
+    return ""
