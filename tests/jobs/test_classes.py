@@ -180,8 +180,8 @@ def test_an_unlabelled_source_says_so(tmp_path):
     row = {"image": picture(tmp_path, "a.png", "ant"), "caption": "x"}
     (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
     source = f"jsonl:{tmp_path}/list.jsonl"
-    for classes in ("data", 3):
-        with pytest.raises(DataError, match=r"num_classes.* needs classes, and jsonl:.* all has no labels"):
+    for classes in ("data", 3, 0):
+        with pytest.raises(DataError, match=r"classify needs .* jsonl:.* has no labels: add a 'label' to each row"):
             setup(a_config(source, {**CLASSIFIER, "num_classes": classes}, train={"split": "all", "ops": OPS}))
     config = a_config(source, ENCODER, {"knn": {"type": "knn", "ks": (1,)}})
     config["data"] |= {"train": {"split": "all", "ops": OPS}, "eval": {"split": "all", "ops": OPS}}
