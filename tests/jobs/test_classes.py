@@ -308,3 +308,26 @@ def test_streamed_and_multi_label_sources_are_put_under_the_classes_too(tmp_path
     )
     merged = sources.renamed(several, {"cow": "animal", "bee": "animal"})
     assert merged.label_names == ("animal",) and [each.tolist() for each in merged.label_sets] == [[0], []]
+
+
+def test_mixtures_of_lists_of_labels_and_of_what_has_none(tmp_path):
+    def rows(name, labels):
+        listed = [{"image": picture(tmp_path, f"{name}{i}.png", "ant"), **row} for i, row in enumerate(labels)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+        return f"jsonl:{tmp_path}/{name}.jsonl"
+
+    first = rows("first", [{"label": ["cow", "ant"]}, {"label": []}])
+    second = rows("second", [{"label": ["bee"]}, {"label": ["dog", "cow"]}])
+    mixed = sources.open(f"mix:{first}+{second}", "all")
+    assert mixed.multi_label and mixed.label_names == ("ant", "cow", "bee", "dog")
+    assert [labels.tolist() for labels in mixed.label_sets] == [[0, 1], [2], [], [1, 3]]
+    assert [mixed[i]["label"].tolist() for i in range(4)] == [[0, 1], [2], [], [1, 3]]
+    one, none = rows("one", [{"label": "cow"}]), rows("none", [{}])
+    with pytest.raises(
+        DataError, match=r"the images of jsonl:.*first\.jsonl have lists of labels, and those of jsonl:.*one"
+    ):
+        sources.open(f"mix:{first}+{one}", "all")
+    with pytest.raises(
+        DataError, match=r"config needs classes: jsonl:.*none\.jsonl has no labels, and others of the mix"
+    ):
+        sources.check_classes(sources.open(f"mix:{one}+{none}", "all"), "config")

@@ -28,6 +28,7 @@ class Relabelled(Source):
         self.multi_label = source.multi_label
         self.streams = source.streams
         self.has_quick_texts = source.has_quick_texts
+        self.has_quick_texts = source.has_quick_texts
         self._source = source
         self._table = np.array(table, np.int32)
 
@@ -50,6 +51,9 @@ class Relabelled(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._placed(self._source[index])
+
+    def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
+        return self._source.text(index, name)
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(index, name)
