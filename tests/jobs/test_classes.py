@@ -297,6 +297,8 @@ def test_streamed_and_multi_label_sources_are_put_under_the_classes_too(tmp_path
     assert [record.found["label"] for record in source.read(0)] == expected
     offset = [record.offset for record in source.read(0)][1]
     assert [record.found["label"] for record in source.read_at(0, [offset])] == [3]
+    offered = {name for name in dir(sources.webdataset.TarSource) if not name.startswith("_")}
+    assert offered <= set(dir(source)), "what streams ask of a source"
 
     rows = [{"image": "one.png", "label": ["cow", "bee"]}, {"image": "two.png", "label": []}]
     picture(tmp_path, "two.png", "bee")
