@@ -88,6 +88,27 @@ def test_what_a_patch_size_costs(base, tmp_path):
     assert small["parameters"] - large["parameters"] == (16 * 8 + 12 * 8) - (4 * 8 + 48 * 8)
 
 
+def test_tokens_are_counted_for_every_encoder_of_patches(base, tmp_path):
+    """An ablation of Swin ended in AttributeError: 'Swin' object has no attribute 'special'."""
+    config = plan(sweep(base, (4,)), tmp_path).configs["patch_4", "train"]
+    swin = {"name": "swin", "width": 8, "depths": (1, 1), "heads": (1, 2), "window": 2, "patch_size": 2}
+    counted = {}
+    for name, model in {
+        "swin": swin,
+        "fpn": {"name": "fpn", "backbone": {**swin, "num_classes": 2}},
+        "vit": {**config["model"], "pool": "cls", "registers": 3},
+        "resnet": {"name": "resnet", "widths": (8,), "depths": (1,), "stem_width": 4, "num_classes": 2},
+    }.items():
+        own = {} if name == "fpn" else {"num_classes": 2}
+        counted[name] = stage._tokens(setup({**config, "model": model | own}))
+    assert counted == {
+        "swin": {"tokens": 16.0, "encoder_tokens": 16.0},
+        "fpn": {"tokens": 16.0, "encoder_tokens": 16.0},
+        "vit": {"tokens": 4.0, "encoder_tokens": 8.0},
+        "resnet": {},
+    }
+
+
 def test_one_process_per_stage_and_its_failures(base, tmp_path, capfd):
     done, failed = ablate(sweep(base, (4, 3)), tmp_path / "work", say=lambda line: None)
     assert (done.status, failed.status) == ("done", "failed")

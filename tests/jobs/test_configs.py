@@ -9,10 +9,12 @@ from tests.data import pictures
 from tests.jobs import golden, published
 from vitvlm.core import config as config_lib
 from vitvlm.core.durations import Clock
+from vitvlm.core.paths import flatten
 from vitvlm.data import operations
 from vitvlm.data.sources import prepared
 from vitvlm.jobs import evaluators, fields, train
 from vitvlm.jobs.setup import build_task, setup
+from vitvlm.nn.roles import roles_of
 from vitvlm.tasks import Task
 from vitvlm.training import optimizer, sharding
 
@@ -53,7 +55,8 @@ def test_fits_together_at_full_size(path):
     variables = jax.eval_shape(task.init, jax.random.key(0), batch)
     clock = Clock(job.batch_size, IMAGENET_EXAMPLES)
     clock = Clock(job.batch_size, IMAGENET_EXAMPLES, clock.steps(job.total, "config.total"))
-    tx, _ = optimizer.build(job.optimizer, job.schedule, variables["params"], clock)
+    roles = roles_of(task.model, flatten(variables["params"]))
+    tx, _ = optimizer.build(job.optimizer, job.schedule, variables["params"], clock, roles)
     jax.eval_shape(tx.init, variables["params"])
     sharding.shardings(variables["params"], job.sharding, sharding.make_mesh(job.mesh))
     loss, _, _ = jax.eval_shape(lambda v, b, r: task.loss(v, b, r, True), variables, batch, jax.random.key(0))

@@ -11,12 +11,32 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.core.rules import RuleError
+from vitvlm.nn.blocks import Block
+from vitvlm.nn.roles import LINEAR, NORM, STACK, Role, roles_of, under
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
-from vitvlm.training import layers, methods, optimizer
+from vitvlm.training import methods, optimizer
 
 CLOCK = Clock(batch_size=8, train_examples=80, total_steps=100)
 CONSTANT = {"name": "constant", "peak": 0.1}
 DEPTH = 3
+
+
+class Toy:
+    """What the parameters of `make_params` are, alone or in a tower; the others, one number each, are scales."""
+
+    roles = (
+        *under("(vit/)?patches/projection/", LINEAR, "embedding"),
+        *under("(vit/)?", (("cls", Role("token", "embedding")), ("positions/grid", Role("table", "embedding")))),
+        *under(f"(vit/)?{STACK}", Block.roles, "block"),
+        *under("(vit/)?norm/", NORM),
+        *under("(vit/)?head/", LINEAR, "head"),
+        *under("[a-z]/", LINEAR),
+        ("[a-z]|head", Role("scale")),
+    )
+
+
+def make_roles(params):
+    return roles_of(Toy, flatten(params))
 
 
 def make_params(scan=True):
@@ -47,7 +67,7 @@ def gradient(params, step):
 
 def train(fields, params, steps=5, schedule=CONSTANT, gradient=gradient):
     """Parameters after some steps, and the optimizer's state."""
-    tx, _ = optimizer.build(fields, schedule, params, CLOCK)
+    tx, _ = optimizer.build(fields, schedule, params, CLOCK, make_roles(params))
 
     def update(step, carry):
         params, state = carry
@@ -152,7 +172,7 @@ def numpy_lion(param, grad, slots, step, decay):
 
 
 def numpy_muon(param, grad, slots, step, decay):
-    if not slots["is_kernel"]:
+    if not slots["is_hidden"]:
         b1, b2 = 0.9, 0.999  # Adam with Nesterov's momentum (Dozat 2016)
         adam(grad, slots, step)
         mean = b1 * slots["m"] / (1 - b1 ** (step + 1)) + (1 - b1) * grad / (1 - b1**step)
@@ -173,7 +193,11 @@ def test_equals_numpy_derivation(derivation):
     actual, _ = train(fields, params)
 
     for path, leaf in flatten(params).items():
-        param, slots = np.asarray(leaf, np.float64), {"is_kernel": path.endswith("kernel")}
+        slots = {
+            "is_kernel": path.endswith("kernel"),
+            "is_hidden": path.startswith("blocks") and path.endswith("kernel"),
+        }
+        param = np.asarray(leaf, np.float64)
         for step in range(5):
             grad = np.sin(3 * param + step) + 0.1
             param = param - 0.1 * derivation(param, grad, slots, step + 1, 0.3 * slots["is_kernel"])
@@ -269,29 +293,6 @@ def test_layer_decay_equals_the_formula_of_mae(scan):
         np.testing.assert_allclose(change, 0.1 * 0.5 ** (DEPTH + 1 - layer), rtol=1e-3, err_msg=path)
 
 
-def test_layer_decay_takes_the_distillation_token_for_an_embedding():
-    shapes = {"blocks/mlp/up/kernel": (2, 4, 4), "distillation": (4,), "distillation_head/kernel": (4, 3)}
-    factors = layers.depth_factors(0.5, shapes, "optimizer.layer_decay")
-    assert (factors["distillation"], factors["distillation_head/kernel"]) == (0.5**3, 1.0)
-
-
-def test_layer_decay_counts_blocks_through_all_stages():
-    paths = {
-        "patches/kernel": 5,
-        "patches_norm/scale": 5,
-        "stages_0/blocks_0/mlp/up/kernel": 4,
-        "stages_0/blocks_1/mlp/up/kernel": 3,
-        "stages_1/merge/norm/scale": 2,
-        "stages_1/blocks_0/attention/query/bias": 2,
-        "stages_2/blocks_0/mlp/up/kernel": 1,
-        "norm/scale": 0,
-        "head/kernel": 0,
-    }
-    for prefix in ("", "backbone/"):
-        factors = layers.depth_factors(0.5, {prefix + path: (1,) for path in paths}, "optimizer.layer_decay")
-        assert factors == {prefix + path: 0.5**power for path, power in paths.items()}
-
-
 def test_layer_decay_finds_the_stack_under_a_prefix():
     params = {"vit": make_params(), "head": {"kernel": jnp.ones((4, 2))}}
     trained, _ = train(PLAIN | {"layer_decay": 0.5}, params, steps=1, gradient=ones)
@@ -300,10 +301,9 @@ def test_layer_decay_finds_the_stack_under_a_prefix():
     np.testing.assert_allclose(params["vit"]["head"]["bias"] - trained["vit"]["head"]["bias"], 0.1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("params", [{"vit": make_params(), "decoder": make_params()}, {"head": jnp.ones(3)}])
-def test_layer_decay_of_several_stacks_or_none_is_an_error(params):
-    with pytest.raises(ConfigError, match=r"layer_decay: needs exactly one stack .*(decoder/blocks, vit/blocks|none)"):
-        optimizer.build(PLAIN | {"layer_decay": 0.5}, CONSTANT, params, CLOCK)
+def test_layer_decay_without_blocks_is_an_error():
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.layer_decay: this model has no blocks to count"):
+        optimizer.build(PLAIN | {"layer_decay": 0.5}, CONSTANT, {"a": jnp.ones(3)}, CLOCK, {"a": Role("scale")})
 
 
 FREEZE = [("patches/.*|cls|positions/.*|blocks/.*", True), (".*", False)]
@@ -340,7 +340,7 @@ def test_small_gradients_are_not_clipped():
 def test_learning_rate_follows_the_schedule():
     params = {"a": jnp.zeros(())}
     schedule = {"name": "linear", "peak": 1.0, "warmup": 4}
-    tx, rate = optimizer.build(PLAIN, schedule, params, CLOCK)
+    tx, rate = optimizer.build(PLAIN, schedule, params, CLOCK, make_roles(params))
     state = tx.init(params)
     for step in range(8):
         updates, state = tx.update({"a": jnp.ones(())}, state, params)
@@ -395,4 +395,4 @@ def test_trainable_is_the_complement_of_freeze():
 )
 def test_wrong_sections_are_errors_that_name_the_field(fields, error, message):
     with pytest.raises(error, match=message):
-        optimizer.build(fields, CONSTANT, make_params(), CLOCK)
+        optimizer.build(fields, CONSTANT, make_params(), CLOCK, make_roles(make_params()))

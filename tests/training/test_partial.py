@@ -11,6 +11,9 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.core.rules import RuleError
+from vitvlm.models.swin import Swin
+from vitvlm.models.vit import ViT
+from vitvlm.nn.roles import Role, roles_of
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
 from vitvlm.training import partial, sharding
 
@@ -34,6 +37,16 @@ def mae(seed=2, **fields):
     return random_params("mae", seed, decoder_width=8, decoder_depth=1, decoder_heads=2, **fields)
 
 
+class Either:
+    """Roles of the models here; of what neither has, none in particular."""
+
+    roles = (*ViT.roles, *Swin.roles, (".*", Role("scale")))
+
+
+def restore(params, source, rules, **fields):
+    return partial.restore(params, source, rules, roles_of(Either, flatten(params)), **fields)
+
+
 FROM_MAE = [("head/.*|positions/.*", None), ("(.*)", r"vit/\1")]
 
 
@@ -41,7 +54,7 @@ FROM_MAE = [("head/.*|positions/.*", None), ("(.*)", r"vit/\1")]
 @pytest.mark.parametrize("source_scan", [True, False])
 def test_a_classifier_from_an_autoencoder(target_scan, source_scan):
     target, source = vit(scan=target_scan), mae(scan=source_scan)
-    restored = partial.restore(target, source, FROM_MAE, ignore=["decoder/.*"])
+    restored = restore(target, source, FROM_MAE, ignore=["decoder/.*"])
 
     assert jax.tree.structure(restored) == jax.tree.structure(target)
     source, target = stack_blocks(source), stack_blocks(target)
@@ -53,7 +66,7 @@ def test_a_classifier_from_an_autoencoder(target_scan, source_scan):
 
 def test_another_patch_size_gives_what_the_model_called_with_it_gives():
     source, target = vit(), vit(patch_size=(2, 6))
-    restored = partial.restore(target, source, [("(.*)", r"\1")])
+    restored = restore(target, source, [("(.*)", r"\1")])
     images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
     sizes = SIZES | {"num_classes": 5}
     moved = models.build("vit", **sizes | {"patch_size": (2, 6)}).apply({"params": restored}, images)
@@ -64,7 +77,7 @@ def test_another_patch_size_gives_what_the_model_called_with_it_gives():
 @pytest.mark.parametrize("grid", [(2, 3), (5, 4), (1, 7)])
 def test_positions_are_resampled_as_by_torch(grid):
     source, target = vit(image_size=(16, 20)), vit(image_size=(4 * grid[0], 4 * grid[1]))
-    restored = partial.restore(target, source, [("(.*)", r"\1")])
+    restored = restore(target, source, [("(.*)", r"\1")])
 
     table = torch.from_numpy(source["positions"]["grid"]).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(table, grid, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
@@ -81,7 +94,7 @@ def test_relative_positions_are_resampled_for_another_window_as_by_torch(window)
     ]
     rng = np.random.default_rng(0)
     source, target = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    restored, source = (flatten(tree) for tree in (partial.restore(target, source, [("(.*)", r"\1")]), source))
+    restored, source = (flatten(tree) for tree in (restore(target, source, [("(.*)", r"\1")]), source))
     for path, leaf in restored.items():
         expected = source[path]
         if path.endswith("relative_positions"):
@@ -94,7 +107,7 @@ def test_relative_positions_are_resampled_for_another_window_as_by_torch(window)
 
 def test_an_equal_grid_is_copied_bit_by_bit():
     source = vit(seed=5)
-    restored = partial.restore(vit(), source, [("(.*)", r"\1")])
+    restored = restore(vit(), source, [("(.*)", r"\1")])
     for path, leaf in flatten(restored).items():
         np.testing.assert_array_equal(leaf, flatten(source)[path], err_msg=path)
 
@@ -102,7 +115,7 @@ def test_an_equal_grid_is_copied_bit_by_bit():
 def test_the_first_rule_that_matches_wins():
     target, source = vit(), vit(seed=5)
     rules = [("head/bias", None), ("norm/scale", "blocks_1/mlp_norm/scale"), ("(.*)", r"\1")]
-    restored = partial.restore(target, unstack_blocks(source), rules, ignore=["head/bias", "norm/scale"])
+    restored = restore(target, unstack_blocks(source), rules, ignore=["head/bias", "norm/scale"])
     np.testing.assert_array_equal(restored["head"]["bias"], target["head"]["bias"])
     np.testing.assert_array_equal(restored["norm"]["scale"], source["blocks"]["mlp_norm"]["scale"][1])
     np.testing.assert_array_equal(restored["head"]["kernel"], source["head"]["kernel"])
@@ -110,10 +123,10 @@ def test_the_first_rule_that_matches_wins():
 
 def test_a_shallow_model_from_the_first_layers_of_a_deep_one():
     source = vit(seed=5, depth=5)
-    restored = partial.restore(vit(), source, [("(.*)", r"\1")], ignore=["blocks/.*"])
+    restored = restore(vit(), source, [("(.*)", r"\1")], ignore=["blocks/.*"])
     np.testing.assert_array_equal(restored["blocks"]["mlp_norm"]["scale"], source["blocks"]["mlp_norm"]["scale"][:3])
     with pytest.raises(ConfigError) as error:
-        partial.restore(vit(), source, [("(.*)", r"\1")])
+        restore(vit(), source, [("(.*)", r"\1")])
     assert "unused, and not in ignore: blocks_3/" in str(error.value) and "blocks_4/mlp/up/kernel" in str(error.value)
     assert "blocks_2" not in str(error.value)
 
@@ -122,7 +135,7 @@ def test_values_take_dtype_and_sharding_of_the_parameters_they_replace():
     mesh = sharding.make_mesh({"data": 1}, devices=jax.devices()[:1])
     place = NamedSharding(mesh, PartitionSpec())
     target = jax.device_put({"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.ones(2)}, place)
-    restored = partial.restore(target, {"a": np.arange(3.0)}, [("a", "a"), ("b", None)])
+    restored = restore(target, {"a": np.arange(3.0)}, [("a", "a"), ("b", None)])
     assert restored["a"].dtype == jnp.bfloat16 and restored["a"].sharding == place
     np.testing.assert_array_equal(restored["a"].astype(np.float32), [0, 1, 2])
     assert restored["b"] is target["b"]
@@ -132,7 +145,7 @@ def test_every_problem_is_listed_at_once():
     target = {"a": np.zeros(2), "b": np.zeros((2, 3)), "c": np.zeros(4), "d": {"e": np.zeros(5)}}
     source = {"a": np.ones(2), "b": np.ones((3, 2)), "d": {"e": np.ones(6)}, "x": np.ones(1), "y": {"z": np.ones(1)}}
     with pytest.raises(ConfigError) as error:
-        partial.restore(target, source, [("(.*)", r"\1")], where="config.init_from.rules")
+        restore(target, source, [("(.*)", r"\1")], where="config.init_from.rules")
     assert str(error.value) == (
         "config.init_from.rules: no source for c <- c; of another shape: b (2, 3) <- b (3, 2), d/e (5,) <- d/e (6,); "
         "unused, and not in ignore: x, y/z"
@@ -143,13 +156,13 @@ def test_missing_layers_are_named():
     source = unstack_blocks(vit(seed=5))
     del source["blocks_1"]["mlp"]["up"]["bias"]
     with pytest.raises(ConfigError, match=r"no source for blocks/mlp/up/bias <- blocks_1/mlp/up/bias$"):
-        partial.restore(vit(), source, [("(.*)", r"\1")])
+        restore(vit(), source, [("(.*)", r"\1")])
 
 
 def test_another_grid_of_another_width_is_misshapen():
     target, source = vit(image_size=(8, 8)), vit(image_size=(16, 16), width=12)
     with pytest.raises(ConfigError, match=r"positions/grid \(2, 2, 8\) <- positions/grid \(4, 4, 12\)"):
-        partial.restore(target, source, [("(.*)", r"\1")])
+        restore(target, source, [("(.*)", r"\1")])
 
 
 @pytest.mark.parametrize(
@@ -165,4 +178,4 @@ def test_another_grid_of_another_width_is_misshapen():
 def test_rules_that_do_not_fit_are_errors(rules, ignore, message):
     params = {"a": np.zeros(2), "b": np.zeros(2)}
     with pytest.raises(RuleError, match=r"config\.init_from\.rules: .*" + message):
-        partial.restore(params, params, rules, ignore=ignore)
+        restore(params, params, rules, ignore=ignore)

@@ -21,6 +21,7 @@ from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, check_renames, open_split
+from vitvlm.models.registry import image_encoder
 from vitvlm.nn.patches import as_pair
 
 LEARN = classes.REMEDY % "data that it learns from"
@@ -181,7 +182,7 @@ def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
     if statistics := colour.normalization(pipeline):
         facts["mean"], facts["std"] = map(tuple, statistics)
-    encoder = getattr(job.task.model, "vit", job.task.model)
+    encoder = image_encoder(job.task.model)
     if hasattr(encoder, "patch_size"):
         facts["patch_size"] = as_pair(encoder.patch_size)
     if hasattr(job.task.model, "norm_pix"):

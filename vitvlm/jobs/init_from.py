@@ -4,7 +4,6 @@ Other collections, such as batch statistics, follow the same rules: a norm's "st
 "stem/norm/scale".
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +18,9 @@ from vitvlm.core import config as config_lib
 from vitvlm.core.paths import flatten, map_with_path, unflatten
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.setup import Setup
+from vitvlm.nn.roles import Role, roles_of
 from vitvlm.training import partial
 from vitvlm.training.state import TrainState
-
-_HEAD = re.compile(r"(.*/)?(distillation_)?head/(kernel|bias)")  # their last axis is the classes
 
 
 def apply(job: Setup, state: TrainState) -> TrainState:
@@ -36,11 +34,11 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     if job.job.init_from is None:
         return state
     fresh = state.variables()
-    taken = _merge(fresh)
+    taken, roles = _merge(fresh), job.roles(state.params)
     for where, section in _sections(job.job.init_from):
         wanted = config_lib.call(fields.InitFrom, section, where)
-        source = _with_our_classes(job, wanted, where, taken, _load(wanted, where))
-        taken = partial.restore(taken, source, wanted.rules, f"{where}.rules", wanted.ignore)
+        source = _with_our_classes(job, wanted, where, taken, roles, _load(wanted, where))
+        taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore)
     values = flatten(taken)
     collections = {name: map_with_path(lambda path, _: values[path], tree) for name, tree in fresh.items()}
     params = collections.pop("params")
@@ -62,7 +60,12 @@ def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_our_classes(
-    job: Setup, wanted: fields.InitFrom, where: str, target: Mapping[str, Any], loaded: pretrained.Pretrained
+    job: Setup,
+    wanted: fields.InitFrom,
+    where: str,
+    target: Mapping[str, Any],
+    roles: Mapping[str, Role],
+    loaded: pretrained.Pretrained,
 ) -> dict[str, Any]:
     """All collections of the source as one tree; a head that the rules take has the job's classes, found by name.
 
@@ -73,7 +76,8 @@ def _with_our_classes(
     if job.head is None or not count:
         return unflatten(source)
     paths = partial.source_paths(flatten(target), wanted.rules, f"{where}.rules")
-    heads = {theirs for ours, theirs in paths.items() if _HEAD.fullmatch(ours) and _HEAD.fullmatch(theirs)}
+    heads = _heads(roles_of(loaded.model, flatten(loaded.variables["params"])))
+    heads &= {paths[path] for path in _heads(roles) if path in paths}  # their last axis is the classes
     if heads & source.keys():
         renames = classes.renames(wanted.class_names, job.head.names, f"{where}.class_names")
         names = [renames.get(name, name) for name in job.head.names]
@@ -86,6 +90,10 @@ def _with_our_classes(
             logging.warning("%s: %d of the head's %d classes are taken; %s", where, len(places), count, note)
         source |= {path: np.asarray(source[path])[..., places] for path in heads & source.keys()}
     return unflatten(source)
+
+
+def _heads(roles: Mapping[str, Role]) -> set[str]:
+    return {path for path, role in roles.items() if role.part == "head"}
 
 
 def _load(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:

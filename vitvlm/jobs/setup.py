@@ -17,11 +17,13 @@ from vitvlm import models
 from vitvlm.core import config as config_lib
 from vitvlm.core import flops
 from vitvlm.core.durations import Clock
+from vitvlm.core.paths import flatten
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
 from vitvlm.data.texts import check_texts
 from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
+from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
@@ -62,7 +64,11 @@ class Setup:
 
     def optimizer(self, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The gradient transformation for these parameters (shapes suffice), and the learning rate by step."""
-        return optimizer.build(self.job.optimizer, self.job.schedule, params, self.clock)
+        return optimizer.build(self.job.optimizer, self.job.schedule, params, self.clock, self.roles(params))
+
+    def roles(self, params: Any) -> dict[str, Role]:
+        """What each parameter is to the model, by path. Raises ConfigError for one without a role."""
+        return roles_of(self.task.model, flatten(params))
 
     def init_variables(self, rng: jax.Array) -> dict[str, Any]:
         """Fresh variables; pure, so that it can be traced for shapes."""

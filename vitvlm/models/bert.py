@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +16,7 @@ from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import masked_mean
+from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
 from vitvlm.nn.stack import apply_blocks
 
 UNCASED = {"vocab_size": 30_522, "length": 512}
@@ -46,6 +47,14 @@ class Bert(nn.Module):
       scan, remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("embed/", EMBED, "embedding"),
+        ("positions|segments", Role("table", "embedding")),
+        *under("embed_norm/", NORM, "embedding"),
+        *under(STACK, Block.roles, "block"),
+        *under("pooler/", Dense.roles),
+    )
 
     width: int
     depth: int

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from vitvlm.models.two_towers import TwoTowers, assemble
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import QueryPool
+from vitvlm.nn.roles import NORM, STACK, Roles, under
 from vitvlm.nn.stack import Stacked, apply_blocks
 
 POOLINGS = ("joint", "parallel", "cascade", "none")
@@ -42,6 +43,8 @@ VARIANTS = {"B/32": _coca("B/32", width=512, heads=8), "L/14": _coca("L/14", wid
 class DecoderLayer(nn.Module):
     """A block that looks at the text so far, then one that looks at the context, the image."""
 
+    roles: ClassVar[Roles] = under("(own|cross)/", Block.roles)
+
     make_block: Callable[..., nn.Module]
 
     @nn.compact
@@ -62,6 +65,12 @@ class DecoderLayer(nn.Module):
 
 class CaptionDecoder(nn.Module):
     """Logits of every next token from the text tower's tokens and the image's; see `CoCa` for the fields."""
+
+    roles: ClassVar[Roles] = (
+        *under(STACK, DecoderLayer.roles),
+        *under("norm/", NORM),
+        *under("head/", Dense.roles, "head"),
+    )
 
     vocab_size: int
     depth: int
@@ -240,6 +249,15 @@ class CoCa(TwoTowers):
             return made[:, 0], made[:, 1:], weights
         pooled, _ = self.pool_one(made if self.pooling == "cascade" else tokens)
         return pooled[:, 0], made, weights
+
+    @property
+    def roles(self) -> Roles:
+        return (
+            *super().roles,
+            *under("pool(_one)?/", QueryPool.roles),
+            *under("pool_norm/", NORM),
+            *under("decoder/", CaptionDecoder.roles),
+        )
 
     def _real(self, text_tokens: Int[Array, "T L"], mask: Shaped[Array, "T L"] | None) -> Shaped[Array, "T L"] | None:
         return text_tokens != self.pad_id if mask is None and self.pad_id is not None else mask

@@ -19,6 +19,7 @@ from vitvlm.nn.blocks import drop_examples
 from vitvlm.nn.convolutions import ConvNorm, Stage
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.roles import Roles, under
 from vitvlm.nn.stack import check_capture
 
 # Compound scaling (section 3.3): width, depth and dropout of the published models. Their image sizes are 224, 240,
@@ -40,6 +41,8 @@ STEM_WIDTH, TOP_WIDTH = 32, 1280  # before scaling
 
 class SqueezeExcite(nn.Module):
     """Each channel times sigmoid(W2 act(W1 m)), m its mean over all positions (Hu et al. 2018, section 3)."""
+
+    roles: ClassVar[Roles] = under("(squeeze|excite)/", Dense.roles)
 
     width: int
     activation: str = "silu"
@@ -63,6 +66,11 @@ class InvertedBottleneck(nn.Module):
       squeeze_width: of the squeeze-and-excitation.
       skip: whether the input is added; drop_path: probability, in training, that it is all that is left of an example.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("(expand|depthwise|project)/", ConvNorm.roles),
+        *under("squeeze_excite/", SqueezeExcite.roles),
+    )
 
     width: int
     kernel: int
@@ -117,6 +125,13 @@ class EfficientNet(nn.Module):
 
     Variables: "params", and the running statistics "batch_stats", which a call with `train` updates.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("stem/", ConvNorm.roles, "embedding"),
+        *under(r"stages_\d+/blocks_\d+/", InvertedBottleneck.roles, "block"),
+        *under("top/", ConvNorm.roles),
+        *under("head/", Dense.roles, "head"),
+    )
 
     width_factor: float = 1.0
     depth_factor: float = 1.0

@@ -11,6 +11,7 @@ from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.pyramids import FeaturePyramid
+from vitvlm.nn.roles import Roles, under
 from vitvlm.nn.stack import CAPTURES
 
 
@@ -43,6 +44,10 @@ class FPN(nn.Module):
             name="pyramid",
         )
         return encoded.replace(pyramid=pyramid(encoded.pyramid))
+
+    @property
+    def roles(self) -> Roles:
+        return (*under("backbone/", self.backbone.roles), *under("pyramid/", FeaturePyramid.roles))
 
     @property
     def dtype(self) -> DTypeLike:

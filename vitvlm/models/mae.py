@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from vitvlm.nn.dense import Dense
 from vitvlm.nn.masking import make_masking
 from vitvlm.nn.patches import Pair, as_pair, patch_grid, patchify, take_tokens
 from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
 from vitvlm.nn.stack import Stacked, apply_blocks
 
 NORM_PIX_EPS = 1e-6
@@ -26,6 +27,15 @@ NORM_PIX_EPS = 1e-6
 
 class Decoder(nn.Module):
     """Predicts the pixels of all patches from the visible ones: a mask token stands for each of the others."""
+
+    roles: ClassVar[Roles] = (
+        *under("embed/", Dense.roles),
+        ("mask_token", Role("token")),
+        *under("positions/", PositionTable.roles),
+        *under(STACK, Block.roles),
+        *under("norm/", NORM),
+        *under("prediction/", Dense.roles, "head"),
+    )
 
     width: int
     depth: int
@@ -111,6 +121,8 @@ class MAE(nn.Module):
       norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
       decoder_mlp_width: 4 x decoder_width by default.
     """
+
+    roles: ClassVar[Roles] = (*under("vit/", ViT.roles), *under("decoder/", Decoder.roles))
 
     vit: ViT
     mask_ratio: float = 0.75

@@ -15,6 +15,7 @@ from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.pyramids import Pyramid, ScaleTokens, split_scales
+from vitvlm.nn.roles import NORM, STACK, Roles, under
 from vitvlm.nn.stack import apply_blocks
 
 
@@ -100,6 +101,17 @@ class MultiScale(nn.Module):
             logits=logits,
             hidden=stacked.hidden,
             attention=stacked.attention,
+        )
+
+    @property
+    def roles(self) -> Roles:
+        """Layers are those of the backbone; the transformer is on top of them."""
+        return (
+            *under("backbone/", self.backbone.roles),
+            *under("scales/", ScaleTokens.roles),
+            *under(STACK, Block.roles),
+            *under("norm/", NORM),
+            *under("head/", Dense.roles, "head"),
         )
 
     @property

@@ -15,6 +15,7 @@ from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
 from vitvlm.nn.convolutions import ConvNorm, Stage
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.roles import Roles, under
 from vitvlm.nn.stack import check_capture
 
 # Table 1 of the paper.
@@ -35,6 +36,8 @@ class ResidualBlock(nn.Module):
 
     Where width or size change, x goes through a 1x1 convolution of the same stride (option B of section 3.3).
     """
+
+    roles: ClassVar[Roles] = under(r"(convs_\d+|shortcut)/", ConvNorm.roles)
 
     width: int
     stride: int = 1
@@ -88,6 +91,12 @@ class ResNet(nn.Module):
 
     Variables: "params", and the running statistics "batch_stats", which a call with `train` updates.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("stem/", ConvNorm.roles, "embedding"),
+        *under(r"stages_\d+/blocks_\d+/", ResidualBlock.roles, "block"),
+        *under("head/", Dense.roles, "head"),
+    )
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, pad_to_patches, patch_grid, whole_patches
 from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.roles import NORM, Roles, under
 from vitvlm.nn.stack import Captured, apply_each
 from vitvlm.nn.windows import WindowAttention
 
@@ -36,6 +37,8 @@ class PatchMerge(nn.Module):
 
     A grid with an odd side is padded with zeros, below or to the right.
     """
+
+    roles: ClassVar[Roles] = (*under("norm/", NORM), *under("reduction/", Dense.roles))
 
     norm_eps: float = 1e-5
     dtype: DTypeLike = jnp.float32
@@ -63,6 +66,12 @@ class Stage(nn.Module):
         `PatchMerge`, from what depends on the stage.
       depth, heads: number of blocks, K; mlp_ratio, remat: see `Swin`.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("merge/", PatchMerge.roles),
+        *under(r"blocks_\d+/attention/", WindowAttention.roles),
+        *under(r"blocks_\d+/", Block.roles),
+    )
 
     make_block: Callable[..., nn.Module]
     make_attention: Callable[..., nn.Module]
@@ -119,6 +128,15 @@ class Swin(nn.Module):
       remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("patches/", PatchEmbed.roles, "embedding"),
+        *under("patches_norm/", NORM, "embedding"),
+        *under("positions/", PositionTable.roles, "embedding"),
+        *under(r"stages_\d+/", Stage.roles, "block"),
+        *under("norm/", NORM),
+        *under("head/", Dense.roles, "head"),
+    )
 
     width: int
     depths: Sequence[int]

@@ -3,6 +3,7 @@
 
 import functools
 from collections.abc import Collection
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +15,7 @@ from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
 from vitvlm.nn.stack import apply_blocks
 
 POOLS = ("eot", "last", "cls")
@@ -41,6 +43,15 @@ class TextTransformer(nn.Module):
       scan, remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("embed/", EMBED, "embedding"),
+        ("positions", Role("table", "embedding")),
+        ("cls", Role("token", "embedding")),
+        *under(STACK, Block.roles, "block"),
+        *under("norm/", NORM),
+        *under("projection/", Dense.roles),
+    )
 
     width: int
     depth: int

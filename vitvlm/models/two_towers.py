@@ -4,7 +4,7 @@
 import functools
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.roles import Role, Roles, under
 from vitvlm.nn.stack import CAPTURES, check_capture
 
 PROJECTIONS = ("linear", "affine", "mlp", "none")
@@ -81,6 +82,8 @@ VARIANTS = {
 
 class Projection(nn.Module):
     """A pooled vector to E features; see the fields of `TwoTowers`. "none" leaves it as it is."""
+
+    roles: ClassVar[Roles] = under("(hidden|out)/", Dense.roles)
 
     kind: str
     features: int
@@ -192,6 +195,16 @@ class TwoTowers(nn.Module):
     ) -> Float[Array, "T E"]:
         """Embeddings of length 1, float32: `model.apply(variables, text_tokens, method="encode_text")`."""
         return self._embed_text(self.text(text_tokens, mask, train=train).pooled)
+
+    @property
+    def roles(self) -> Roles:
+        """Each tower counts its own layers."""
+        return (
+            *under("image/", self.image.roles),
+            *under("text/", self.text.roles),
+            *under("project_(image|text)/", Projection.roles),
+            ("log_scale|bias", Role("scale")),
+        )
 
     @property
     def dtype(self) -> DTypeLike:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,6 +17,7 @@ from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, patch_grid, whole_patches
 from vitvlm.nn.pooling import MapHead
 from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
 from vitvlm.nn.stack import apply_blocks
 
 SIZES = {
@@ -66,6 +67,18 @@ class ViT(nn.Module):
       scan, remat: see `nn.stack.apply_blocks`.
       dtype: of the computation; param_dtype: of the parameters.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("patches/", PatchEmbed.roles, "embedding"),
+        ("cls|distillation|registers", Role("token", "embedding")),
+        *under("positions/", PositionTable.roles, "embedding"),
+        *under("pre_norm/", NORM, "embedding"),
+        *under(STACK, Block.roles, "block"),
+        *under("norm/", NORM),
+        *under("pool/", MapHead.roles),
+        *under("representation/", Dense.roles),
+        *under("(distillation_)?head/", Dense.roles, "head"),
+    )
 
     width: int
     depth: int
@@ -190,6 +203,11 @@ class ViT(nn.Module):
     def special(self) -> tuple[str, ...]:
         """Names of the tokens before the patches and registers."""
         return ("cls",) * self.has_cls + ("distillation",) * self.distillation
+
+    @property
+    def prefix_count(self) -> int:
+        """R: how many tokens there are before the patches, registers included."""
+        return len(self.special) + self.registers
 
     @property
     def placed(self) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2) whose weights can be looked at."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.roles import Roles, under
 
 # On a CPU the batch is cut in so many parts, if each has as many examples as this.
 CPU_PARTS, CPU_PART_SIZE = 2, 4
@@ -26,6 +29,8 @@ class Attention(nn.Module):
 
     Raises ValueError if the heads do not divide the width and head_dim is not given.
     """
+
+    roles: ClassVar[Roles] = under("(query|key|value|out)/", Dense.roles)
 
     heads: int
     head_dim: int | None = None

@@ -1,6 +1,7 @@
 """The transformer block: pre-norm (Dosovitskiy et al. 2021, equations 2 and 3), or post-norm (Vaswani et al. 2017)."""
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,13 @@ from vitvlm.core import config
 from vitvlm.nn.activations import activation
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.roles import NORM, Role, Roles, under
 
 
 class Mlp(nn.Module):
     """W2 act(W1 x): two linear layers with an activation between them."""
+
+    roles: ClassVar[Roles] = under("(up|down)/", Dense.roles)
 
     width: int
     activation: str = "gelu"
@@ -31,6 +35,8 @@ class Mlp(nn.Module):
 
 class SwiGlu(nn.Module):
     """W3 (silu(W1 x) * W2 x), each map with a bias (Shazeer 2020, equation 6; in DINOv2's largest model)."""
+
+    roles: ClassVar[Roles] = under("(gate|up|down)/", Dense.roles)
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -56,7 +62,8 @@ class Block(nn.Module):
       mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
       dropout: of each branch's output; attention_dropout: of the attention weights (rng "dropout").
-      make_attention: makes the attention; another kind takes the fields of `Attention` and is called like it.
+      make_attention: makes the attention; another kind takes the fields of `Attention` and is called like it, and its
+        own roles come before those of the block, as in `models.swin`.
 
     Call: `drop_path` is the probability, in training, that a branch is left out for a whole example (Huang et al.
     2016); the others are scaled up by 1 / (1 - drop_path). None is never. With `capture`, the weights of the attention
@@ -65,6 +72,13 @@ class Block(nn.Module):
 
     Raises ConfigError for an unknown mlp.
     """
+
+    roles: ClassVar[Roles] = (
+        *under("attention/", Attention.roles),
+        *under("mlp/", SwiGlu.roles),
+        *under("(attention|mlp|context)_norm/", NORM),
+        ("(attention|mlp)_scale", Role("scale")),
+    )
 
     heads: int
     mlp_width: int

@@ -1,6 +1,7 @@
 """Convolutions with batch norm (Ioffe and Szegedy 2015), padded and averaged as PyTorch does it."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vitvlm.nn.activations import activation
 from vitvlm.nn.patches import Pair
+from vitvlm.nn.roles import LINEAR, NORM, Roles, under
 
 
 class BatchNorm(nn.Module):
@@ -28,6 +30,8 @@ class BatchNorm(nn.Module):
 
     Raises flax's ModifyScopeVariableError in training if "batch_stats" is not `mutable`.
     """
+
+    roles: ClassVar[Roles] = NORM
 
     eps: float = 1e-5
     momentum: float = 0.9
@@ -68,6 +72,8 @@ class ConvNorm(nn.Module):
       padding: zeros (before, after) the rows, and the columns alike; None is kernel // 2 on both ends.
       activation: a name of `nn.activations`, or None.
     """
+
+    roles: ClassVar[Roles] = (*under("conv/", LINEAR), *under("norm/", BatchNorm.roles))
 
     features: int | None
     kernel: int

@@ -1,11 +1,15 @@
 """The one linear layer of all models: y = x W + b, on tokens flattened to two axes."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from vitvlm.nn.roles import LINEAR, Roles
 
 
 class Dense(nn.Module):
@@ -14,6 +18,8 @@ class Dense(nn.Module):
     All leading axes are flattened to one before the product: a weight gradient that contracts over two axes
     is several times slower on CPU than one that contracts over their product.
     """
+
+    roles: ClassVar[Roles] = LINEAR
 
     features: int
     use_bias: bool = True

@@ -1,5 +1,7 @@
 """Images as sequences of patches, and back (Dosovitskiy et al. 2021, section 3.1)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.dense import product
 from vitvlm.nn.resampling import linear_weights
+from vitvlm.nn.roles import Role, Roles
 
 Pair = tuple[int, int]
 
@@ -76,11 +79,33 @@ def take_tokens(tokens: Float[Array, "B N D"], indices: Int[Array, "B n"]) -> Fl
     return jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
 
 
+def resample_kernel(kernel: Float[Array, "p q C D"], patch: Pair) -> Float[Array, "P Q C D"]:
+    """PI-resize (Beyer et al. 2023, FlexiViT, section 3.4): the embedding's kernel for patches of another size.
+
+    With B, the bilinear resize of a patch as a matrix, w becomes pinv(B^T) w: when patches grow, a resized patch gives
+    the token that the patch gave, <B x, w'> = <x, w>; when they shrink, it is the best in the mean over white x.
+    B is the product of one matrix for each axis, and so is its pseudo-inverse.
+    """
+    old = kernel.shape[:2]
+    if old == patch:
+        return kernel
+    rows, columns = (np.linalg.pinv(linear_weights(n, m).T).astype(np.float32) for n, m in zip(old, patch))
+    resampled = jnp.einsum(
+        "Pp,Qq,pqCD->PQCD", rows, columns, kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return resampled.astype(kernel.dtype)
+
+
 class PatchEmbed(nn.Module):
     """Linear map of each patch to a token, z = x E + b, with E as a kernel [P, P, C, D]; with `keep`, of those patches.
 
     Called with another patch size, the kernel is resampled to it: see `resample_kernel`.
     """
+
+    roles: ClassVar[Roles] = (
+        ("kernel", Role("matrix", resample=lambda kernel, shape: resample_kernel(kernel, shape[:2]))),
+        ("bias", Role("bias")),
+    )
 
     width: int
     patch: Pair
@@ -105,20 +130,3 @@ class PatchEmbed(nn.Module):
                 self.dtype
             )
         return tokens.reshape(*patches.shape[:2], self.width)
-
-
-def resample_kernel(kernel: Float[Array, "p q C D"], patch: Pair) -> Float[Array, "P Q C D"]:
-    """PI-resize (Beyer et al. 2023, FlexiViT, section 3.4): the embedding's kernel for patches of another size.
-
-    With B, the bilinear resize of a patch as a matrix, w becomes pinv(B^T) w: when patches grow, a resized patch gives
-    the token that the patch gave, <B x, w'> = <x, w>; when they shrink, it is the best in the mean over white x.
-    B is the product of one matrix for each axis, and so is its pseudo-inverse.
-    """
-    old = kernel.shape[:2]
-    if old == patch:
-        return kernel
-    rows, columns = (np.linalg.pinv(linear_weights(n, m).T).astype(np.float32) for n, m in zip(old, patch))
-    resampled = jnp.einsum(
-        "Pp,Qq,pqCD->PQCD", rows, columns, kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-    return resampled.astype(kernel.dtype)

@@ -1,5 +1,7 @@
 """Attention pooling, one vector per image or a few; and the mean over real tokens. (CLS needs no module.)"""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -7,10 +9,18 @@ from jaxtyping import Array, Float, Shaped
 
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Mlp
+from vitvlm.nn.roles import NORM, Role, Roles, under
 
 
 class MapHead(nn.Module):
     """Multi-head attention pooling (Zhai et al. 2022, sec. 3.3): a learned probe looks at all tokens, then an MLP."""
+
+    roles: ClassVar[Roles] = (
+        ("probe", Role("token")),
+        *under("attention/", Attention.roles),
+        *under("mlp_norm/", NORM),
+        *under("mlp/", Mlp.roles),
+    )
 
     heads: int
     mlp_width: int
@@ -39,6 +49,12 @@ class QueryPool(nn.Module):
 
     Call: with `capture`, the weights [B, K, M, N] are returned too, else None in their place.
     """
+
+    roles: ClassVar[Roles] = (
+        ("queries", Role("token")),
+        *under("(query|context)_norm/", NORM),
+        *under("attention/", Attention.roles),
+    )
 
     queries: int
     width: int

@@ -1,6 +1,6 @@
 """Where a patch is: 2-D sin-cos tables, learned tables, and their resampling to another grid."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.resampling import cubic_weights
+from vitvlm.nn.roles import Role, Roles
 
 
 class PositionTable(nn.Module):
@@ -21,6 +22,11 @@ class PositionTable(nn.Module):
       prefix: names of the R tokens before the patches that have a place, such as ("cls",). Their learned positions are
         parameters of these names; their sin-cos positions are zero.
     """
+
+    roles: ClassVar[Roles] = (
+        ("grid", Role("table", resample=lambda table, shape: resample_grid(table, shape[:2]))),
+        ("cls|distillation", Role("table")),
+    )
 
     kind: Literal["learned", "sincos"]
     grid: Pair

@@ -1,6 +1,7 @@
 """Feature pyramids: maps of several strides, finest first, made alike (Lin et al. 2017)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from vitvlm.core import config
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.roles import LINEAR, Role, Roles, under
 
 POSITIONS = ("learned", "sincos")
 Pyramid = tuple[Float[Array, "B _ _ _"], ...]  # [B, h_s, w_s, C_s] for each level s, finest first
@@ -29,6 +31,8 @@ class FeaturePyramid(nn.Module):
 
     Sides need not be exactly halved from level to level: see `upsample`.
     """
+
+    roles: ClassVar[Roles] = under(r"(lateral|output)_\d+/", LINEAR)
 
     width: int = 256
     extra_levels: int = 0
@@ -70,6 +74,12 @@ class ScaleTokens(nn.Module):
 
     Raises ConfigError for unknown positions.
     """
+
+    roles: ClassVar[Roles] = (
+        *under(r"level_\d+/", Dense.roles),
+        ("scales", Role("table")),
+        *under("positions/", PositionTable.roles),
+    )
 
     width: int
     table_grid: Pair

@@ -1,6 +1,7 @@
 """Attention in windows that shift from block to block (Swin: Liu et al. 2021, section 3.2)."""
 
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.patches import Pair, patchify, unpatchify
 from vitvlm.nn.positions import resample_grid
+from vitvlm.nn.roles import Role, Roles
 
 
 class WindowAttention(Attention, kw_only=True):
@@ -29,6 +31,14 @@ class WindowAttention(Attention, kw_only=True):
 
     Raises ValueError for a mask: windows have their own.
     """
+
+    roles: ClassVar[Roles] = (
+        (
+            "relative_positions",
+            Role("table", resample=lambda table, shape: resample_relative_positions(table, _window(shape[0]))),
+        ),
+        *Attention.roles,
+    )
 
     grid: Pair
     window: int
@@ -107,8 +117,13 @@ def resample_relative_positions(table: Float[Array, "old K"], window: int) -> Fl
 
     Raises ValueError if the table is not that of a square window.
     """
-    side = math.isqrt(len(table))
-    if side * side != len(table) or side % 2 == 0:
-        raise ValueError(f"a table of {len(table)} relative positions does not have (2 window - 1)^2 rows")
-    new = 2 * window - 1
+    side, new = (2 * each - 1 for each in (_window(len(table)), window))
     return resample_grid(table.reshape(side, side, -1), (new, new)).reshape(new * new, -1)
+
+
+def _window(rows: int) -> int:
+    """The side of the window whose table of relative positions has so many rows."""
+    side = math.isqrt(rows)
+    if side * side != rows or side % 2 == 0:
+        raise ValueError(f"a table of {rows} relative positions does not have (2 window - 1)^2 rows")
+    return (side + 1) // 2

@@ -6,7 +6,7 @@ layer of a scanned stack on its own.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import map_with_path
+from vitvlm.nn.roles import Role
 from vitvlm.nn.stack import SCANNED, is_scanned
 
 _STAGE = re.compile(r"(?P<root>(?:.*/)?)stages_(?P<number>\d+)/")
@@ -44,55 +45,61 @@ def per_layer(
 
 
 def depth_factors(
-    decay: float, shapes: Mapping[str, tuple[int, ...]], where: str
+    decay: float, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, Role], where: str
 ) -> dict[str, float | Float[np.ndarray, "depth"]]:
     """Layer-wise learning-rate decay (BEiT, MAE's fine-tuning): decay^(depth + 1 - l) for layer l.
 
-    The embeddings (patches, cls, positions, registers, stem, a norm before the blocks …) are layer 0, block i is layer
-    i + 1, and all the rest (final norm, pooling, head) is layer depth + 1, with factor 1. Blocks in stages are counted
-    through all stages, and what a stage does before its blocks (Swin's merging) belongs to the first of them. Scanned
-    blocks get a vector over their depth.
+    The embeddings are layer 0, block i is layer i + 1, and what is on top of the blocks is layer depth + 1, with factor
+    1; a parameter's role says which it is. Blocks in stages are counted through all stages, and what a stage does
+    before its blocks (Swin's merging) belongs to the last block before it, as in SimMIM. Each of two towers counts its
+    own layers. Scanned blocks get a vector over their depth.
 
     Args:
-      shapes: the shape of every parameter, by path.
+      shapes: the shape of every parameter, by path; roles: its role.
       where: the config field, for error messages.
 
-    Raises ConfigError unless the parameters hold exactly one stack of blocks, or of stages.
+    Raises ConfigError if no parameter is part of a block.
     """
-    root, depths = _only_stack(shapes, where)
+    towers = _towers([path for path in shapes if roles[path].part == "block"], shapes)
+    if not towers:
+        raise ConfigError(f"{where}: this model has no blocks to count; use lr_rules instead")
+    return {path: _factor(decay, path, roles[path], towers) for path in shapes}
+
+
+def _factor(
+    decay: float, path: str, role: Role, towers: Mapping[str, Mapping[str, int]]
+) -> float | Float[np.ndarray, "depth"]:
+    if role.part not in ("embedding", "block"):
+        return 1.0
+    depths = towers[max((root for root in towers if path.startswith(root)), key=len)]
     total = sum(depths.values())
-    names = "patches|patches_norm|embed|cls|distillation|registers|positions|pre_norm|stem"
-    embeddings = re.compile(rf"{re.escape(root)}({names})(/.*)?")
-
-    def factor(path: str) -> float | Float[np.ndarray, "depth"]:
-        before = 0  # blocks of the stages before the parameter's own
-        for stack, depth in depths.items():
-            if stack == root or path.startswith(stack):
-                if is_scanned(path):
-                    return decay ** (total - before - np.arange(depth, dtype=np.float32))
-                if looped := _LOOPED.fullmatch(path):
-                    return decay ** (total - before - int(looped["layer"]))
-                if stack != root:
-                    return decay ** (total - before)
-            before += depth
-        return decay ** (total + 1) if embeddings.fullmatch(path) else 1.0
-
-    return {path: factor(path) for path in shapes}
+    if role.part == "embedding":
+        return decay ** (total + 1)
+    before = 0  # blocks of the stages before the parameter's own
+    for stack, depth in depths.items():
+        if path.startswith(stack):
+            break
+        before += depth
+    if is_scanned(path):
+        return decay ** (total - before - np.arange(depth, dtype=np.float32))
+    looped = _LOOPED.fullmatch(path)
+    layer = before + int(looped["layer"]) + 1 if looped else before
+    return decay ** (total + 1 - layer)
 
 
-def _only_stack(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, dict[str, int]]:
-    """Prefix of the one stack of blocks, or of its stages, and the depth of each stage by its own prefix, in order."""
+def _towers(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
+    """For each encoder, by its prefix, the depth of its stack of blocks or of each of its stages, in order."""
     depths: dict[str, int] = {}
-    for path, shape in shapes.items():
+    for path in paths:
         if scanned := SCANNED.fullmatch(path):
-            depths[scanned["stack"]] = shape[0]
+            depths[scanned["stack"]] = shapes[path][0]
         elif looped := _LOOPED.fullmatch(path):
             depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)
-    if len(depths) == 1 and not _STAGE.fullmatch(next(iter(depths))):
-        return next(iter(depths)), depths
-    stages = {stack: stage for stack in depths if (stage := _STAGE.fullmatch(stack))}
-    roots = {stage["root"] for stage in stages.values()}
-    if len(stages) != len(depths) or len(roots) != 1:
-        found = ", ".join(f"{stack}blocks" for stack in sorted(depths)) or "none"
-        raise ConfigError(f"{where}: needs exactly one stack of blocks or stages, found {found}; use lr_rules instead")
-    return roots.pop(), {stack: depths[stack] for stack in sorted(stages, key=lambda name: int(stages[name]["number"]))}
+    numbered = []
+    for stack, depth in depths.items():
+        stage = _STAGE.fullmatch(stack)
+        numbered.append((stage["root"] if stage else stack, int(stage["number"]) if stage else 0, stack, depth))
+    towers: dict[str, dict[str, int]] = {}
+    for root, _, stack, depth in sorted(numbered):
+        towers.setdefault(root, {})[stack] = depth
+    return towers

@@ -1,8 +1,12 @@
 """Optimizers by name, made of optax's parts: from gradients to updates, before the learning rate is applied.
 
-Each is given `decay`, which adds every parameter's weight decay, and puts it where its paper does. Fields have
-optax's names and defaults unless the docstring says otherwise.
+Each is given `decay`, which adds every parameter's weight decay, and puts it where its paper does; one that treats
+parameters by what they are is given their `roles`, by path. Fields have optax's names and defaults unless the docstring
+says otherwise.
 """
+
+import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core.paths import Tree, map_with_path
+from vitvlm.nn.roles import Role
 
 Transform = optax.GradientTransformation
-
-
-def is_kernel(path: str) -> bool:
-    """Matrices that tokens are multiplied by: not biases, scales, tokens, positions."""
-    return path.rpartition("/")[2] == "kernel"
 
 
 def adamw(
@@ -96,6 +96,7 @@ def adafactor(
 
 def muon(
     decay: Transform,
+    roles: Mapping[str, Role],
     beta: float = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
@@ -105,21 +106,26 @@ def muon(
     eps: float = 1e-8,
     mu_dtype: DTypeLike | None = None,
 ) -> Transform:
-    """Jordan et al. 2024: kernels get their momentum orthogonalised, everything else is trained by Adam.
+    """Jordan et al. 2024: hidden matrices get their momentum orthogonalised, everything else is trained by Adam.
 
-    `consistent_rms` multiplies a kernel's update by that number times sqrt(max(inputs, outputs)), so that its
+    As its authors do it, the embeddings (of patches and of tokens) and the heads are not hidden and left to Adam, and a
+    convolution's kernel [k, k, I, O] is one matrix of k k I inputs and O outputs.
+
+    `consistent_rms` multiplies a matrix's update by that number times sqrt(max(inputs, outputs)), so that its
     entries are as large as AdamW's and both share one learning rate (Liu et al. 2025, section 2.2); None takes the
     original factor, sqrt(max(1, outputs / inputs)).
     """
 
-    def rescale(update: Float[Array, "I O"]) -> Float[Array, "I O"]:
-        inputs, outputs = update.shape
+    def rescale(update: Float[Array, "*I O"]) -> Float[Array, "*I O"]:
+        inputs, outputs = math.prod(update.shape[:-1]), update.shape[-1]
         if consistent_rms is None:
             return update * max(1.0, outputs / inputs) ** 0.5
         return update * consistent_rms * max(inputs, outputs) ** 0.5
 
     def matrices(tree: Tree) -> Tree:
-        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(0, 1), tree)
+        return jax.tree.map(
+            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), tree
+        )
 
     orthogonal = optax.contrib.scale_by_muon(
         ns_steps=ns_steps, beta=beta, eps=eps, mu_dtype=mu_dtype, nesterov=nesterov, weight_dimension_numbers=matrices
@@ -128,7 +134,7 @@ def muon(
     others = optax.scale_by_adam(adam_b1, adam_b2, eps, mu_dtype=mu_dtype, nesterov=nesterov)
 
     def labels(tree: Tree) -> Tree:
-        return map_with_path(lambda path, _: "muon" if is_kernel(path) else "adam", tree)
+        return map_with_path(lambda path, _: "muon" if roles[path].is_hidden_matrix else "adam", tree)
 
     return optax.chain(optax.partition({"muon": hidden, "adam": others}, labels), decay)
 

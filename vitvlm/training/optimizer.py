@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from vitvlm.core import config, rules
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.nn.roles import Role
 from vitvlm.training import layers, methods, schedules
 
 Factor = float | Float[np.ndarray, "depth"]
@@ -31,8 +32,8 @@ class Common:
     Attributes:
       clip_norm: largest global norm of the gradients of all trainable parameters.
       weight_decay: strength; multiplied by the learning rate, as PyTorch does.
-      weight_decay_rules: factor on `weight_decay` per path. By default kernels decay, and nothing else does: no bias,
-        norm, layer scale, token, position or register.
+      weight_decay_rules: factor on `weight_decay` per path. By default matrices decay (`nn.roles`), and nothing else
+        does: no bias, norm, layer scale, token, position or register.
       lr_rules: factor on the learning rate per path, above 0.
       freeze: True or False per path.
       layer_decay: learning-rate factor from one layer to the layer below it, see `layers.depth_factors`.
@@ -51,6 +52,7 @@ def build(
     schedule: Mapping[str, Any],
     params: Tree,
     clock: Clock,
+    roles: Mapping[str, Role],
     where: str = "config.optimizer",
     schedule_where: str = "config.schedule",
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
@@ -61,6 +63,7 @@ def build(
       schedule: see `schedules.build`.
       params: arrays or `jax.ShapeDtypeStruct`s.
       clock: what durations are relative to.
+      roles: what each parameter is to its model, by path; see `nn.roles`.
       where, schedule_where: what error messages call the two sections.
 
     Frozen parameters get no optimizer state and stay bit-identical. A model whose layers are scanned is trained exactly
@@ -75,11 +78,13 @@ def build(
     frozen = _frozen(common.freeze, shapes, f"{where}.freeze")
     learning = {path: shape for path, shape in shapes.items() if not frozen[path]}
 
-    decay = _add_decayed_weights(_decays(common, learning, where))
-    method = config.call(methods.METHODS[name], own, where, decay=decay)
+    decay = _add_decayed_weights(_decays(common, learning, roles, where))
+    asked = inspect.signature(methods.METHODS[name]).parameters
+    given = {name: value for name, value in {"decay": decay, "roles": roles}.items() if name in asked}
+    method = config.call(methods.METHODS[name], own, where, **given)
     if name not in methods.ELEMENTWISE:
         method = layers.per_layer(method, learning)
-    steps = [method, _scale_by_factors(_factors(common, shapes, learning, where))]
+    steps = [method, _scale_by_factors(_factors(common, shapes, learning, roles, where))]
     if common.clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(common.clip_norm))
     transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
@@ -103,7 +108,7 @@ def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Com
     if name not in methods.METHODS:
         raise config.ConfigError(f"{where}.name: no optimizer {name!r}; {config.suggest(name, methods.METHODS)}")
     of_common = {field.name for field in dataclasses.fields(Common)}
-    of_method = set(inspect.signature(methods.METHODS[name]).parameters) - {"decay"}
+    of_method = set(inspect.signature(methods.METHODS[name]).parameters) - {"decay", "roles"}
     config.check_names(fields, of_common | of_method, where)
     own = {field: value for field, value in fields.items() if field in of_method}
     common = Common(**{field: value for field, value in fields.items() if field in of_common})
@@ -126,17 +131,21 @@ def _frozen(freeze: rules.Rules | None, paths: Iterable[str], where: str) -> dic
     return frozen
 
 
-def _decays(common: Common, paths: Iterable[str], where: str) -> dict[str, float]:
+def _decays(common: Common, paths: Iterable[str], roles: Mapping[str, Role], where: str) -> dict[str, float]:
     """Weight decay of each trainable parameter."""
     if common.weight_decay_rules is None:
-        factors = {path: float(methods.is_kernel(path)) for path in paths}
+        factors = {path: float(roles[path].kind == "matrix") for path in paths}
     else:
         factors = _numbers(common.weight_decay_rules, paths, f"{where}.weight_decay_rules")
     return {path: common.weight_decay * factor for path, factor in factors.items()}
 
 
 def _factors(
-    common: Common, shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str], where: str
+    common: Common,
+    shapes: Mapping[str, tuple[int, ...]],
+    paths: Iterable[str],
+    roles: Mapping[str, Role],
+    where: str,
 ) -> dict[str, Factor]:
     """Learning-rate factor of each trainable parameter: its rule's times its layer's."""
     factors: dict[str, Factor] = dict.fromkeys(paths, 1.0)
@@ -146,7 +155,7 @@ def _factors(
             if not factor:
                 raise config.ConfigError(f"{where}.lr_rules: 0 for {path!r}; to hold a parameter still, freeze it")
     if common.layer_decay is not None:
-        depth = layers.depth_factors(common.layer_decay, shapes, f"{where}.layer_decay")
+        depth = layers.depth_factors(common.layer_decay, shapes, roles, f"{where}.layer_decay")
         factors = {path: factor * depth[path] for path, factor in factors.items()}
     return factors
 

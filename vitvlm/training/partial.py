@@ -8,9 +8,8 @@ Rules go from each parameter of the model to the path of the parameter that it i
     ]
 """
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +19,15 @@ import numpy as np
 from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
-from vitvlm.nn.patches import resample_kernel
-from vitvlm.nn.positions import resample_grid
+from vitvlm.nn.roles import Role
 from vitvlm.nn.stack import is_scanned, layer_paths
-from vitvlm.nn.windows import resample_relative_positions
 
 
 def restore(
     params: Tree,
     source: Tree,
     rules: core_rules.Rules,
+    roles: Mapping[str, Role],
     where: str = "config.init_from.rules",
     ignore: Sequence[str] = (),
 ) -> Tree:
@@ -37,13 +35,14 @@ def restore(
 
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
-    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round; a
-    position table `positions/grid [h, w, D]` is resampled to another grid, and `relative_positions [(2w - 1)^2, K]` to
-    another window, as PyTorch's bicubic interpolation does; a patch embedding's kernel `patches/kernel [P, P, C, D]` to
-    another patch size by FlexiViT's PI-resize.
+    covered. Scanned blocks ("blocks/...") are filled from looped ones ("blocks_0/...") and the other way round. What
+    has the size of an image, a patch or a window is resampled as its role says: a table of positions [h, w, D] to
+    another grid, and relative positions [(2w - 1)^2, K] to another window, as PyTorch's bicubic interpolation does; a
+    patch embedding's kernel [P, P, C, D] to another patch size by FlexiViT's PI-resize.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
 
     Args:
+      roles: what the parameters of params are to their model, by path; see `nn.roles`.
       ignore: regexes over paths of source that may stay unused, such as "decoder/.*".
 
     Raises RuleError for rules that do not fit params, and ConfigError that lists every parameter without a source,
@@ -53,7 +52,7 @@ def restore(
     available = {part: value for parts in layers.values() for part, value in parts.items()}
     targets = flatten(params)
     used: set[str] = set()
-    missing, misshapen, values = [], [], {}
+    missing, misshapen, heads, values = [], [], [], {}
     for path, wanted in source_paths(targets, rules, where).items():
         target = targets[path]
         scanned = is_scanned(path) and is_scanned(wanted)
@@ -63,15 +62,19 @@ def restore(
             missing.append(f"{path} <- {', '.join(absent)}")
             continue
         value = np.stack([available[part] for part in parts]) if scanned else available[wanted]
-        value = _resampled(path, value, target.shape)
+        role = roles.get(path)
+        value = _resampled(value, target.shape, role)
         if value.shape != target.shape:
             misshapen.append(f"{path} {tuple(target.shape)} <- {wanted} {value.shape}")
+            heads += [path] if role is not None and role.part == "head" else []
         values[path] = value
 
     unused = _unused(layers, used, ignore, where)
     problems = (("no source for", missing), ("of another shape:", misshapen), ("unused, and not in ignore:", unused))
     if any(paths for _, paths in problems):
-        raise ConfigError(f"{where}: " + "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths))
+        hint = f"; to begin a head anew, put ({heads[0]!r}, None) before the other rules" if heads else ""
+        listed = "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths)
+        raise ConfigError(f"{where}: {listed}{hint}")
     return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
 
 
@@ -84,17 +87,17 @@ def source_paths(
     return {path: _expand(pattern, template, path, where) for path, (pattern, template) in taken.items()}
 
 
-# By the end of a parameter's path: which may be resampled to another height and width, its first two axes.
-RESAMPLED = {"positions/grid": resample_grid, "patches/kernel": resample_kernel}
+def _resampled(value: np.ndarray, shape: tuple[int, ...], role: Role | None) -> np.ndarray:
+    """The value at the parameter's own size, where its role can be brought to another."""
+    if value.shape == shape or role is None or role.resample is None or not _like_but_for_size(value.shape, shape):
+        return value
+    return np.asarray(role.resample(jnp.asarray(value), shape))
 
 
-def _resampled(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    for end, resample in RESAMPLED.items():
-        if path.endswith(end) and value.ndim == len(shape) and value.shape[2:] == shape[2:]:
-            return np.asarray(resample(jnp.asarray(value), shape[:2]))
-    if path.endswith("/relative_positions") and value.ndim == len(shape) and value.shape[1] == shape[1]:
-        return np.asarray(resample_relative_positions(jnp.asarray(value), window=(math.isqrt(shape[0]) + 1) // 2))
-    return value
+def _like_but_for_size(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether all but the axes of the size agree: the first two, or the only one of a table of two axes."""
+    axes = 2 if len(new) > 2 else 1
+    return len(old) == len(new) and old[axes:] == new[axes:]
 
 
 def _expand(pattern: str, template: str, path: str, where: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from vitvlm.core.config import ConfigError
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
+from vitvlm.nn.roles import Role
 from vitvlm.training import optimizer, sharding
 from vitvlm.training.gradients import make_gradients
 from vitvlm.training.state import TrainState
@@ -53,7 +54,11 @@ def make_tx(name):
     fields = {"name": name, "weight_decay": 0.1, "clip_norm": 0.5}
     if name == "adafactor":
         fields["min_dim_size_to_factor"] = 8
-    return optimizer.build(fields, {"name": "constant", "peak": 0.05}, make_params(), Clock(8, 8, 10))
+    roles = {
+        path: Role("matrix" if path.endswith("kernel") else "bias", "block" if path.startswith("blocks") else "head")
+        for path in flatten(make_params())
+    }
+    return optimizer.build(fields, {"name": "constant", "peak": 0.05}, make_params(), Clock(8, 8, 10), roles)
 
 
 def create(tx):
