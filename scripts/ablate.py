@@ -8,6 +8,7 @@ The workdir then holds index.html (one self-contained page), table.csv, table.md
 """
 
 import functools
+import sys
 
 from absl import flags
 
@@ -21,7 +22,9 @@ FORCE = launch.define_force("sweep")
 
 def main() -> None:
     run_stage = functools.partial(stage.run_apart, force=FORCE.value)
-    ablate.ablate(CONFIG.value, WORKDIR.value, run_stage, force=FORCE.value)
+    table = ablate.ablate(CONFIG.value, WORKDIR.value, run_stage, force=FORCE.value)
+    if ablate.all_failed(table):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.jobs.fake_sweep import Trainings, sweep
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs.ablate import ablate
+from vitvlm.jobs.ablate import ablate, all_failed
 from vitvlm.jobs.ablation import columns, report, rows
 from vitvlm.jobs.ablation.plan import plan
 from vitvlm.training.interrupts import Interrupted
@@ -180,6 +180,48 @@ def test_a_sweep_in_which_all_fail_still_reports(tmp_path):
     assert {row.status for row in table} == {"failed"}
     assert (tmp_path / "work" / "index.html").exists()
     assert not (tmp_path / "work" / "plots" / "scores.png").exists()
+
+
+def test_all_failed_is_said_and_so_are_some(tmp_path, no_plots):
+    said = []
+    broken = [(f"patch_{size}", "pretrain") for size in (2, 4, 8, 16)]
+    table = ablate(sweep(tmp_path), tmp_path / "work", Trainings(broken), said.append)
+    assert all_failed(table)
+    assert said[-1].startswith("4 of 4 variants failed, the first of them patch_2: pretrain: RuntimeError: out of")
+    table = ablate(sweep(tmp_path), tmp_path / "work", Trainings(broken[:1]), said.append)
+    assert not all_failed(table)
+    assert said[-1].startswith("1 of 4 variants failed, the first of them patch_2: ")
+    ablate(sweep(tmp_path), tmp_path / "work", Trainings(), said.append)
+    assert said[-1].endswith("index.html")
+
+
+@pytest.mark.parametrize("field", ["rate", "loss", "seed"])
+def test_variants_of_equal_cost_have_a_full_report(field, tmp_path):
+    """Rates, losses and seeds cost the same FLOPs, and may score the same: it ended in a TypeError, and stuck there."""
+    variants = tuple({"name": f"{field}_{value}", "overrides": {"pretrain": {field: value}}} for value in (1, 2, 3))
+    table = ablate(sweep(tmp_path, variants=variants), tmp_path / "work", Trainings(), **QUIET)
+    assert [row.status for row in table] == ["done"] * 3
+    assert len({row.costs["pretrain"]["forward_flops"] for row in table}) == 1
+    for name in ("scores", "scores_by_flops", "resources", "loss_pretrain", "loss_tune"):
+        assert Image.open(tmp_path / "work" / "plots" / f"{name}.png").width > 400
+    page = (tmp_path / "work" / "index.html").read_text()
+    assert all(f"{field}_{value}" in page for value in (1, 2, 3))
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_the_sweep(tmp_path, monkeypatch):
+    def fail(*_):
+        raise TypeError("no order of these")
+
+    monkeypatch.setattr(report.plots, "write", fail)
+    said, trainings = [], Trainings()
+    with pytest.raises(TypeError):
+        ablate(sweep(tmp_path), tmp_path / "work", trainings, said.append)
+    assert len(trainings.ran) == 8, "all variants are trained, and kept"
+    assert "the report could not be written, the sweep goes on: TypeError: no order of these" in said
+    monkeypatch.setattr(report.plots, "write", lambda *_: [])
+    again = Trainings()
+    table = ablate(sweep(tmp_path), tmp_path / "work", again, **QUIET)
+    assert not again.ran and [row.status for row in table] == ["done"] * 4
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_one_process_per_stage_and_its_failures(base, tmp_path, capfd):
     assert "step 4/4" in "".join(capfd.readouterr())
 
 
+def test_the_command_of_a_sweep_in_which_all_fail_ends_with_an_error(base, tmp_path):
+    config = sweep(base, ("four",))  # no number: nothing has to be trained to fail
+    (tmp_path / "sweep.py").write_text(
+        f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({config})"
+    )
+    command = [sys.executable, "scripts/ablate.py", f"--config={tmp_path}/sweep.py", f"--workdir={tmp_path}/work"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "1 of 1 variants failed, the first of them patch_four: train: " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_processes_that_die_or_are_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(
         stage.subprocess, "Popen", _popen_that_runs("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")

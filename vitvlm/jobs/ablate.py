@@ -1,7 +1,7 @@
 """A sweep: every variant under one budget, then a table, plots and a page. Run again, it goes on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,6 +12,7 @@ from vitvlm.jobs.ablation import report, rows
 from vitvlm.jobs.ablation.plan import Plan, plan, variant_folder
 from vitvlm.jobs.ablation.stage import StageFailed, run_apart
 from vitvlm.training import lock
+from vitvlm.training.records import line
 
 RESULT = "result.json"
 RunStage = Callable[[Mapping[str, Any], epath.Path], Mapping[str, Any]]
@@ -50,7 +51,7 @@ def _ablate(
     sweep: Plan, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None], held: lock.Lock
 ) -> tuple[rows.Row, ...]:
     results = {variant.name: _finished(sweep, variant.name, folder) for variant in sweep.variants}
-    report.write(sweep, rows.read(sweep, results, folder), folder)
+    _report(sweep, results, folder, say)
     for place, variant in enumerate(sweep.variants, start=1):
         head = f"[{place}/{len(sweep.variants)}] {variant.name}"
         if results[variant.name] is not None:
@@ -58,12 +59,30 @@ def _ablate(
             continue
         held.check()
         results[variant.name] = _run(
-            sweep, variant.name, folder, run_stage, lambda line, head=head: say(f"{head}{line}")
+            sweep, variant.name, folder, run_stage, lambda text, head=head: say(f"{head}{text}")
         )
         held.check()
-        report.write(sweep, rows.read(sweep, results, folder), folder)
+        _report(sweep, results, folder, say)
+    table = rows.read(sweep, results, folder)
+    report.write(sweep, table, folder)
     say(f"{folder / report.PAGE}")
-    return rows.read(sweep, results, folder)
+    if failed := [row for row in table if row.status == "failed"]:
+        first = f"{failed[0].name}: {failed[0].failure}"
+        say(f"{len(failed)} of {len(table)} variants failed, the first of them {first}; run again to try these anew")
+    return table
+
+
+def all_failed(table: Sequence[rows.Row]) -> bool:
+    """Whether a sweep has no result at all."""
+    return all(row.status == "failed" for row in table)
+
+
+def _report(sweep: Plan, results: Mapping[str, Json | None], folder: epath.Path, say: Callable[[str], None]) -> None:
+    """Writes the report so far; one that cannot be written is said, and does not keep the other variants waiting."""
+    try:
+        report.write(sweep, rows.read(sweep, results, folder), folder)
+    except Exception as error:
+        say(f"the report could not be written, the sweep goes on: {type(error).__name__}: {line(error)}")
 
 
 def _run(sweep: Plan, name: str, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None]) -> Json:

@@ -37,7 +37,7 @@ def _figure(path: epath.Path, draw: Callable[[Axes], None]) -> epath.Path:
 def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
     _errorbars(axes, sweep, rows, [row.value for row in rows])
     axes.set_xlabel(sweep.axis)
-    axes.set_xticks([row.value for row in rows])
+    axes.set_xticks(sorted({row.value for row in rows}))
     axes.set_title(sweep.title)
 
 
@@ -46,20 +46,24 @@ def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
     _errorbars(axes, sweep, rows, flops)
     axes.set_xscale("log")
     axes.set_xlabel("forward FLOPs per image (analytic, log scale)")
-    axes.set_xticks(flops, [si(value, "FLOP") for value in flops], rotation=20, fontsize=9)
+    ticks = sorted(set(flops))
+    axes.set_xticks(ticks, [si(value, "FLOP") for value in ticks], rotation=20, fontsize=9)
     axes.minorticks_off()
     axes.set_title("Score against compute", pad=26)
     for row, x in zip(rows, flops):
-        axes.annotate(
-            row.name, (x, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            ha="center", va="bottom", fontsize=8, color="#6b7280",
-        )  # fmt: skip
+        small = {"textcoords": "offset points", "fontsize": 8, "color": "#6b7280"}
+        if flops.count(x) == 1:
+            place = {"xy": (x, 1), "xycoords": ("data", "axes fraction"), "xytext": (0, 3), "ha": "center"}
+        else:  # variants of equal cost would stand on each other above the drawing: each beside its own point
+            scale = 100 if sweep.scores[0].percent else 1
+            place = {"xy": (x, scale * row.scores[0].estimate), "xytext": (7, 0), "ha": "left"}
+        axes.annotate(row.name, va="bottom", **place, **small)
 
 
 def _errorbars(axes: Axes, sweep: Plan, rows: Sequence[Row], x: Sequence[float]) -> None:
     for place, score in enumerate(sweep.scores):
         scale = 100 if score.percent else 1
-        points = sorted((x, row.scores[place]) for x, row in zip(x, rows))
+        points = sorted(((x, row.scores[place]) for x, row in zip(x, rows)), key=lambda point: point[0])
         estimates = [scale * measured.estimate for _, measured in points]
         low = [scale * (measured.estimate - _or(measured.low, measured)) for _, measured in points]
         high = [scale * (_or(measured.high, measured) - measured.estimate) for _, measured in points]
