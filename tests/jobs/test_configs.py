@@ -51,7 +51,7 @@ def test_fits_together_at_full_size(path):
     assert pixels(data.split(data.eval, "config.data.eval").ops) == channels
     batch = a_batch(job.batch_size, job.image_size, channels) | texts(job.batch_size, data.train["ops"])
 
-    task: Task = build_task(job)
+    task: Task = build_task(job, tuple(map(str, range(CLASSES))))
     variables = jax.eval_shape(task.init, jax.random.key(0), batch)
     clock = Clock(job.batch_size, IMAGENET_EXAMPLES)
     clock = Clock(job.batch_size, IMAGENET_EXAMPLES, clock.steps(job.total, "config.total"))
