@@ -29,7 +29,7 @@ def ablate(
     """Runs or resumes every variant, writes the report, and returns its rows.
 
     A variant that is finished is not run again; one that failed is, and one that was interrupted goes on. The report
-    (table.csv, table.md, plots/*.png, index.html) is written at the start and after each variant: a sweep can be
+    (table.csv, table.md, plots/*.png, index.html) is written before each variant and at the end: a sweep can be
     watched.
 
     Args:
@@ -51,18 +51,17 @@ def _ablate(
     sweep: Plan, folder: epath.Path, run_stage: RunStage, say: Callable[[str], None], held: lock.Lock
 ) -> tuple[rows.Row, ...]:
     results = {variant.name: _finished(sweep, variant.name, folder) for variant in sweep.variants}
-    _report(sweep, results, folder, say)
     for place, variant in enumerate(sweep.variants, start=1):
         head = f"[{place}/{len(sweep.variants)}] {variant.name}"
         if results[variant.name] is not None:
             say(f"{head}: finished before")
             continue
         held.check()
+        _report(sweep, results, folder, say)
         results[variant.name] = _run(
             sweep, variant.name, folder, run_stage, lambda text, head=head: say(f"{head}{text}")
         )
         held.check()
-        _report(sweep, results, folder, say)
     table = rows.read(sweep, results, folder)
     report.write(sweep, table, folder)
     say(f"{folder / report.PAGE}")
