@@ -80,7 +80,7 @@ def case(tmp_path_factory):
 def test_the_whole_autoencoder(case):
     path, images, noise, expected = case
     loaded = pretrained.load(path, heads=4, decoder_heads=2, norm_pix=True)
-    assert loaded.model.vit.positions == "learned" and loaded.source["format"] == "mae"
+    assert loaded.model.vit.positions == "learned" and loaded.source["format"] == "MAE"
     ours = jax.jit(loaded.model.apply)(loaded.variables, images, noise)
     np.testing.assert_allclose(ours.reconstruction, expected.logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(ours.loss, expected.loss.numpy(), atol=1e-4)
@@ -101,11 +101,11 @@ def test_what_the_file_does_not_say_is_asked_for(case, tmp_path):
     path = case[0]
     for given, message in [
         ({"heads": 4}, "give norm_pix=True or False"),
-        ({"norm_pix": True}, "no published MAE has width 24: give heads="),
+        ({"norm_pix": True}, "no published ViT has width 24, and the file does not say its heads: give heads="),
         ({"heads": 4, "norm_pix": True, "image_size": (8, 16)}, r"pos_embed \(1, 17, 24\), not \(1, 9, 24\)"),
     ]:
         with pytest.raises(pretrained.WeightsError, match=message):
             pretrained.load(path, **given)
     torch.save({"w": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(pretrained.WeightsError, match="no MAE: it holds w"):
+    with pytest.raises(pretrained.WeightsError, match=r"of no layout that is read without a config .*; it holds w$"):
         pretrained.load(tmp_path / "other.pth")

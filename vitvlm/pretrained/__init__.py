@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface, mae_original, npz, onnx, open_clip, timm, workdir
+from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
-from vitvlm.pretrained.tensors import read_json
 from vitvlm.pretrained.workdir import CHECKPOINTS
 
 __all__ = ["CHECKPOINTS", "Pretrained", "WeightsError", "load", "save"]
 
-FILES = {".npz": npz.load, ".onnx": onnx.load, ".pth": mae_original.load}
+FILES = {".npz": npz.load, ".onnx": onnx.load}
 WRITERS = {"hf": huggingface.save, "timm": timm.save, "open_clip": open_clip.save, "vitvlm": workdir.save}
 
 
@@ -29,7 +28,9 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     - a folder of open_clip: open_clip_config.json, and open_clip_model.safetensors or open_clip_pytorch_model.bin;
       where there is a config.json too, that is the one that is read;
     - `file.npz`, or a subtree of one, `file.npz:img`, of big_vision or vision_transformer;
-    - `file.pth` of the MAE authors' code; `file.onnx` with a DINOv2 in it;
+    - one file of PyTorch's or safetensors, of whatever suffix, in a layout of `layouts.LAYOUTS`, or beside its config;
+      `subtree=` chooses one of several models in it; a folder without a config that has one such file;
+    - `file.onnx` with a DINOv2 in it;
     - a workdir of a training of ours: its latest checkpoint, or that of `step=`.
 
     Args:
@@ -45,18 +46,17 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     if path.suffix in FILES:
         return FILES[path.suffix](path, **fields)
     if path.is_file():
-        raise WeightsError(f"{path}: give the folder that it lies in, or a {', '.join(FILES)}")
+        return layouts.load(path, **fields)
     if (path / CHECKPOINTS).is_dir():
         return workdir.load(path, **fields)
-    if path.is_dir() and not (path / huggingface.CONFIG).exists():
-        if (path / open_clip.CONFIG).exists():
-            return open_clip.load(path, **fields)
-        raise WeightsError(
-            f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "
-            f"no {open_clip.CONFIG}"
-        )
-    read = timm.load if "architecture" in read_json(path / huggingface.CONFIG) else huggingface.load
-    return read(path, **fields)
+    if (read := layouts.folder_reader(path)) is not None:
+        return read(path, **fields)
+    if path.is_dir() and (file := layouts.alone(path)) is not None:
+        return layouts.load(file, **fields)
+    raise WeightsError(
+        f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "
+        f"no {open_clip.CONFIG}, no file {', '.join(layouts.SUFFIXES)}"
+    )
 
 
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:

@@ -67,7 +67,7 @@ class Tensors(Mapping[str, np.ndarray]):
                 raise WeightsError(f"two tensors are {new}, under different spellings; one of them is {name}")
             if new is not None:
                 found[new] = entry
-        return Tensors(found)
+        return Tensors(found, self.opaque)
 
     def under(self, prefix: str) -> "Tensors":
         """Those whose names begin with `prefix`, without it."""

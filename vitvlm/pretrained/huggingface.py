@@ -23,6 +23,7 @@ from vitvlm.pretrained import (
     deit,
     dinov2,
     efficientnet,
+    hub_names,
     mae,
     preprocessing,
     resnet,
@@ -55,13 +56,14 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def load(folder: Path, **fields: Any) -> Pretrained:
+def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A model with its weights, preprocessing and tokenizer, everything as the folder's own files say.
 
     What an old or thin config.json leaves out is what `transformers` takes it for: see `config_defaults`; the log says
     which fields these were. Without `architectures` the `model_type` and the tensors' names decide.
 
     Args:
+      tensors: of another file than the folder's own.
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout, and a text
         encoder's pool; and fields of config.json, which go before what it says: architectures, model_type, hidden_act.
 
@@ -71,7 +73,7 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     source = read_json(folder / CONFIG)
     source |= {name: fields.pop(name) for name in ("architectures", "model_type") if name in fields}
     with blamed(folder, folder / CONFIG):
-        found = open_folder(folder)
+        found = hub_names.saved(open_folder(folder) if tensors is None else tensors)
         name = _architecture(source, found, folder / CONFIG)
         family = FAMILIES[name]
         own = _config_fields(family, source, fields)

@@ -9,7 +9,7 @@ from absl import logging
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained import image_steps, texts
-from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.pretrained.entries import Tensors, WeightsError, blamed
 from vitvlm.pretrained.families import Json, assemble, image_inputs, still_describes, take_apart, text_inputs
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.open_clip_models import FAMILIES, TEXT, VISION, architecture
@@ -32,10 +32,11 @@ PREPROCESSING = {
 }
 
 
-def load(folder: Path, **fields: Any) -> Pretrained:
+def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A CLIP or CoCa with its weights, preprocessing and tokenizer, as open_clip_config.json says.
 
     Args:
+      tensors: of another file than the folder's own.
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype.
 
     Raises WeightsError for a folder that is damaged or that we have no table for.
@@ -46,7 +47,8 @@ def load(folder: Path, **fields: Any) -> Pretrained:
         vision, text = VISION | described["vision_cfg"], TEXT | described["text_cfg"]
         inputs = image_inputs(vision["image_size"], 3) + text_inputs(text["context_length"])
         family = FAMILIES[architecture(described)]
-        section, model, variables = assemble(family, described, open_folder(folder, FORMATS), inputs, fields)
+        tensors = open_folder(folder, FORMATS) if tensors is None else tensors
+        section, model, variables = assemble(family, described, tensors, inputs, fields)
         preprocessing = operations(source.get("preprocess_cfg", {}), vision["image_size"])
     return Pretrained(
         model=model,

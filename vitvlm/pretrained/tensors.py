@@ -74,6 +74,29 @@ def _open_shards(folder: Path, index: str, open_one: Callable[[Path], Tensors]) 
     return Tensors({tensor: shards[file].entries[tensor] for tensor, file in places.items()})
 
 
+def open_file(path: Path) -> Tensors:
+    """The tensors of one file, by what it begins with, whatever its suffix: safetensors, or PyTorch's.
+
+    Raises WeightsError for any other file, and for a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from None
+    if start.startswith((b"PK", b"\x80")):
+        return open_torch(path)
+    if start[8:9] == b"{":
+        return open_safetensors(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a pointer of Git LFS, not the file itself: fetch that with git lfs pull")
+    if start[257:262] == b"ustar":
+        raise WeightsError(f"{path}: a tar, as PyTorch 0.1 wrote: save it again with a recent PyTorch")
+    if start.lstrip().startswith(b"<"):
+        raise WeightsError(f"{path}: a web page, not weights")
+    raise WeightsError(f"{path}: neither safetensors nor a file of PyTorch's: it begins with {start[:8]!r}")
+
+
 def open_safetensors(path: Path) -> Tensors:
     """The tensors of a safetensors file, mapped; its header is checked against the length of the file first."""
     try:

@@ -10,21 +10,25 @@ from absl import logging
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import class_names, timm_preprocessing, timm_resnet, timm_swin, timm_vit
-from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.pretrained.entries import Tensors, WeightsError, blamed
 from vitvlm.pretrained.families import Family, Json, assemble, image_inputs, still_describes, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
+from vitvlm.pretrained.wrappers import unwrap
 
 CONFIG = "config.json"
 
 # By the letters that an architecture's name begins with: "vit_base_patch16_224", "resnet50".
 FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES, **timm_resnet.FAMILIES, **timm_swin.FAMILIES}
 
+TODAYS_NAMES = {"vit": timm_vit.todays_names, "deit": timm_vit.todays_names, "swin": timm_swin.todays_names}
 
-def load(folder: Path, **fields: Any) -> Pretrained:
+
+def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A model with its weights and preprocessing, as config.json says.
 
     Args:
+      tensors: of another file than the folder's own.
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout.
 
     Raises WeightsError for a folder that is damaged or that we have no table for.
@@ -36,7 +40,9 @@ def load(folder: Path, **fields: Any) -> Pretrained:
     with blamed(folder, folder / CONFIG):
         channels, *size = source["pretrained_cfg"]["input_size"]
         inputs = image_inputs(tuple(size), channels)
-        section, model, variables = assemble(FAMILIES[name], source, open_folder(folder), inputs, fields)
+        tensors = unwrap(open_folder(folder) if tensors is None else tensors).tensors
+        tensors = TODAYS_NAMES[name](tensors) if name in TODAYS_NAMES else tensors
+        section, model, variables = assemble(FAMILIES[name], source, tensors, inputs, fields)
         preprocessing = timm_preprocessing.operations(source["pretrained_cfg"])
     return Pretrained(
         model=model,

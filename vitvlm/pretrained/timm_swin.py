@@ -1,6 +1,7 @@
 """Swin tensors under timm's names, swin_*; like ours, its merging is at the start of a stage."""
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,21 @@ from vitvlm.pretrained.timm_vit import block_rows
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
 
 NORM_EPS = 1e-5
+
+
+def todays_names(tensors: Tensors) -> Tensors:
+    """The tensors under timm's names of today.
+
+    Swin's authors, and timm before 0.9, have merging at the end of a stage, and no more than "head" for the head.
+    """
+    if not any(name.startswith(("layers.0.downsample.", "head.weight")) for name in tensors):
+        return tensors
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
+        return re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
+
+    return tensors.renamed(rename)
 
 
 def swin_fields(source: Json, tensors: Tensors) -> dict[str, Any]:

@@ -1,20 +1,55 @@
 """ViT tensors under timm's names, which the original MAE has too."""
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import SIZES, ViT
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import Pair, as_pair, patch_grid
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Json, check_expressible
 from vitvlm.pretrained.tables import Row, row
-from vitvlm.pretrained.transforms import conv, dense, layer_norm, position_rows, qkv, qkv_bias, same, token, tokens
+from vitvlm.pretrained.transforms import (
+    conv,
+    dense,
+    gate_and_up,
+    gate_and_up_bias,
+    layer_norm,
+    position_rows,
+    qkv,
+    qkv_bias,
+    same,
+    token,
+    tokens,
+)
 
 HEADS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 POOLS = {"token": "cls", "avg": "gap"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+
+
+# Names of other code bases and of other times, as timm has them today.
+RENAMED = (
+    (re.compile(r"^blocks\.\d+\.(\d+\.[a-z])"), r"blocks.\1"),  # DINOv2's training has its blocks in chunks
+    (re.compile(r"^register_tokens$"), "reg_token"),  # DINOv2
+    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
+    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+    (re.compile(r"^linear_head\."), "head."),  # DINOv2's classifiers
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT III
+)
+
+
+def todays_names(tensors: Tensors) -> Tensors:
+    """The tensors under timm's names of today."""
+
+    def rename(name: str) -> str:
+        for pattern, new in RENAMED:
+            name = pattern.sub(new, name)
+        return name
+
+    return tensors.renamed(rename)
 
 
 def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
@@ -27,21 +62,14 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         raise ConfigError(f"config.json: global_pool {source['global_pool']!r}; there is: {', '.join(POOLS)}")
     if (activation := given.get("act_layer", "gelu")) not in ACTIVATIONS:
         raise ConfigError(f"config.json: act_layer {activation!r}; there is: {', '.join(ACTIVATIONS)}")
-    found, shapes = encoder_fields(tensors), tensors.shapes()
     size = as_pair(given.get("img_size") or tuple(source["pretrained_cfg"]["input_size"][1:]))
-    patches = math.prod(patch_grid(size, found["patch_size"]))
+    found = encoder_fields(tensors, size)
     return found | {
         "heads": given.get("num_heads") or _heads(source["architecture"]),
-        "image_size": size,
         "num_classes": source["num_classes"],
         "pool": POOLS[source["global_pool"]],
         "activation": ACTIVATIONS[activation],
-        "layer_scale": given.get("init_values", 1.0) if "blocks.0.ls1.gamma" in tensors else None,
-        "registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
-        "cls_token": "cls_token" in tensors,
-        "special_positions": shapes["pos_embed"][1] != patches,
-        "norm_pooled": "fc_norm.weight" in tensors,
-        "distillation": "dist_token" in tensors,
+        "layer_scale": found["layer_scale"] and given.get("init_values", 1.0),
     }
 
 
@@ -53,16 +81,26 @@ def _heads(architecture: str) -> int:
     return SIZES[HEADS[size]]["heads"]
 
 
-def encoder_fields(tensors: Tensors) -> dict[str, Any]:
-    """What the shapes of a ViT's tensors say."""
+def encoder_fields(tensors: Tensors, image_size: Pair) -> dict[str, Any]:
+    """What the names and shapes of a ViT's tensors say, made for images of this size."""
     shapes = tensors.shapes()
     width, _, *patch = shapes["patch_embed.proj.weight"]
+    up, down = shapes["blocks.0.mlp.fc1.weight"][0], shapes["blocks.0.mlp.fc2.weight"][1]
     return {
         "width": width,
         "depth": 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")), default=-1),
-        "mlp_width": shapes["blocks.0.mlp.fc1.weight"][0],
+        "mlp": "swiglu" if up == 2 * down else "plain",
+        "mlp_width": down,
         "patch_size": tuple(patch),
+        "image_size": image_size,
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in shapes else None,
+        "registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
+        "cls_token": "cls_token" in shapes,
+        "special_positions": shapes["pos_embed"][1] != math.prod(patch_grid(image_size, tuple(patch))),
+        "norm_pooled": "fc_norm.weight" in shapes,
+        "representation": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+        "distillation": "dist_token" in shapes,
         "norm_eps": 1e-6,
         "scan": False,
     }
@@ -124,6 +162,8 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
     """timm's VisionTransformer."""
     yield from encoder_rows(model)
+    if model.representation:
+        yield from dense("pre_logits.fc", "representation")
     if model.num_classes:
         yield from dense("head", "head")
     if model.num_classes and model.distillation:
@@ -142,11 +182,14 @@ def encoder_rows(model: ViT) -> Iterator[Row]:
     yield row("patch_embed.proj.weight", "patches/kernel", conv)
     yield row("patch_embed.proj.bias", "patches/bias", same)
     for i in range(model.depth):
-        yield from block_rows(f"blocks.{i}", f"blocks_{i}", model.qkv_bias, model.layer_scale is not None)
+        theirs, ours = f"blocks.{i}", f"blocks_{i}"
+        yield from block_rows(theirs, ours, model.qkv_bias, model.layer_scale is not None, model.mlp)
     yield from layer_norm("fc_norm" if model.norm_pooled else "norm", "norm")
 
 
-def block_rows(theirs: str, ours: str, bias: bool = True, layer_scale: bool = False) -> Iterator[Row]:
+def block_rows(
+    theirs: str, ours: str, bias: bool = True, layer_scale: bool = False, mlp: str = "plain"
+) -> Iterator[Row]:
     yield from layer_norm(f"{theirs}.norm1", f"{ours}/attention_norm")
     attention = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
     yield row(f"{theirs}.attn.qkv.weight", tuple(f"{name}/kernel" for name in attention), qkv)
@@ -154,7 +197,11 @@ def block_rows(theirs: str, ours: str, bias: bool = True, layer_scale: bool = Fa
         yield row(f"{theirs}.attn.qkv.bias", tuple(f"{name}/bias" for name in attention), qkv_bias)
     yield from dense(f"{theirs}.attn.proj", f"{ours}/attention/out")
     yield from layer_norm(f"{theirs}.norm2", f"{ours}/mlp_norm")
-    yield from dense(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
+    if mlp == "swiglu":
+        yield row(f"{theirs}.mlp.fc1.weight", (f"{ours}/mlp/gate/kernel", f"{ours}/mlp/up/kernel"), gate_and_up)
+        yield row(f"{theirs}.mlp.fc1.bias", (f"{ours}/mlp/gate/bias", f"{ours}/mlp/up/bias"), gate_and_up_bias)
+    else:
+        yield from dense(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
     yield from dense(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
     if layer_scale:
         yield row(f"{theirs}.ls1.gamma", f"{ours}/attention_scale", same)
