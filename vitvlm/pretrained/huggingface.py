@@ -37,6 +37,7 @@ from vitvlm.pretrained.families import Family, Json, assemble, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import FEW_TENSORS, Row, Table, is_meaningless, listed
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
+from vitvlm.pretrained.wrappers import unwrap
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 
@@ -73,7 +74,8 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
     source = read_json(folder / CONFIG)
     source |= {name: fields.pop(name) for name in ("architectures", "model_type") if name in fields}
     with blamed(folder, folder / CONFIG):
-        found = hub_names.saved(open_folder(folder) if tensors is None else tensors)
+        inside = unwrap(open_folder(folder) if tensors is None else tensors)
+        found = hub_names.saved(inside.tensors)
         name = _architecture(source, found, folder / CONFIG)
         family = FAMILIES[name]
         own = _config_fields(family, source, fields)
@@ -84,7 +86,8 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
         full = config_defaults.completed(family.model_type, source)
         inputs = family.inputs(full)
         section, model, variables = assemble(family, full, tensors, inputs, fields)
-        left_out = sorted(tensor for tensor in found if family.rename(tensor) is None)
+        left_out = sorted((*inside.left_out, *(tensor for tensor in found if family.rename(tensor) is None)))
+    inside.say(folder)
     _say(folder, name, config_defaults.defaulted(family.model_type, source), left_out)
     described, where = _image_processor(folder)
     return Pretrained(

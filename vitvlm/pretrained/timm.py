@@ -40,10 +40,11 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
     with blamed(folder, folder / CONFIG):
         channels, *size = source["pretrained_cfg"]["input_size"]
         inputs = image_inputs(tuple(size), channels)
-        tensors = unwrap(open_folder(folder) if tensors is None else tensors).tensors
-        tensors = TODAYS_NAMES[name](tensors) if name in TODAYS_NAMES else tensors
+        inside = unwrap(open_folder(folder) if tensors is None else tensors)
+        tensors = TODAYS_NAMES[name](inside.tensors) if name in TODAYS_NAMES else inside.tensors
         section, model, variables = assemble(FAMILIES[name], source, tensors, inputs, fields)
         preprocessing = timm_preprocessing.operations(source["pretrained_cfg"])
+    inside.say(folder)
     return Pretrained(
         model=model,
         variables=variables,

@@ -1,6 +1,9 @@
 """What trainings and tools wrap around a model's tensors, taken off: dictionaries in a file, and prefixes of names."""
 
 import dataclasses
+from pathlib import Path
+
+from absl import logging
 
 from vitvlm.pretrained.entries import Tensors, WeightsError
 from vitvlm.pretrained.tables import listed
@@ -28,6 +31,11 @@ class Unwrapped:
     taken_off: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+
+    def say(self, path: Path) -> None:
+        """What was done, in the log, if anything was."""
+        if remarks := self.remarks():
+            logging.warning("%s: %s", path, "; ".join(remarks))
 
     def remarks(self) -> list[str]:
         """What was done, in words; nothing if nothing was."""
