@@ -45,13 +45,15 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
         return npz.load(path.with_name(name + ".npz"), subtree, **fields)
     if path.suffix in FILES:
         return FILES[path.suffix](path, **fields)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file or folder")
     if path.is_file():
         return layouts.load(path, **fields)
     if (path / CHECKPOINTS).is_dir():
         return workdir.load(path, **fields)
     if (read := layouts.folder_reader(path)) is not None:
         return read(path, **fields)
-    if path.is_dir() and (file := layouts.alone(path)) is not None:
+    if (file := layouts.alone(path)) is not None:
         return layouts.load(file, **fields)
     raise WeightsError(
         f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "

@@ -50,7 +50,13 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
         variables=variables,
         preprocessing=preprocessing,
         texts=None,
-        source={"path": str(folder), "format": "timm", "model": section, "config": source},
+        source={
+            "path": str(folder),
+            "format": "timm",
+            "model": section,
+            "config": source,
+            "left_out": list(inside.left_out),
+        },
         class_names=class_names.read(_label_names(source), getattr(model, "num_classes", 0)),
     )
 
