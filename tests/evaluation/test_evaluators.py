@@ -7,7 +7,7 @@ from toy import NAMES, blobs, passes, predict
 
 from vitvlm import evaluation
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, classification, knn
+from vitvlm.evaluation import answers, base, classification, knn
 
 
 @pytest.fixture
@@ -220,3 +220,61 @@ def test_not_finite_outputs_are_an_error():
     images, _ = blobs(20)
     with pytest.raises(ValueError, match="x is not finite for 2 of 20 examples, the first at index 7"):
         base.collect(passes(images), lambda batch: {"x": np.where(batch["index"] % 12 == 7, np.nan, 1.0)})
+
+
+def test_what_was_answered_is_kept_by_name(logits_set, tmp_path):
+    """By example id, names and the five most probable classes, against a sort of the softmax; no pickle to read it."""
+    images, labels, variables = logits_set
+    evaluator = evaluation.build(
+        "classification",
+        {},
+        batches=passes(images, labels, index=np.arange(53) + 7),
+        label_names=NAMES,
+        example_id=lambda place: f"photo {place}",
+    )
+    evaluator.run(predict, variables, tmp_path)
+    saved = np.load(tmp_path / "examples.npz", allow_pickle=False)
+    logits = np.stack([image.ravel() @ variables["logits"] for image in images]).astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert saved["id"].tolist() == [f"photo {place}" for place in range(7, 60)]
+    assert saved["label_name"].tolist() == [NAMES[label] for label in labels]
+    np.testing.assert_allclose(saved["probabilities"], probabilities, rtol=1e-5)
+    assert saved["class_names"].tolist() == list(NAMES)
+    for i, row in enumerate(probabilities):
+        best = sorted(range(9), key=lambda c: -row[c])[:5]
+        assert saved["top"][i].tolist() == best and saved["top_name"][i].tolist() == [NAMES[c] for c in best]
+        assert saved["prediction_name"][i] == NAMES[best[0]] and saved["correct"][i] == (best[0] == labels[i])
+        np.testing.assert_allclose(saved["top_probability"][i], row[best], rtol=1e-5)
+        assert saved["label_probability"][i] == pytest.approx(row[labels[i]], rel=1e-5)
+
+
+def test_of_many_classes_the_first_five_are_kept():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(4, 30)), np.array([3, 40, 41, 99])
+    columns = np.arange(40, 70)
+    found = answers.answered(logits, labels, [f"class {c}" for c in range(100)], columns)
+    assert found["top"].shape == (4, 5) and "probabilities" not in found
+    assert found["label_probability"][0] == found["label_probability"][3] == 0 < found["label_probability"][1]
+    assert found["prediction_name"].tolist() == [f"class {c}" for c in columns[logits.argmax(axis=1)]]
+
+
+@pytest.mark.parametrize("name", ["knn", "linear_probe_mae", "linear_probe_logistic"])
+def test_learners_keep_names_and_probabilities(name, tmp_path):
+    images, labels = blobs(90, spread=0.1)
+    fields = {"knn": {"ks": (1, 5)}, "linear_probe_mae": {"epochs": 3, "warmup_epochs": 1, "base_rate": 10.0}}
+    evaluator = evaluation.build(
+        name,
+        fields.get(name, {}),
+        batches=passes(images[:53], labels[:53]),
+        train_batches=passes(images[53:], labels[53:]),
+        label_names=NAMES,
+        example_id=lambda place: f"photo {place}",
+    )
+    evaluator.run(predict, {"features": np.eye(6, dtype=np.float32)}, tmp_path)
+    saved = np.load(tmp_path / "examples.npz", allow_pickle=False)
+    prefix = "k5_" if name == "knn" else ""
+    right = saved["k5" if name == "knn" else "correct"]
+    assert saved["id"][3] == "photo 3" and right.any()
+    assert ((saved[f"{prefix}prediction_name"] == saved["label_name"]) == right).all()
+    np.testing.assert_allclose(saved[f"{prefix}probabilities"].sum(axis=1), 1, rtol=1e-5)
+    assert (saved[f"{prefix}top_name"][:, 0] == saved[f"{prefix}prediction_name"]).all()

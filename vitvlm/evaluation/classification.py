@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, page
+from vitvlm.evaluation import answers, base, bootstrap, page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Classification:
         logits, own = every[:, chosen], np.searchsorted(chosen, labels)
         metrics = scores(logits, own) | {"loss": float(cross_entropy(logits, own).mean())}
         prediction = chosen[logits.argmax(axis=1)]
-        probability = np.exp(-cross_entropy(logits, logits.argmax(axis=1)))
-        save(folder, whole["index"], labels, prediction, self.label_names, self.example_id, probability=probability)
+        save(folder, whole["index"], labels, logits, self.label_names, self.example_id, chosen)
         write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, self.label_names, chosen)
         n = len(labels)
         notes = base.notes(said, self.matched)
@@ -77,27 +76,14 @@ def save(
     folder: pathlib.Path,
     index: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
-    prediction: Int[np.ndarray, " n"],
+    logits: Float[np.ndarray, "n C"],
     label_names: tuple[str, ...],
     example_id: Callable[[int], str],
-    **arrays: np.ndarray,
+    classes: Int[np.ndarray, " C"] | None = None,
 ) -> None:
-    """Writes examples.npz: by example its index, id, label, prediction, whether that is correct, and further arrays.
-
-    label_name and prediction_name are what the two stand for.
-    """
-    names = np.array(label_names)
-    bootstrap.save_examples(
-        folder,
-        index,
-        id=np.array([example_id(int(place)) for place in index]),
-        label=labels,
-        prediction=prediction,
-        label_name=names[labels],
-        prediction_name=names[prediction],
-        correct=prediction == labels,
-        **arrays,
-    )
+    """Writes examples.npz: by example its index, what is known of it (`answers.told`), and `answers.answered`."""
+    known = answers.told(index, labels, label_names, example_id)
+    bootstrap.save_examples(folder, index, **known, **answers.answered(logits, labels, label_names, classes))
 
 
 def scores(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:

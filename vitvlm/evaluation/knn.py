@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, classification
+from vitvlm.evaluation import answers, base, bootstrap, classification
 from vitvlm.evaluation.features import FeatureSource, RandomVariables
 
 _BLOCK_SIMILARITIES = 2**24  # 64 MB of float32
@@ -19,7 +20,8 @@ class NearestNeighbours:
     """L2-normalised features; each of the k nearest training examples votes exp(similarity / temperature).
 
     Metrics: top1_k20, top1_k20_low, top1_k20_high … for each k, and n. No best k is named: choosing it here would fit
-    the test set.
+    the test set. Writes `examples.npz`: index, `answers.told`, k20 (whether it is correct) … and the rest of
+    `answers.answered` for each k, as k20_prediction_name; the probabilities are shares of the votes.
 
     With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. For sets too
     small to be cut.
@@ -38,6 +40,7 @@ class NearestNeighbours:
     ks: tuple[int, ...] = (10, 20, 100, 200)
     temperature: float = 0.07
     leave_one_out: bool = False
+    example_id: Callable[[int], str] = str
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
@@ -48,12 +51,13 @@ class NearestNeighbours:
         if max(self.ks) > known:
             raise ConfigError(f"ks: {max(self.ks)} neighbours of {known} training examples; choose smaller ks")
         votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature, self.leave_one_out)
-        correct = {f"k{k}": votes[k].argmax(axis=1) == test["label"] for k in self.ks}
-        names = np.array(self.label_names)[test["label"]]
-        bootstrap.save_examples(folder, test["index"], label=test["label"], label_name=names, **correct)
-        metrics = {}
-        for name, right in correct.items():
-            metrics |= classification.with_interval(f"top1_{name}", right)
+        saved, metrics = answers.told(test["index"], test["label"], self.label_names, self.example_id), {}
+        for k in self.ks:
+            with np.errstate(divide="ignore"):  # of no vote
+                found = answers.answered(np.log(votes[k]), test["label"], self.label_names)
+            saved |= {f"k{k}": found.pop("correct")} | {f"k{k}_{name}": array for name, array in found.items()}
+            metrics |= classification.with_interval(f"top1_k{k}", saved[f"k{k}"])
+        bootstrap.save_examples(folder, test["index"], **saved)
         protocol = (
             f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
             f"{'leave-one-out, ' * self.leave_one_out}{known} training examples, n={len(test['label'])}, "

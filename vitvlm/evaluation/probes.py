@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, classification, lars_probe
+from vitvlm.evaluation import base, classification, lars_probe
 from vitvlm.evaluation.features import FeatureSource, RandomVariables
 from vitvlm.evaluation.knn import normalise
 
@@ -47,6 +48,7 @@ class MaeProbe:
     warmup_epochs: int = 10
     batch_size: int = 1024
     base_rate: float = 0.1
+    example_id: Callable[[int], str] = str
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
@@ -109,6 +111,7 @@ class LogisticProbe:
     standardise: bool = True
     tolerance: float = 3e-4  # of the mean loss's gradient; between 1e-3 and 1e-4 raw pixels gain 0.2 %
     max_iterations: int = 1000
+    example_id: Callable[[int], str] = str
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
@@ -209,17 +212,7 @@ def _result(
     test: base.Arrays,
     folder: pathlib.Path,
 ) -> base.Result:
-    prediction = logits.argmax(axis=1)
-    names = np.array(probe.label_names)
-    bootstrap.save_examples(
-        folder,
-        test["index"],
-        label=test["label"],
-        prediction=prediction,
-        label_name=names[test["label"]],
-        prediction_name=names[prediction],
-        correct=prediction == test["label"],
-    )
+    classification.save(folder, test["index"], test["label"], logits, probe.label_names, probe.example_id)
     sizes = f"{len(train['label'])} training examples, n={len(test['label'])}"
     notes = base.notes(probe.matched)
     return base.Result(metrics, f"{protocol}, {sizes}, {classification.interval_protocol()}{notes}")

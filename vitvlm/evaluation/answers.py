@@ -1,0 +1,57 @@
+"""What a classifier answered to each example, by name: the arrays that an examples.npz of labelled data holds."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+MOST = 5  # answers per example
+FEW = 20  # classes, up to which the probabilities of all are kept
+
+
+def told(
+    index: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    label_names: Sequence[str],
+    example_id: Callable[[int], str],
+) -> dict[str, np.ndarray]:
+    """What is known of each example: id [n], label [n] and label_name [n]."""
+    ids = np.array([example_id(int(place)) for place in index])
+    return {"id": ids, "label": labels, "label_name": np.array(label_names)[labels]}
+
+
+def answered(
+    logits: Float[np.ndarray, "n C"],
+    labels: Int[np.ndarray, " n"],
+    label_names: Sequence[str],
+    classes: Int[np.ndarray, " C"] | None = None,
+) -> dict[str, np.ndarray]:
+    """What was answered to each example, most probable first.
+
+    Args:
+      logits: logarithms of probabilities but for a constant per example; equal ones come in the order of their class.
+      classes: what the columns stand for, places in `label_names`; the first C by default.
+
+    Returns correct [n]; prediction and prediction_name [n]; top, top_name and top_probability [n, k], of the k most
+    probable, 5 or C; label_probability [n], 0 for a label that is no column; and, of at most 20 classes, probabilities
+    [n, C] and class_names [C].
+    """
+    names = np.array(label_names)
+    classes = np.arange(logits.shape[1]) if classes is None else np.asarray(classes)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :MOST]
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    top = classes[order]
+    own = np.where(labels[:, None] == classes, probabilities, 0).sum(axis=1)
+    found = {
+        "correct": top[:, 0] == labels,
+        "prediction": top[:, 0],
+        "prediction_name": names[top[:, 0]],
+        "top": top,
+        "top_name": names[top],
+        "top_probability": np.take_along_axis(probabilities, order, axis=1),
+        "label_probability": own,
+    }
+    if len(classes) <= FEW:
+        found |= {"probabilities": probabilities, "class_names": names[classes]}
+    return found
