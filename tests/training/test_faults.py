@@ -1,6 +1,7 @@
 """Damage: every file of a checkpoint flipped, cut and deleted; kills in the middle of a save; disks that are full."""
 
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -297,11 +298,28 @@ def test_another_config_in_the_workdir_lists_the_differing_fields(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_damaged_config_in_the_workdir_is_one_line(tmp_path):
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff", b"[1, 2]", b'{"lr": 0.'])
+def test_a_config_that_is_gone_or_damaged_is_that_of_the_newest_whole_checkpoint(pristine, tmp_path, content, caplog):
+    shutil.copytree(pristine, tmp_path / "checkpoints")
+    truncate(tmp_path / "checkpoints" / "2" / "record" / "metadata")
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    assert workdir.read_config(tmp_path) == {"lr": 0.1}
+    assert f"{tmp_path / 'config.json'}: is gone or damaged; checkpoint 1 holds the config too" in caplog.text
+    with pytest.raises(ConfigError, match=r"lr: 0\.1 before, 0\.2 now"):
+        workdir.claim(tmp_path, {"lr": 0.2})
+    workdir.claim(tmp_path, {"lr": 0.1})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"lr": 0.1}
+
+
+def test_a_damaged_config_without_any_checkpoint_stops_nothing(tmp_path, caplog):
     workdir.claim(tmp_path, {"seed": 0})
     truncate(tmp_path / "config.json")
-    with pytest.raises(workdir.WorkdirError, match=r"config\.json is damaged"):
-        workdir.claim(tmp_path, {"seed": 0})
+    with pytest.raises(workdir.WorkdirError, match=r"no readable config\.json"):
+        workdir.read_config(tmp_path)
+    workdir.claim(tmp_path, {"seed": 1})
+    assert "is damaged, and no checkpoint holds the config" in caplog.text
+    assert workdir.read_config(tmp_path) == {"seed": 1}
 
 
 def test_orbax_does_not_echo_errors(caplog):

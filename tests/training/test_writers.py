@@ -32,12 +32,112 @@ def test_rows_after_the_mark_are_forgotten(tmp_path):
     assert writers.read(path) == [{"step": 1, "train/loss": 2.5}, {"step": 2, "train/loss": 2.25}]
 
 
-def test_rows_are_on_disk_at_once_and_a_shorter_file_is_left_alone(tmp_path):
+def a_file(path, count=4):
+    """A writer of rows 1 to `count`, and its mark."""
+    writer = writers.JsonlWriter(path)
+    for step in range(1, count + 1):
+        writer.write(step, {"train/loss": 1 / step})
+    return writer, writer.mark()
+
+
+def steps(path):
+    return [row["step"] for row in writers.read(path)]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
+def test_a_file_that_was_cut_between_two_runs_keeps_its_whole_rows_and_says_so(tmp_path, where, caplog):
+    path = tmp_path / "metrics.jsonl"
+    writer, mark = a_file(path)
+    writer.close()
+    path.write_bytes(path.read_bytes()[: int(where * mark["bytes"])])
+    whole = path.read_bytes().count(b"\n")
+    writer = writers.JsonlWriter(path)
+    writer.rewind(4, mark)
+    writer.write(5, {"train/loss": 0.2})
+    writer.close()
+    assert steps(path) == [*range(1, whole + 1), 5], "the next row is a line of its own"
+    assert f"is not as it was at checkpoint 4: {whole} whole rows up to there are kept, of 4 then" in caplog.text
+
+
+def test_a_line_overwritten_in_the_middle_costs_that_line_and_no_row_is_kept_twice(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    writer, mark = a_file(path)
+    for step in (5, 6):
+        writer.write(step, {"train/loss": 0.1})
+    writer.close()
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = b"\x00\xff\xfe"
+    path.write_bytes(b"\n".join(lines))
+    assert steps(path) == [1, 3, 4, 5, 6]
+    assert f"{path}: 1 of 6 lines are damaged and left out, the first of them line 2" in caplog.text
+    writer = writers.JsonlWriter(path)
+    writer.rewind(4, mark)
+    writer.write(5, {"train/loss": 0.2})
+    assert steps(path) == [1, 3, 4, 5]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"\n".join(lines)
+    writer.rewind(5, writer.mark())
+    assert steps(path) == [1, 3, 4, 5]
+    writer.close()
+
+
+def test_a_file_that_is_removed_or_replaced_while_the_job_runs_is_written_again(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    writer, _ = a_file(path)
+    path.unlink()
+    writer.write(5, {"train/loss": 0.2})
+    assert steps(path) == [1, 2, 3, 4, 5] and "was removed while the job ran" in caplog.text
+    (tmp_path / "other").write_text("mine\n")
+    (tmp_path / "other").rename(path)
+    mark = writer.mark()
+    assert steps(path) == [1, 2, 3, 4, 5] and (tmp_path / "metrics.jsonl.damaged").read_text() == "mine\n"
+    writer.write(6, {"train/loss": 0.1})
+    writer.rewind(5, mark)
+    assert steps(path) == [1, 2, 3, 4, 5]
+    writer.close()
+
+
+def test_a_file_that_is_cut_while_the_job_runs_loses_what_was_cut_and_says_so(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    writer, _ = a_file(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5)
+    writer.write(5, {"train/loss": 0.2})
+    assert steps(path) == [1, 2, 3, 5]
+    assert "was cut while the job ran: it holds 3 rows, and held 4" in caplog.text
+    mark = writer.mark()
+    writer.write(6, {"train/loss": 0.2})
+    writer.rewind(5, mark)
+    assert steps(path) == [1, 2, 3, 5]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00\x01", b"[1]\n", b'{"loss": 1}\n', b'{"step": 1, "a": []}\n', b"1\n"]
+)
+def test_what_holds_no_row_gives_none(tmp_path, content, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert writers.read(tmp_path / "metrics.jsonl") == []
+    assert bool(caplog.messages) == bool(content)
+
+
+def test_a_file_that_is_not_there_has_no_rows(tmp_path, caplog):
+    assert writers.read(tmp_path / "metrics.jsonl") == []
+    assert "cannot be read, so there are no rows" in caplog.text
+
+
+def test_a_mark_of_an_earlier_version_is_a_number_of_bytes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer, mark = a_file(path)
+    writer.write(5, {"train/loss": 0.2})
+    writer.rewind(4, mark["bytes"])
+    assert steps(path) == [1, 2, 3, 4]
+    writer.close()
+
+
+def test_rows_are_on_disk_at_once_and_all_are_forgotten_from_the_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = writers.JsonlWriter(path)
     writer.write(1, {"train/loss": 2.5})
-    assert json.loads(path.read_text()) == {"step": 1, "train/loss": 2.5}
-    writer.rewind(1, 10_000)
     assert json.loads(path.read_text()) == {"step": 1, "train/loss": 2.5}
     writer.rewind(0, 0)
     assert path.read_text() == ""

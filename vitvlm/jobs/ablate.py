@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs.ablation import report, rows
 from vitvlm.jobs.ablation.plan import Plan, plan, variant_folder
@@ -102,9 +103,7 @@ def _run(sweep: Plan, name: str, folder: epath.Path, run_stage: RunStage, say: C
     result = {"stages": stages, "configs": configs, "folder": str(folder)}
     path = variant_folder(folder, name) / RESULT
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(RESULT + ".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(path)
+    own_files.write(path, result)
     return result
 
 
@@ -113,7 +112,9 @@ def _finished(sweep: Plan, name: str, folder: epath.Path) -> Json | None:
     path = variant_folder(folder, name) / RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = own_files.read(path, "stages", "configs", "folder")
+    if result is None:
+        return None  # its trainings are done, and give the same result again
     for stage in sweep.stages:
         config = sweep.configs[name, stage.name]
         now = {} if isinstance(config, ConfigError) else _placeless(config, str(folder))

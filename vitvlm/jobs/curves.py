@@ -42,15 +42,15 @@ def headlines(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[str, list[
         groups = {name.rpartition("/")[0] for name in row} - {"", "train", "time"}
         for group in groups:
             metric = next((metric for metric in HEADLINES if f"{group}/{metric}" in row), None)
-            if metric is not None:
+            if metric is not None and isinstance(row[f"{group}/{metric}"], (int, float)):
                 _, points = found.setdefault(group, (HEADLINES[metric], []))
                 points.append((row["step"], row[f"{group}/{metric}"]))
     return found
 
 
 def _line(panel: plt.Axes, rows: Sequence[Mapping[str, float]], name: str, label: str) -> None:
-    steps = np.array([row["step"] for row in rows if name in row])
-    values = np.array([row[name] for row in rows if name in row])
+    points = writers.numbers(rows, name)
+    steps, values = np.array([step for step, _ in points]), np.array([value for _, value in points])
     smooth = len(values) >= 2 * SMOOTHING and name == "train/loss"
     panel.plot(steps, values, color=COLOURS[0], alpha=0.3 if smooth else 1.0, linewidth=1)
     if smooth:

@@ -1,7 +1,6 @@
 """Scores a trained checkpoint with any evaluators: one table, and JSON in the workdir."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
+from vitvlm.core import own_files
 from vitvlm.jobs import evaluators, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, load_state, setup
@@ -160,6 +160,20 @@ def _sections(job: Setup, names: Sequence[str]) -> dict[str, fields.Section]:
 
 def _write(path: epath.Path, rows: Sequence[Row]) -> None:
     """All results of this checkpoint so far; those of other names stay."""
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _results_before(path)
     now = {row.name: {"protocol": row.result.protocol, "metrics": row.result.metrics} for row in rows}
-    path.write_text(json.dumps(before | now, indent=2, ensure_ascii=False) + "\n")
+    own_files.write(path, before | now)
+
+
+def _results_before(path: epath.Path) -> dict[str, Any]:
+    """What the file holds; where it is damaged, what each evaluation has written of itself."""
+    if not path.exists():
+        return {}
+    found = own_files.read(path)
+    if found is None:
+        own_files.set_aside(path)
+        each = {
+            file.parent.name: own_files.read(file, "protocol", "metrics") for file in path.parent.glob("*/result.json")
+        }
+        found = {name: {"protocol": own["protocol"], "metrics": own["metrics"]} for name, own in each.items() if own}
+    return found

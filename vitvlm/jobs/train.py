@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from vitvlm.jobs import class_weights, curves, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
-from vitvlm.training import lock, loop, optimizer, peak_flops, resume, sharding, workdir, writers
+from vitvlm.training import lock, loop, optimizer, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
@@ -79,12 +80,20 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
             log_every=job.log.every,
             begun=claim,
         )
-        final = checkpoints.record(job.clock.total_steps).metrics
+        final = checkpoints.metrics(job.clock.total_steps)
         if batches.bad.count:
             progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}")
     if jax.process_index() == 0:
-        curves.save(folder)
+        _draw_curves(folder)
     return dict(final)
+
+
+def _draw_curves(folder: epath.Path) -> None:
+    """A picture is no reason to fail a training that has come to its end."""
+    try:
+        curves.save(folder)
+    except Exception as error:
+        logging.getLogger(__name__).warning("%s: curves.png could not be drawn: %s", folder, records.line(error))
 
 
 def first_state(job: Setup) -> TrainState:

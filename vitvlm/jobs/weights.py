@@ -1,6 +1,6 @@
 """Evaluates published weights: a setup around a model that is already there, without a training."""
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
+from vitvlm.core import own_files
 from vitvlm.data.operations import text
 from vitvlm.jobs import evaluate
 from vitvlm.jobs.classes import Head
@@ -27,6 +28,7 @@ NO_TRAINING = {
     "optimizer": {"name": "sgd"},
     "schedule": {"name": "constant", "peak": 1.0},
 }
+_LOG = logging.getLogger(__name__)
 RECORD = "weights.json"
 TEXTS = ("name", "most", "separator", "surplus")  # arguments of `tokenize`
 
@@ -100,9 +102,13 @@ def _claim(folder: epath.Path, weights: str) -> epath.Path:
     record = folder / RECORD
     if (folder / "config.json").exists():
         raise WorkdirError(f"{folder} is the workdir of a training: choose another --workdir for these weights")
-    if record.exists() and (before := json.loads(record.read_text())["path"]) != weights:
-        raise WorkdirError(f"{folder} holds evaluations of {before}: choose another --workdir for {weights}")
+    before = own_files.read(record, "path") if record.exists() else {"path": weights}
+    if before is not None and before["path"] != weights:
+        raise WorkdirError(f"{folder} holds evaluations of {before['path']}: choose another --workdir for {weights}")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"path": weights}) + "\n")
+        if before is None and (folder / evaluate.EVALUATIONS).exists():
+            aside = own_files.set_aside(folder / evaluate.EVALUATIONS)
+            _LOG.warning("%s: nothing says any more whose evaluations these were; they are %s now", folder, aside)
+        own_files.write(record, {"path": weights})
     return folder

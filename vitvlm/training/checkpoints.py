@@ -252,6 +252,10 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: {which}; {self._all()}")
         return wanted
 
+    def metrics(self, step: int) -> Mapping[str, Any]:
+        """Of the evaluations of a checkpoint, as this process has saved them or found them at its start."""
+        return self._metrics.get(step, {})
+
     def record(self, step: int) -> Record:
         """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
         return Record.read(self._record_file(step))

@@ -44,12 +44,12 @@ class Record:
             found = json.loads(epath.Path(path).read_bytes())
             content = found["content"]
             whole = found["sha256"] == _digest(content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not whole:
+                raise DamagedError("its record does not have its digest")
+            arrays = {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in content.pop("arrays").items()}
+            return cls(arrays=arrays, **content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"its record cannot be read: {line(error)}") from error
-        if not whole:
-            raise DamagedError("its record does not have its digest")
-        arrays = {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in content.pop("arrays").items()}
-        return cls(arrays=arrays, **content)
 
     def write(self, path: epath.PathLike) -> None:
         """Replaces the file as a whole. Raises OSError."""

@@ -1,6 +1,7 @@
 """The folder of a training: `config.json`, `metrics.jsonl`, `checkpoints/` and what evaluations write."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +9,12 @@ from typing import Any
 import jax
 from etils import epath
 
+from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
-from vitvlm.training.records import line
+from vitvlm.training.records import DamagedError, Record, line
+
+CONFIG = "config.json"
+_LOG = logging.getLogger(__name__)
 
 CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/bad_share")
 """Fields that may differ when a training goes on: they do not touch what is computed."""
@@ -33,15 +38,11 @@ def check(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
     config began there.
     """
     workdir = epath.Path(workdir)
-    file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            _compare(workdir, json.loads(file.read_text()), json.loads(json.dumps(config)), changeable)
-    except json.JSONDecodeError as error:
-        raise WorkdirError(
-            f"{file} is damaged: {line(error)}; remove it if you know the config to be the same"
-        ) from error
+        before = _began(workdir)
+        if before is not None:
+            _compare(workdir, before, json.loads(json.dumps(config)), changeable)
     except OSError as error:
         raise _unwritable(workdir, error) from error
     return workdir
@@ -55,9 +56,7 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
     workdir = check(workdir, config, changeable)
     try:
         if jax.process_index() == 0:
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
-            temporary.replace(workdir / "config.json")
+            own_files.write(workdir / CONFIG, config)
     except OSError as error:
         raise _unwritable(workdir, error) from error
     return workdir
@@ -68,14 +67,36 @@ def _unwritable(workdir: epath.Path, error: OSError) -> WorkdirError:
 
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
-    """The resolved config of the training in a workdir. Raises WorkdirError if there is none, or it is damaged."""
-    file = epath.Path(workdir) / "config.json"
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise WorkdirError(f"{file}: damaged: {line(error)}") from error
-    except OSError as error:
-        raise WorkdirError(f"{workdir} is not the workdir of a training: no readable config.json there") from error
+    """The resolved config of the training in a workdir; of its newest checkpoint, if config.json is gone or damaged.
+
+    Raises WorkdirError if there is neither.
+    """
+    found = _began(epath.Path(workdir))
+    if found is None:
+        raise WorkdirError(f"{workdir} is not the workdir of a training: no readable {CONFIG} there")
+    return found
+
+
+def _began(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config that began in a workdir, also if its file is gone or damaged; None if none did, or none is left."""
+    file = workdir / CONFIG
+    found = own_files.read(file) if file.exists() else None
+    if found is not None:
+        return found
+    records = {
+        int(path.name): path / "record" / "metadata" for path in workdir.glob("checkpoints/*") if path.name.isdigit()
+    }
+    for step in sorted(records, reverse=True):
+        try:
+            config = dict(Record.read(records[step]).config)
+        except DamagedError:
+            continue
+        if config:
+            _LOG.warning("%s: is gone or damaged; checkpoint %d holds the config too", file, step)
+            return config
+    if file.exists():
+        _LOG.warning("%s: is damaged, and no checkpoint holds the config: it is that of this job from now on", file)
+    return None
 
 
 def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Sequence[str]) -> None:

@@ -1,12 +1,15 @@
 """A sweep's results as rows: scores with intervals and paired differences, costs, curves and pictures."""
 
 import dataclasses
-import json
+import logging
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import bootstrap
 from vitvlm.evaluation.bootstrap import Interval
@@ -15,6 +18,7 @@ from vitvlm.training import writers
 
 Json = dict[str, Any]
 _MOST_POINTS = 300
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +144,7 @@ def _measure(metrics: Mapping[str, float], metric: str, workdir: epath.Path) -> 
     evaluation = _evaluation(workdir, metric)
     protocol = ""
     if evaluation is not None and (evaluation / "result.json").exists():
-        protocol = json.loads((evaluation / "result.json").read_text())["protocol"]
+        protocol = str((own_files.read(evaluation / "result.json", "protocol") or {"protocol": ""})["protocol"])
     return Measured(metrics[metric], metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high"), protocol)
 
 
@@ -176,15 +180,16 @@ def _difference(pair: list[epath.Path | None], key: str) -> Interval | None:
         return bootstrap.compare(*pair, key=key)
     except (KeyError, ValueError):  # no such per-example result, or not the same examples: there is no pair
         return None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        _LOG.warning("%s and %s: an %s is damaged, so there is no difference: %s", *pair, bootstrap.EXAMPLES, error)
+        return None
 
 
 def _curve(workdir: epath.Path) -> list[tuple[int, float]]:
     """(step, training loss), thinned to a few hundred points by means of neighbours."""
     if not (workdir / "metrics.jsonl").exists():
         return []
-    points = [
-        (row["step"], row["train/loss"]) for row in writers.read(workdir / "metrics.jsonl") if "train/loss" in row
-    ]
+    points = writers.numbers(writers.read(workdir / "metrics.jsonl"), "train/loss")
     width = -(-len(points) // _MOST_POINTS)
     groups = [points[start : start + width] for start in range(0, len(points), max(width, 1))]
     return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]

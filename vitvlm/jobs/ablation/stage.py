@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs import train
 from vitvlm.jobs.launch import EXPECTED
@@ -62,9 +63,12 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path, force: bool = False
     if stopped or status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
         raise Interrupted(f"stopped in {folder}: run the same command again to go on")
     if status == 0:
-        return json.loads((folder / OUTCOME).read_text())
-    if (folder / FAILURE).exists():
-        failure = json.loads((folder / FAILURE).read_text())
+        outcome = own_files.read(folder / OUTCOME, "metrics", "facts", "measured")
+        if outcome is None:
+            raise StageFailed(f"it ended well, but its {OUTCOME} in {folder} is gone or damaged: run the sweep again")
+        return outcome
+    failure = own_files.read(folder / FAILURE, "message", "details") if (folder / FAILURE).exists() else None
+    if failure is not None:
         raise StageFailed(failure["message"], failure["details"])
     if status == -signal.SIGKILL:
         raise StageFailed("killed (SIGKILL), probably for lack of memory: use a smaller batch_size, or accumulate")
@@ -128,7 +132,7 @@ def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
     """What this process saw: median step time (over the rows of metrics.jsonl, each a mean over log.every steps), and
     peak memory: resident of the process (data and compiler included) and, where the device counts it, the device's."""
     rows = writers.read(folder / "metrics.jsonl")
-    seconds = [row["time/step_seconds"] for row in rows if "time/step_seconds" in row]
+    seconds = [value for _, value in writers.numbers(rows, "time/step_seconds")]
     kilobyte = 1 if sys.platform == "darwin" else 1024
     found = {"process_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte)}
     if seconds:
