@@ -1,6 +1,7 @@
 """Scores a trained checkpoint with any evaluators: one table, and JSON in the workdir."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from vitvlm.training import lock
 from vitvlm.training.workdir import read_config
 
 EVALUATIONS = "evaluations"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +172,9 @@ def _results_before(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     found = own_files.read(path)
-    if found is None:
-        own_files.set_aside(path)
+    if found is None or not all(isinstance(value, Mapping) and "metrics" in value for value in found.values()):
+        aside = own_files.set_aside(path)
+        _LOG.warning("%s: is put together again from each evaluation's own file; as it was, it is %s", path, aside.name)
         each = {
             file.parent.name: own_files.read(file, "protocol", "metrics") for file in path.parent.glob("*/result.json")
         }
