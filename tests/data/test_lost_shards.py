@@ -10,7 +10,7 @@ import shards
 from vitvlm.data import sources
 from vitvlm.data.batches import eval_batches, train_batches
 from vitvlm.data.errors import TooManyUnreadable
-from vitvlm.data.sources import shard_counts
+from vitvlm.data.sources import relabelled, shard_counts
 
 OPS = "decode|resize((6, 5))|normalize"
 
@@ -123,3 +123,15 @@ def test_every_kind_of_index(tmp_path, caplog):
         (tmp_path / name).write_text(content)
     assert shard_counts.read([str(tmp_path / name) for name in names]) == {0: 3, 1: 7, 2: 2, 3: 11, 4: 13, 5: 17}
     assert "00007_stats.json: is damaged" in caplog.text
+
+
+def test_a_shard_that_is_lost_under_other_classes_is_counted_too(tmp_path):
+    labelled = [{**shards.sample(i), "cls": b"cat" if i % 2 else b"dog"} for i in range(40)]
+    for shard in range(2):
+        shards.write(tmp_path / f"{shard}.tar", {f"{i:03d}": labelled[i] for i in range(20 * shard, 20 * shard + 20)})
+    source = relabelled.renamed(opened(tmp_path), {"cat": "tiger"})
+    assert source.label_names == ("tiger", "dog")
+    (tmp_path / "1.tar").unlink()
+    with train_batches(source, OPS, 4, seed=0, bad_share=0.9, shuffle_buffer=4) as batches:
+        take(batches, 8)
+    assert batches.bad.names == {"1.tar": "No such file or directory: all its 20 examples are lost (by its size)"}

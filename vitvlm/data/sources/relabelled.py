@@ -79,6 +79,10 @@ class Relabelled(Source):
         """A shard's records at some bytes."""
         return map(self._placed_record, self._source.read_at(shard, offsets))
 
+    def with_lost(self, *args: Any) -> Any:
+        """A record with what is lost with it."""
+        return self._source.with_lost(*args)
+
     def _placed_record(self, record: Any) -> Any:
         return dataclasses.replace(record, found=self._placed(record.found))
 
