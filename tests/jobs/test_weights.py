@@ -16,6 +16,7 @@ from vitvlm.data import operations, sources
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import evaluate
 from vitvlm.jobs.weights import evaluate_weights
+from vitvlm.nn.patches import Patches
 from vitvlm.training.workdir import WorkdirError
 
 TINY = dict(width=16, depth=2, heads=2, mlp_width=24, patch_size=8, image_size=16, scan=False)
@@ -174,3 +175,38 @@ def test_two_towers_are_judged_by_retrieval_and_zero_shot(tmp_path):
     logits = model.apply(variables, images, texts, masks).logits_per_image
     found = np.mean(np.argmax(logits, axis=0) == np.arange(20))
     assert scores["retrieval"].metrics["text_to_image_r1"] == pytest.approx(found)
+
+
+def test_images_of_every_shape_are_judged_as_the_weights_prepare_them(tmp_path):
+    """SigLIP 2's NaFlex: patches with a mask and a grid go through retrieval, zero-shot and neighbours alike."""
+    sizes = dict(width=16, depth=1, heads=2, mlp_width=24, scan=False, activation="gelu_tanh")
+    image = dict(name="naflex", patch_size=8, position_grid=(3, 3), **sizes)
+    text = dict(name="text", vocab_size=2000, length=32, causal=False, pool="last", projection=16, **sizes)
+    towers = dict(image=image, text=text, embed_dim=16, image_projection="none", text_projection="none")
+    model = models.build("two_towers", **towers, bias_init=-10.0)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)), np.zeros((1, 32), np.int32))
+    pretrained.save(pretrained.Pretrained(model, variables, None, None, {}), tmp_path / "naflex")
+    described = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 12}
+    (tmp_path / "naflex" / "preprocessor_config.json").write_text(json.dumps(described))
+    loaded = pretrained.load(tmp_path / "naflex")
+    assert loaded.preprocessing.endswith("|patchify(8, 12)")
+    config = a_config()
+    ops = f"{loaded.preprocessing}|tokenize('emoji', 32, 'name')"
+    for split in (config.data.train, config.data.eval):
+        split.ops = ops
+    config.batch_size = 8  # the last batch is filled up
+    evals = ["retrieval", "zero_shot", "features", "knn"]
+    config.evals.knn = dict(type="knn", leave_one_out=True, ks=(1,))
+    rows = evaluate_weights(tmp_path / "naflex", tmp_path / "out", evals, config)
+    scores = {row.name: row.result for row in rows}
+    source, prepare = sources.open("emoji", "test[:20]"), operations.parse(ops)
+    examples = [prepare(source[i]) for i in range(20)]
+    pixels, mask, grids = (np.stack([e[name] for e in examples]) for name in ("image", "patch_mask", "patch_grid"))
+    patches = Patches(pixels.reshape(20, 12, -1), mask, grids)
+    texts, text_mask = (np.stack([example[name] for example in examples]) for name in ("text", "text_mask"))
+    output = model.apply(loaded.variables, patches, texts, text_mask)
+    rank = (output.logits_per_image > np.diag(output.logits_per_image)[:, None]).sum(axis=1)
+    assert scores["retrieval"].metrics["image_to_text_r5"] == pytest.approx(np.mean(rank < 5))
+    saved = np.load(evaluate.results_folder(tmp_path / "out", 0) / "features" / "features.npz")
+    np.testing.assert_allclose(saved["features"], output.image.pooled, atol=1e-5, rtol=1e-5)
+    assert {"zero_shot", "knn"} <= scores.keys()

@@ -19,10 +19,19 @@ from vitvlm.training import layers, methods, optimizer
 
 TEXT = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "length": 6}
 VIT = toy_models.TRANSFORMER | {"scan": False}
+NAFLEX = {name: value for name, value in VIT.items() if name != "image_size"} | {"position_grid": (2, 3)}
 TOWERS = {"image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, "scan": False}, "embed_dim": 4}
 MODELS = {
     "vit": VIT
-    | {"pool": "map", "registers": 2, "layer_scale": 0.1, "pre_norm": True, "num_classes": 3, "representation": 5},
+    | {
+        "pool": "map",
+        "registers": 2,
+        "layer_scale": 0.1,
+        "pre_norm": True,
+        "num_classes": 3,
+        "representation": 5,
+        "projection": 4,
+    },
     "deit": VIT | {"num_classes": 3},
     "mae": VIT | {"decoder_width": 8, "decoder_depth": 2, "decoder_heads": 2, "positions": "learned"},
     "swin": toy_models.SIZES["swin"] | {"num_classes": 3, "positions": "learned", "image_size": (8, 12)},
@@ -34,7 +43,8 @@ MODELS = {
         **{"width": 8, "depth": 1, "heads": 2, "mlp_width": 12, "num_classes": 3, "scan": False},
     },
     "text": TEXT | {"scan": False, "projection": 3, "pool": "cls"},
-    "bert": TEXT | {"scan": False},
+    "bert": TEXT | {"scan": False, "mlm_head": True},
+    "naflex": NAFLEX | {"num_classes": 3},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
     "coca": TOWERS
     | {"text": TOWERS["text"] | {"pool": "cls"}, "queries": 3, "pool_heads": 2}
@@ -88,6 +98,7 @@ LAYERS = {
     "fpn": (inside("backbone", STAGES), 5),
     "multiscale": (inside("backbone", SWIN_LAYERS), 4),
     "text": (TEXT_LAYERS, 3),
+    "naflex": (VIT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),

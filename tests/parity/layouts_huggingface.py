@@ -51,6 +51,13 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     ResNetModel,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2Model,
+    Siglip2TextConfig,
+    Siglip2TextModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipConfig,
     SiglipForImageClassification,
     SiglipModel,
@@ -71,6 +78,7 @@ from transformers import (
     ViTModel,
 )
 
+from vitvlm.nn.patches import Patches
 from vitvlm.pretrained.tensors import SINGLE
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
@@ -233,6 +241,42 @@ pair_case("AlignModel", lambda: AlignModel(AlignConfig(text_config=BERT, vision_
 image_case("AlignVisionModel", lambda: AlignVisionModel(AlignVisionConfig(**EFFICIENTNET)), pooled)
 text_case("AlignTextModel", lambda: AlignTextModel(AlignTextConfig(**BERT)), pooled)
 text_case("BertModel", lambda: BertModel(BertConfig(**BERT)), pooled)
+
+
+# Patches of images of 2x3, 1x1 and 4x3 patches, in rows of 12.
+GRIDS = np.array([[2, 3], [1, 1], [4, 3]], np.int32)
+PATCH_MASK = (np.arange(12) < GRIDS.prod(axis=1, keepdims=True)).astype(np.int32)
+PATCHES = np.random.default_rng(2).normal(size=(3, 12, 48)).astype(np.float32) * PATCH_MASK[..., None]
+NAFLEX_VISION = {name: value for name, value in VISION.items() if name != "image_size"} | {"num_patches": 9}
+NAFLEX = {"text_config": SIGLIP_TEXT, "vision_config": NAFLEX_VISION}
+
+
+def patches_of(theirs: PreTrainedModel, **inputs: Any) -> Any:
+    """Their answer to these images."""
+    mask, grids = torch.from_numpy(PATCH_MASK), torch.from_numpy(GRIDS).long()
+    pixels = torch.from_numpy(PATCHES)
+    return theirs(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=grids, **inputs)
+
+
+def naflex_case(name: str, make: Callable[[], PreTrainedModel], expected: Callable[[Any], dict[str, Any]]) -> None:
+    @published(name)
+    def case(folder: Path) -> Layout:
+        theirs = written(make(), folder)
+        return Layout(folder, (Patches(PATCHES, PATCH_MASK, GRIDS),), expected=expected(patches_of(theirs)))
+
+
+naflex_case("Siglip2VisionModel", lambda: Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX_VISION)), pooled)
+naflex_case(
+    "Siglip2ForImageClassification", lambda: Siglip2ForImageClassification(Siglip2Config(**NAFLEX, **CLASSES)), logits
+)
+text_case("Siglip2TextModel", lambda: Siglip2TextModel(Siglip2TextConfig(**SIGLIP_TEXT)), pooled)
+
+
+@published("Siglip2Model (NaFlex)")
+def naflex(folder: Path) -> Layout:
+    theirs = written(Siglip2Model(Siglip2Config(**NAFLEX)), folder)
+    expected = similarity(patches_of(theirs, input_ids=torch.from_numpy(TEXTS).long()))
+    return Layout(folder, (Patches(PATCHES, PATCH_MASK, GRIDS), TEXTS), expected=expected)
 
 
 def rewrite(folder: Path, tensors: Callable[[dict[str, Any]], dict[str, Any]] = dict, **config: Any) -> None:

@@ -110,6 +110,22 @@ def test_both_towers(name, tmp_path):
     check_written_back(theirs, loaded, tmp_path / "ours")
 
 
+def test_attention_of_the_tower_that_has_it(tmp_path, caplog):
+    """The text's; that the image tower, convolutions, has none is said by name, and an error where it is alone."""
+    theirs = reference()
+    loaded = load(theirs, tmp_path / "theirs")
+    expected = run_theirs(theirs, MASK, output_attentions=True)
+    ours = jax.jit(lambda v: loaded.model.apply(v, IMAGES, TEXTS, MASK, capture=("attention",)))(loaded.variables)
+    close(ours.text.attention, stacked(expected.text_model_output.attentions), "attention")
+    assert ours.image.attention is None
+    assert "the image tower, EfficientNet, has no attention" in caplog.text
+    with pytest.raises(ConfigError, match=r"capture: nothing is called 'attentions'"):
+        loaded.model.apply(loaded.variables, IMAGES, TEXTS, MASK, capture=("attentions",))
+    image = loaded.model.image.clone(parent=None, name=None)
+    with pytest.raises(ConfigError, match=r"capture: EfficientNet has no attention; there is: hidden"):
+        image.init(jax.random.key(0), IMAGES, capture=("attention",))
+
+
 def test_gradients(tmp_path):
     """Of their loss, by every parameter. That of log s is that of T = 1 / s times -T."""
     theirs = reference(temperature_init_value=0.3)

@@ -122,6 +122,31 @@ def test_encoder_alone(tmp_path):
     check_written_back(theirs, loaded, tmp_path / "ours")
 
 
+def test_images_that_the_patch_does_not_divide(tmp_path):
+    """Zeros below and to the right, for the patches as for the windows and for merging; values and gradients."""
+    theirs = SwinForImageClassification(SwinConfig(**BASE | {"patch_size": 4, "image_size": 13, "window_size": 2}))
+    randomise(theirs)
+    images = make_images(2, 13, 18, 3)
+    expected = theirs(pixels(images), labels=torch.tensor([1, 3]))
+    expected.loss.backward()
+    loaded = load(theirs, tmp_path / "theirs")
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            output = loaded.model.apply({"params": params}, images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.array([1, 3]))
+            return losses.mean(), output
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (value, output), found = run(loaded.variables["params"])
+    assert output.pyramid[0].shape[1:3] == (4, 5)
+    close(output.logits, array(expected.logits), "logits")
+    close(value, array(expected.loss), "loss")
+    close_trees(paths.flatten(found), paths.flatten(gradients(theirs, loaded, tmp_path / "gradients")))
+
+
 def test_image_of_another_size(tmp_path):
     """transformers resamples absolute positions (bicubic) when asked to interpolate them, from a square grid."""
     theirs = SwinForImageClassification(SwinConfig(**BASE | {"use_absolute_embeddings": True}))

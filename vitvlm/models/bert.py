@@ -54,6 +54,9 @@ class Bert(nn.Module):
         *under("embed_norm/", NORM, "embedding"),
         *under(STACK, Block.roles, "block"),
         *under("pooler/", Dense.roles),
+        *under("mlm_dense/", Dense.roles),
+        *under("mlm_norm/", NORM),
+        ("mlm_bias", Role("bias")),
     )
 
     width: int

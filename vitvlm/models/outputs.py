@@ -1,7 +1,7 @@
 """What models return: one struct per kind of model, so that heads, probes and connectors work on all of a kind."""
 
 import flax.struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.pyramids import Pyramid
@@ -25,6 +25,7 @@ class EncoderOutput:
         whose layers have several shapes, a tuple of feature maps; None unless captured.
       attention [depth, B, K, R + N, R + N]: weights of each block; a tuple for a hierarchical encoder, of
         [B * windows, K, T, T] if each window of T tokens looks at itself only; None unless captured.
+      mask [B, N]: True at tokens of the image, where the images of a batch have shapes of their own; None: all are.
       cls_logits, distillation_logits [B, S]: of a DeiT's two heads, whose mean `logits` is; None for other models.
     """
 
@@ -36,6 +37,7 @@ class EncoderOutput:
     logits: Float[Array, "B S"] | None = None
     hidden: Float[Array, "layers B M D"] | Pyramid | None = None
     attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
+    mask: Bool[Array, "B N"] | None = None
     cls_logits: Float[Array, "B S"] | None = None
     distillation_logits: Float[Array, "B S"] | None = None
 

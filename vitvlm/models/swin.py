@@ -134,7 +134,7 @@ class Swin(nn.Module):
         *under("patches_norm/", NORM, "embedding"),
         *under("positions/", PositionTable.roles, "embedding"),
         *under(r"stages_\d+/", Stage.roles, "block"),
-        *under("norm/", NORM),
+        *under(r"(norm|level_norms_\d+)/", NORM),
         *under("head/", Dense.roles, "head"),
     )
 

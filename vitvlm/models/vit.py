@@ -76,7 +76,7 @@ class ViT(nn.Module):
         *under(STACK, Block.roles, "block"),
         *under("norm/", NORM),
         *under("pool/", MapHead.roles),
-        *under("representation/", Dense.roles),
+        *under("(representation|projection)/", Dense.roles),
         *under("(distillation_)?head/", Dense.roles, "head"),
     )
 

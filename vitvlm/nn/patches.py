@@ -1,19 +1,36 @@
 """Images as sequences of patches, and back (Dosovitskiy et al. 2021, section 3.1)."""
 
+import math
 from typing import ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.nn.dense import product
 from vitvlm.nn.resampling import linear_weights
 from vitvlm.nn.roles import Role, Roles
 
 Pair = tuple[int, int]
+
+
+@flax.struct.dataclass
+class Patches:
+    """Images of shapes of their own, each as at most N patches.
+
+    Fields:
+      pixels [B, N, P*P*C]: row by row; in a patch the order is row, column, channel. What is behind is padding.
+      mask [B, N]: 1 or True at patches of the image.
+      grids [B, 2]: rows and columns of patches of each image, whose product is at most N.
+    """
+
+    pixels: Float[Array, "B N PPC"]
+    mask: Shaped[Array, "B N"]
+    grids: Int[Array, "B 2"]
 
 
 def as_pair(size: int | Pair) -> Pair:
@@ -61,6 +78,14 @@ def patchify(images: Float[Array, "B H W C"], patch: Pair) -> Float[Array, "B N 
     return jnp.einsum("bhpwqc->bhwpqc", cut).reshape(B, h * w, p * q * C)
 
 
+def as_patches(images: Float[Array, "B H W C"], patch: Pair) -> Patches:
+    """Images of one shape, which the patch divides, as Patches without padding."""
+    pixels = patchify(images, patch)
+    grid = patch_grid(images.shape[1:3], patch)
+    B, N, _ = pixels.shape
+    return Patches(pixels, jnp.ones((B, N), bool), jnp.broadcast_to(jnp.array(grid), (B, 2)))
+
+
 def unpatchify(patches: Float[Array, "B N PPC"], grid: Pair, patch: Pair) -> Float[Array, "B H W C"]:
     """Puts patches back into images: the inverse of `patchify` for images of `grid` patches.
 
@@ -99,7 +124,8 @@ def resample_kernel(kernel: Float[Array, "p q C D"], patch: Pair) -> Float[Array
 class PatchEmbed(nn.Module):
     """Linear map of each patch to a token, z = x E + b, with E as a kernel [P, P, C, D]; with `keep`, of those patches.
 
-    Called with another patch size, the kernel is resampled to it: see `resample_kernel`.
+    Called with another patch size, the kernel is resampled to it: see `resample_kernel`. With `cut` False the input is
+    [B, N, P*P*C], patches already.
     """
 
     roles: ClassVar[Roles] = (
@@ -110,6 +136,7 @@ class PatchEmbed(nn.Module):
     width: int
     patch: Pair
     use_bias: bool = True
+    cut: bool = True
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -117,12 +144,13 @@ class PatchEmbed(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W C"], keep: Int[Array, "B n"] | None = None, patch: Pair | None = None
     ) -> Float[Array, "B n D"]:
-        patches = patchify(images, patch or self.patch)
+        patches = patchify(images, patch or self.patch) if self.cut else images
+        channels = images.shape[-1] if self.cut else images.shape[-1] // math.prod(self.patch)
         if keep is not None:
             patches = take_tokens(patches, keep)
         # The fans of a linear map of whole patches, as in MAE: a convolution's would differ.
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
-        kernel = self.param("kernel", init, (*self.patch, images.shape[-1], self.width), self.param_dtype)
+        kernel = self.param("kernel", init, (*self.patch, channels, self.width), self.param_dtype)
         kernel = resample_kernel(kernel, patch or self.patch).reshape(-1, self.width)
         tokens = product(patches.reshape(-1, patches.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Mlp
@@ -30,12 +30,14 @@ class MapHead(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+    def __call__(self, tokens: Float[Array, "B N D"], real: Bool[Array, "B N"] | None = None) -> Float[Array, "B D"]:
+        """The probe's answer; with `real`, it looks at the tokens that are True there alone."""
         B, _, D = tokens.shape
+        mask = None if real is None else real[:, None, None, :]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, D), self.param_dtype)
         probes = jnp.broadcast_to(probe.astype(tokens.dtype), (B, 1, D))
-        x, _ = Attention(self.heads, name="attention", **dtypes)(probes, context=tokens)
+        x, _ = Attention(self.heads, name="attention", **dtypes)(probes, context=tokens, mask=mask)
         normed = nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(x)
         x = x + Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)(normed)
         return x[:, 0]

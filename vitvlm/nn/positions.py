@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.resampling import cubic_weights
@@ -49,6 +49,23 @@ class PositionTable(nn.Module):
         return resample_grid(table, grid, self.antialias).reshape(-1, self.width), before
 
 
+class FlexiblePositions(nn.Module):
+    """A learned table of a grid, resampled to the grid of each image of a batch: see `resample_each`."""
+
+    roles: ClassVar[Roles] = PositionTable.roles
+
+    grid: Pair
+    width: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, grids: Int[Array, "B 2"], count: int) -> Float[Array, "B N D"]:
+        """The positions of N = `count` places in each image."""
+        init = nn.initializers.normal(self.width**-0.5)
+        table = self.param("grid", init, (*self.grid, self.width), self.param_dtype)
+        return resample_each(table, grids, count)
+
+
 def sincos_grid(grid: Pair, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Fixed 2-D positions [h, w, D], float32, as MAE has them (He et al. 2022; the code of its authors).
 
@@ -69,6 +86,31 @@ def sincos_grid(grid: Pair, width: int, temperature: float = 10_000.0) -> np.nda
     columns = np.broadcast_to(encode(w)[None, :], (h, w, width // 2))
     rows = np.broadcast_to(encode(h)[:, None], (h, w, width // 2))
     return np.concatenate([columns, rows], axis=-1).astype(np.float32)
+
+
+def resample_each(table: Float[Array, "h w D"], grids: Int[Array, "B 2"], count: int) -> Float[Array, "B N D"]:
+    """A table of positions resampled to the grid of each image, row by row, for N = `count` places.
+
+    Equal to PyTorch's `interpolate(mode="bilinear", align_corners=False, antialias=True)`: linear, and wider where the
+    table shrinks. Places behind an image's own, which are padding, have its first position.
+    """
+    places, grids = jnp.arange(count), jnp.maximum(grids, 1)  # a row of padding in a batch has none
+    rows, columns = grids[:, :1], grids[:, 1:]
+    at = jnp.where(places < rows * columns, places, 0)  # [B, N]
+    h, w, _ = table.shape
+    by_row, by_column = _linear_weights(at // columns, h, rows), _linear_weights(at % columns, w, columns)
+    wide = table.astype(jnp.float32)
+    resampled = jnp.einsum("BNh,BNw,hwD->BND", by_row, by_column, wide, precision=jax.lax.Precision.HIGHEST)
+    return resampled.astype(table.dtype)
+
+
+def _linear_weights(places: Int[Array, "B N"], size: int, new_sizes: Int[Array, "B 1"]) -> Float[Array, "B N size"]:
+    """Each sample of a resampled axis as weights of the old ones, with antialias."""
+    step = size / new_sizes.astype(jnp.float32)
+    centres = (places + 0.5) * step - 0.5
+    distance = jnp.abs(jnp.arange(size) - centres[..., None])
+    weights = jnp.maximum(1 - distance / jnp.maximum(step, 1.0)[..., None], 0)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = False) -> Float[Array, "h2 w2 D"]:

@@ -131,6 +131,7 @@ SIGLIP_TOWER = {
     "attention_dropout": 0.0,
 }
 SIGLIP_VISION = SIGLIP_TOWER | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
+SIGLIP2_VISION = SIGLIP_TOWER | {"num_channels": 3, "num_patches": 256, "patch_size": 16, "vision_use_head": True}
 SIGLIP_TEXT = SIGLIP_TOWER | {
     "vocab_size": 32_000,
     "max_position_embeddings": 64,
@@ -171,6 +172,9 @@ DEFAULTS: Mapping[str, Json] = {
     "siglip_vision_model": SIGLIP_VISION,
     "siglip_text_model": SIGLIP_TEXT,
     "siglip": {"vision_config": SIGLIP_VISION, "text_config": SIGLIP_TEXT},
+    "siglip2_vision_model": SIGLIP2_VISION,
+    "siglip2_text_model": SIGLIP_TEXT,
+    "siglip2": {"vision_config": SIGLIP2_VISION, "text_config": SIGLIP_TEXT},
     "align_vision_model": ALIGN_VISION,
     "align_text_model": BERT,
     "align": {

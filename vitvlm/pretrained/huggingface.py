@@ -28,6 +28,7 @@ from vitvlm.pretrained import (
     preprocessing,
     resnet,
     siglip,
+    siglip2,
     swin,
     texts,
     vit,
@@ -52,6 +53,7 @@ FAMILIES: Mapping[str, Family] = {
     **efficientnet.FAMILIES,
     **clip.FAMILIES,
     **siglip.FAMILIES,
+    **siglip2.FAMILIES,
     **bert.FAMILIES,
     **align.FAMILIES,
 }
@@ -192,7 +194,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
 def _operations(family: Family, described: Json, config: Json, where: str) -> str:
     config = config_defaults.completed(family.model_type, config)
-    channels = family.inputs(config)[0].shape[-1]  # whoever has a preprocessor sees images
+    channels = config.get("vision_config", config)["num_channels"]  # whoever has a preprocessor sees images
     return preprocessing.operations(described, channels, config, where)
 
 

@@ -64,17 +64,30 @@ def _resize_and_crop(settings: Json, where: str) -> list[str]:
     return [f"resize_small({larger}, {method!r})", _crop((side, side), padded=larger < side)]
 
 
+def _fit_patches(settings: Json, where: str) -> list[str]:
+    """To whole patches, as many as there may be; whatever `size` says."""
+    return [f"fit_patches({_patches(settings, where)}, {_method(settings, where)!r})"]
+
+
+def _patches(settings: Json, where: str) -> str:
+    numbers = [settings[key] for key in ("patch_size", "max_num_patches")]
+    if not all(map(_is_side, numbers)):
+        raise WeightsError(f"{where}: patch_size, max_num_patches {numbers}; two whole numbers above 0 are understood")
+    return ", ".join(map(str, numbers))
+
+
 @dataclasses.dataclass(frozen=True)
 class Processor:
     """A class of image processors.
 
     Fields:
       defaults: of all its settings; a key that is not here is unknown to the class.
-      resize: the settings and the file's name to the operations that resize.
+      resize: the settings and the file's name to the operations that resize; last: to those after all others.
     """
 
     defaults: Json
     resize: Callable[[Json, str], list[str]] = _resize
+    last: Callable[[Json, str], list[str]] = lambda settings, where: []
 
 
 def _processor(
@@ -117,6 +130,10 @@ PROCESSORS: Mapping[str, Processor] = {
     "EfficientNetImageProcessor": _processor(
         _square(346), BICUBIC, _HALF, crop_size=_square(289), rescale_offset=False, include_top=True
     ),
+    "Siglip2ImageProcessor": dataclasses.replace(
+        _processor(NO_CONFIG, BILINEAR, _HALF, _fit_patches, patch_size=16, max_num_patches=256),
+        last=lambda settings, where: [f"patchify({_patches(settings, where)})"],
+    ),
 }
 
 # The class of files that name none, by config.json's model_type.
@@ -135,6 +152,8 @@ BY_MODEL_TYPE = {
     "clip_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
+    "siglip2": "Siglip2ImageProcessor",
+    "siglip2_vision_model": "Siglip2ImageProcessor",
 }
 
 
@@ -158,7 +177,7 @@ def operations(source: Json, channels: int, config: Json = NO_CONFIG, where: str
         if settings["crop_size"] is None:
             raise WeightsError(f"{where}: do_center_crop without a crop_size")
         steps.append(_central_crop(settings, where))
-    return "|".join([*steps, _normalize(settings, channels, where)])
+    return "|".join([*steps, _normalize(settings, channels, where), *processor.last(settings, where)])
 
 
 def processor_name(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> str:

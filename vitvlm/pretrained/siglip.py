@@ -115,7 +115,7 @@ def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
         "SigLIP",
     )
     own = {"model_type": "siglip_vision_model", "vision_use_head": model.pool == "map"}
-    return image_config(model, params, "SigLIP") | own | _tanh(model)
+    return image_config(model, params, "SigLIP") | own | tanh_name(model)
 
 
 def text_config(model: TextTransformer) -> dict[str, Any]:
@@ -132,10 +132,10 @@ def text_config(model: TextTransformer) -> dict[str, Any]:
         "SigLIP",
     )
     own = {"model_type": "siglip_text_model", "projection_size": model.projection}
-    return sequence_config(model, "SigLIP") | own | _tanh(model)
+    return sequence_config(model, "SigLIP") | own | tanh_name(model)
 
 
-def _tanh(model: ViT | TextTransformer) -> dict[str, str]:
+def tanh_name(model: ViT | TextTransformer) -> dict[str, str]:
     """Of the names of one function, the one that SigLIP's configs use."""
     return {"hidden_act": "gelu_pytorch_tanh"} if model.activation == "gelu_tanh" else {}
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
+from vitvlm.nn.patches import Patches
+
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
 Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], mask [B] (1 = real), index [B], ...
 PredictFn = Callable[[Variables, Batch], dict[str, Array]]
@@ -47,6 +49,15 @@ class Task(Protocol):
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         """Loss (a float32 scalar, the mean over real examples), scalar metrics, and the updated collections."""
+
+
+def images_of(batch: Batch) -> Array | Patches:
+    """What an image encoder is called with: pixels, or patches of images that have shapes of their own."""
+    images = batch["image"]
+    if "patch_mask" not in batch:
+        return images
+    B, N, *_ = images.shape
+    return Patches(images.reshape(B, N, -1), batch["patch_mask"], batch["patch_grid"])
 
 
 def split_rng(rng: PRNGKeyArray, *names: str) -> dict[str, PRNGKeyArray]:

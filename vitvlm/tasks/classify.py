@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, masked, mixing
-from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, images_of, split_rng
 from vitvlm.tasks.distillation import Distillation
 from vitvlm.tasks.features import feature_fns
 
@@ -80,7 +80,9 @@ class Classify:
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         self._targets(batch, 0.0)
-        return dict(self.model.init(rng, batch["image"]))
+        if "patch_mask" in batch and (self.mixup or self.cutmix):
+            raise ConfigError("task.mixup, task.cutmix: images of shapes of their own cannot be mixed: set both to 0")
+        return dict(self.model.init(rng, images_of(batch)))
 
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool, **call: Any
@@ -97,7 +99,7 @@ class Classify:
             images, targets = mixing.mix(rngs["mix"], images, targets, mask, self.mixup, self.cutmix)
         output, updated = self.model.apply(
             own,
-            images,
+            images_of({**batch, "image": images}),
             train=train,
             rngs={"dropout": rngs["dropout"]},
             mutable=collections(own) if train else [],
@@ -184,4 +186,4 @@ class Classify:
         return {"logits": self._encode(variables, batch, **call).logits}
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"], **call)
+        return self.model.apply(variables, images_of(batch), **call)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput, TwoTowersOutput
 from vitvlm.objectives import chunked, contrastive
-from vitvlm.tasks.base import Batch, LossFn, Pairwise, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, LossFn, Pairwise, PredictFn, Variables, collections, images_of, split_rng
 from vitvlm.tasks.features import feature_fns
 
 
@@ -126,20 +126,20 @@ class Contrast:
         return {**embeddings, **feature_fns(self._encode, self.model.image)}
 
     def _embed_image(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        return {"embedding": self.model.apply(variables, batch["image"], method="encode_image")}
+        return {"embedding": self.model.apply(variables, images_of(batch), method="encode_image")}
 
     def _embed_text(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         return {"embedding": self.model.apply(variables, batch["text"], batch["text_mask"], method="encode_text")}
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"], method=lambda model, x: model.image(x, **call))
+        return self.model.apply(variables, images_of(batch), method=lambda model, x: model.image(x, **call))
 
 
 def _pairs(batch: Batch) -> tuple[Array, Array, Array]:
     """Images, texts, and which tokens are real. Raises ConfigError for a batch without texts."""
     if "text" not in batch:
         raise ConfigError("config.data: this task needs texts; add tokenize(...) to the operations of both splits")
-    return batch["image"], batch["text"], batch["text_mask"]
+    return images_of(batch), batch["text"], batch["text_mask"]
 
 
 @jax.custom_vjp

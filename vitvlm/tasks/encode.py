@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import PRNGKeyArray
 
 from vitvlm.models.outputs import EncoderOutput
-from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, images_of
 from vitvlm.tasks.features import feature_fns
 
 
@@ -23,7 +23,7 @@ class Encode:
     model: nn.Module
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
-        return dict(self.model.init(rng, batch["image"]))
+        return dict(self.model.init(rng, images_of(batch)))
 
     @property
     def losses(self) -> tuple[LossFn, ...]:
@@ -39,4 +39,4 @@ class Encode:
         return feature_fns(self._encode, self.model)
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"], **call)
+        return self.model.apply(variables, images_of(batch), **call)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vitvlm.models.outputs import EncoderOutput
+from vitvlm.nn.pooling import masked_mean
 from vitvlm.tasks.base import Batch, PredictFn, Variables
 
 Encode = Callable[..., EncoderOutput]  # (variables, batch, **call)
@@ -32,11 +33,12 @@ def feature_fns(encode: Encode, encoder: nn.Module) -> dict[str, PredictFn]:
         return {"features": encode(variables, batch).pooled}
 
     def token_mean(variables: Variables, batch: Batch) -> dict[str, Array]:
-        return {"features": encode(variables, batch).tokens.mean(axis=1)}
+        output = encode(variables, batch)
+        return {"features": _mean(output.tokens, output)}
 
     def pooled_and_token_mean(variables: Variables, batch: Batch) -> dict[str, Array]:
         output = encode(variables, batch)
-        return {"features": jnp.concatenate([output.pooled, output.tokens.mean(axis=1)], axis=1)}
+        return {"features": jnp.concatenate([output.pooled, _mean(output.tokens, output)], axis=1)}
 
     return {
         "features": features,
@@ -48,7 +50,12 @@ def feature_fns(encode: Encode, encoder: nn.Module) -> dict[str, PredictFn]:
 
 def _mean_after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:
     output = encode(variables, batch, capture=("hidden",))
-    return {"features": output.hidden[block + 1, :, output.prefix.shape[1] :].mean(axis=1)}
+    return {"features": _mean(output.hidden[block + 1, :, output.prefix.shape[1] :], output)}
+
+
+def _mean(tokens: Float[Array, "B N D"], output: EncoderOutput) -> Float[Array, "B D"]:
+    """The mean of the patch tokens that are the image's."""
+    return tokens.mean(axis=1) if output.mask is None else masked_mean(tokens, output.mask)
 
 
 def _cls_after_block(encode: Encode, block: int, variables: Variables, batch: Batch) -> dict[str, Array]:

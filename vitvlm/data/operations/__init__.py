@@ -1,6 +1,6 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
-from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, randaugment, text
+from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, patches, randaugment, text
 from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "fields",
     "geometry",
     "parse",
+    "patches",
     "randaugment",
     "text",
 ]

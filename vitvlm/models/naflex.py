@@ -1,0 +1,150 @@
+"""The vision transformer of SigLIP 2's NaFlex (Tschannen et al. 2025, section 2.4): images of every shape."""
+
+import functools
+from collections.abc import Collection
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vitvlm.core import config
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.models.registry import MODELS
+from vitvlm.models.vit import HEAD_INPUTS
+from vitvlm.nn.blocks import Block
+from vitvlm.nn.dense import Dense
+from vitvlm.nn.patches import Pair, PatchEmbed, Patches, as_pair, as_patches
+from vitvlm.nn.pooling import MapHead, masked_mean
+from vitvlm.nn.positions import FlexiblePositions
+from vitvlm.nn.roles import NORM, STACK, Roles, under
+from vitvlm.nn.stack import apply_blocks
+
+POOLS = ("map", "gap")
+
+
+@MODELS.register("naflex")
+class NaFlex(nn.Module):
+    """Patches of images of every shape, positions resampled for each, pre-norm blocks, a norm, one pooled vector.
+
+    Each image is at most so many patches as the batch has room for, in a grid of its own; what is left of the row is
+    padding, which nothing looks at.
+
+    Fields:
+      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
+      patch_size: a number or (height, width).
+      position_grid: (h, w) of the learned table of positions, resampled linearly, with antialias, to the grid of each
+        image.
+      num_classes: S; 0 for no head. head_input: what the head reads: "pooled", or "mean", that of the patch tokens.
+      pool: "map", attention pooling, or "gap", the mean over patch tokens.
+      activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
+        block.
+      scan, remat: see `nn.stack.apply_blocks`.
+      dtype: of the computation; param_dtype: of the parameters.
+    """
+
+    roles: ClassVar[Roles] = (
+        *under("patches/", PatchEmbed.roles, "embedding"),
+        *under("positions/", FlexiblePositions.roles, "embedding"),
+        *under(STACK, Block.roles, "block"),
+        *under("norm/", NORM),
+        *under("pool/", MapHead.roles),
+        *under("head/", Dense.roles, "head"),
+    )
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    patch_size: int | Pair = 16
+    position_grid: Pair = (16, 16)
+    num_classes: int = 0
+    head_input: str = "pooled"
+    pool: str = "map"
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Patches | Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+    ) -> EncoderOutput:
+        """Encodes images of shapes of their own, as `Patches`; or of one shape, which the patch divides.
+
+        Of Patches the output's grid is (1, N), its `mask` says which tokens are real, and there is no pyramid.
+        `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
+
+        Raises ValueError if the patch does not divide the images, ConfigError for an unknown pool, head_input or
+        capture.
+        """
+        self._check()
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        patch = as_pair(self.patch_size)
+        alike = not isinstance(images, Patches)
+        patches = as_patches(images, patch) if alike else images
+        B, N, _ = patches.pixels.shape
+        grid = (images.shape[1] // patch[0], images.shape[2] // patch[1]) if alike else (1, N)
+
+        tokens = PatchEmbed(self.width, patch, cut=False, name="patches", **dtypes)(patches.pixels)
+        positions = FlexiblePositions(self.position_grid, self.width, self.param_dtype, name="positions")
+        tokens = tokens + positions(patches.grids, N).astype(self.dtype)
+        tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
+        real = patches.mask.astype(bool)
+        block = functools.partial(
+            Block,
+            self.heads,
+            self.mlp_width,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            **dtypes,
+        )
+        stacked = apply_blocks(
+            block,
+            tokens,
+            depth=self.depth,
+            scan=self.scan,
+            remat=self.remat,
+            drop_path=self.drop_path,
+            mask=None if alike else real[:, None, None, :],
+            train=train,
+            capture=capture,
+        )
+        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        mean = masked_mean(tokens, real)
+        pooled = mean if self.pool == "gap" else self._attend(tokens, real, dtypes)
+        return EncoderOutput(
+            tokens=tokens,
+            prefix=tokens[:, :0],
+            pooled=pooled,
+            grid=grid,
+            pyramid=(tokens.reshape(B, *grid, self.width),) if alike else (),
+            logits=self._classify(pooled if self.head_input == "pooled" else mean, dtypes),
+            hidden=stacked.hidden,
+            attention=stacked.attention,
+            mask=None if alike else real,
+        )
+
+    def _check(self) -> None:
+        for field, allowed in (("pool", POOLS), ("head_input", HEAD_INPUTS)):
+            if (value := getattr(self, field)) not in allowed:
+                raise config.ConfigError(f"model.{field}: {value!r} is none; {config.suggest(value, allowed)}")
+
+    def _attend(
+        self, tokens: Float[Array, "B N D"], real: Float[Array, "B N"], dtypes: dict[str, DTypeLike]
+    ) -> Float[Array, "B D"]:
+        head = MapHead(self.heads, self.mlp_width, self.activation, self.norm_eps, name="pool", **dtypes)
+        return head(tokens, real)
+
+    def _classify(self, features: Float[Array, "B D"], dtypes: dict[str, DTypeLike]) -> Float[Array, "B S"] | None:
+        if not self.num_classes:
+            return None
+        return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(features)
