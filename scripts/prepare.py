@@ -40,6 +40,8 @@ def main() -> None:
     console = Console()
     for table in report.tables(told):
         console.print(table)
+    for line in report.files_lines(told):
+        print(f"files of {line}")
     print(f"written to {OUT.value} (report.html, report.json); open it as tfds:{OUT.value}")
 
 

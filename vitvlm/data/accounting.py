@@ -83,7 +83,7 @@ class Files:
         unreadable = Tally.of(f"{name}: {reason}" for name, reason in self.unreadable.items())
         parts.append(f"{unreadable.count:,} unreadable" + (f" ({unreadable})" if unreadable.count else ""))
         notes = "".join(f"; {tally.count:,} {rule}: {tally}" for rule, tally in sorted(self.notes.items()))
-        return f"{self.place}: {self.total:,} files: {', '.join(parts)}{notes}"
+        return f"{self.place}: {self.total:,} files: {', '.join(parts)}{notes}".replace("\n", "\\n")
 
     def json(self) -> dict[str, Any]:
         """The numbers, and the first hundred names of each kind."""

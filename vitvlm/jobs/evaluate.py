@@ -15,7 +15,7 @@ from rich.text import Text
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
-from vitvlm.jobs import evaluators, fields
+from vitvlm.jobs import data_files, evaluators, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, load_state, setup
 from vitvlm.training import lock
@@ -92,6 +92,9 @@ def _run(
     evals = evaluators.build(job, _sections(job, names))
     predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
+    accounts = {each.name: each.source.files for each in evals}
+    for line in data_files.lines(accounts):
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
     rows = []
     for each in evals:
         with console.status(f"{each.name} on checkpoint {step}"):
@@ -99,6 +102,7 @@ def _run(
     if held is not None:
         held.check()
         _write(results_folder(folder, step) / "results.json", rows)
+        data_files.save(results_folder(folder, step), accounts)
     return rows
 
 

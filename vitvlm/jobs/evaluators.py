@@ -53,11 +53,12 @@ class Evals:
 
 @dataclasses.dataclass(frozen=True)
 class NamedEvaluator:
-    """An evaluator, its name in the config, and when it is due in training."""
+    """An evaluator, its name in the config, when it is due in training, and what it evaluates on."""
 
     name: str
     when: Evals
     evaluator: evaluation.Evaluator
+    source: sources.Source
 
     def run(self, predict: Predictor, variables: Mapping[str, Any], folder: epath.Path) -> evaluation.Result:
         """Evaluates into `folder`, where the result is also written as result.json.
@@ -104,7 +105,7 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
         **_facts(job, pipeline),
         **_pictures(source, pipeline),
     }
-    return NamedEvaluator(name, when, evaluation.build(when.type, {**labels.defaults, **own}, where, **given))
+    return NamedEvaluator(name, when, evaluation.build(when.type, {**labels.defaults, **own}, where, **given), source)
 
 
 @dataclasses.dataclass(frozen=True)

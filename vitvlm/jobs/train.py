@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
-from vitvlm.jobs import class_weights, curves, evaluators, init_from
+from vitvlm.jobs import class_weights, curves, data_files, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
@@ -57,11 +57,19 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
         start = resume.restore_or_init(
             checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
         )
-        claim = functools.partial(workdir.claim, folder, job.config)
+        accounts = {"train": job.source.files} | {each.name: each.source.files for each in evals}
+
+        def claim() -> None:
+            workdir.claim(folder, job.config)
+            if jax.process_index() == 0:
+                data_files.save(folder, accounts)
+
         if start.restored is not None:
             claim()
         progress = stack.enter_context(_progress(job))
         progress.note(describe(job, start))
+        for line in data_files.lines(accounts):
+            progress.note(line)
         if batches.balance:
             progress.note(f"config.data.{batches.balance}")
         loop.fit(
@@ -84,6 +92,7 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
         if batches.bad.count:
             progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}")
     if jax.process_index() == 0:
+        data_files.save(folder, accounts, batches.bad.names)
         _draw_curves(folder)
     return dict(final)
 

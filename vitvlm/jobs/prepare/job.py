@@ -14,6 +14,7 @@ from rich.progress import track
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources, splits, writing
+from vitvlm.data.accounting import Files
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.operations import decoding, geometry, pixels
 from vitvlm.data.operations.text import texts_of
@@ -72,7 +73,7 @@ def prepare(
         problems.check(drop, seen.caption_field is not None)
         found = problems.find(seen)
         decision = problems.decide(seen, found, drop)
-        told = report.Report(source, str(out), seen, found, decision, tuple(drop))
+        told = report.Report(source, str(out), seen, found, decision, tuple(drop), _files(opened))
         for split, (before, after) in told.examples.items():
             if not after:
                 raise DataError(f"{source}: none of the {before} examples of {split!r} is left; drop less, see --drop")
@@ -135,6 +136,11 @@ def _open(source: str, read: Sequence[str], data_dir: str | None) -> dict[str, S
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--splits={','.join(read)}: name each split once ('all' is written as 'train')")
     return {name: sources.open(source, split, data_dir) for name, split in zip(names, read)}
+
+
+def _files(opened: Mapping[str, Source]) -> dict[str, Sequence[Files]]:
+    """What became of the source's files, by split."""
+    return {name: split.files for name, split in opened.items() if split.files}
 
 
 def _features(seen: Scan, label_names: Sequence[str]) -> dict[str, tfds.features.FeatureConnector]:

@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from vitvlm.core import pages
+from vitvlm.data.accounting import Files
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import decoding
 from vitvlm.data.sources import Example
@@ -33,6 +34,7 @@ class Report:
     Attributes:
       source, out: where it was read from, and where the set was written.
       drop: the kinds that were asked to be dropped.
+      files: what became of the source's files, by the split that was read.
     """
 
     source: str
@@ -41,6 +43,7 @@ class Report:
     found: Findings
     decision: Decision
     drop: Sequence[str]
+    files: Mapping[str, Sequence[Files]] = dataclasses.field(default_factory=dict)
 
     @property
     def examples(self) -> dict[str, tuple[int, int]]:
@@ -113,6 +116,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "caption_field": report.scan.caption_field,
         "left_out": list(report.scan.left_out),
         "drop": list(report.drop),
+        "files": {split: [files.json() for files in each] for split, each in report.files.items()},
         "examples": {split: _before_after(counts) for split, counts in report.examples.items()},
         "captions": _before_after(report.captions),
         "dropped_without_captions": report.decision.dropped.get(WITHOUT_CAPTIONS, 0),
@@ -136,6 +140,7 @@ def as_page(report: Report, example: Callable[[int], Example]) -> str:
         "vitvlm.jobs.prepare",
         "page.html",
         report=report,
+        files=files_lines(report),
         kinds=report.kinds,
         sections=sections,
         total=_sum(report),
@@ -165,6 +170,11 @@ def tables(report: Report) -> list[Table]:
         if split != "captions" or report.scan.caption_field is not None:
             left.add_row(split, *(f"{count:,}" for count in counts))
     return [problems, left]
+
+
+def files_lines(report: Report) -> list[str]:
+    """A line for each split and place: what became of the files."""
+    return [f"{split}: {files}" for split, each in report.files.items() for files in each]
 
 
 def _sum(report: Report) -> tuple[int, int]:
