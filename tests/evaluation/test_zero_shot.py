@@ -71,11 +71,13 @@ def test_equals_the_protocol_written_out(templates, tmp_path):
     assert f"{len(sentences)} templates" in result.protocol
 
 
-def test_other_names_stand_in_for_the_datas(tmp_path):
+@pytest.mark.parametrize("by_name", [False, True])
+def test_other_names_stand_in_for_the_datas(by_name, tmp_path):
+    words = ("chat", "chien", "fou")
     centres = expected_classes(("chat", "chien", "fou"), ("a photo of a {}.",))
     evaluator = evaluation.build(
         "zero_shot",
-        {"class_names": ("chat", "chien", "fou")},
+        {"class_names": dict(reversed(list(zip(NAMES, words)))) if by_name else words},
         batches=batches(centres, np.arange(3)),
         tokenize=tokenize,
         label_names=NAMES,
@@ -89,15 +91,15 @@ def test_other_names_stand_in_for_the_datas(tmp_path):
         ({"templates": "phto"}, "no set 'phto'; there is name, photo, clip_7"),
         ({"templates": ("a cat",)}, "'a cat' needs one {}"),
         ({"class_names": ("one",)}, "1 names for 3 classes"),
+        ({"class_names": {"horse": "cheval"}}, "the data has no class 'horse'; there is: "),
     ],
 )
-def test_what_cannot_be_meant(fields, message, tmp_path):
+def test_what_cannot_be_meant(fields, message):
     images = np.ones((2, 5), np.float32)
-    evaluator = evaluation.build(
-        "zero_shot", fields, batches=batches(images, np.arange(2)), tokenize=tokenize, label_names=NAMES
-    )
     with pytest.raises(ConfigError, match=message):
-        evaluator.run(predict, {}, tmp_path)
+        evaluation.build(
+            "zero_shot", fields, batches=batches(images, np.arange(2)), tokenize=tokenize, label_names=NAMES
+        )
 
 
 @given(n=st.integers(1, 30), seed=st.integers(0, 100))

@@ -182,8 +182,8 @@ def test_an_unlabelled_source_says_so(tmp_path):
     row = {"image": picture(tmp_path, "a.png", "ant"), "caption": "x"}
     (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
     source = f"jsonl:{tmp_path}/list.jsonl"
-    for classes in ("data", 3):
-        with pytest.raises(DataError, match=r"num_classes.* needs classes, and jsonl:.* all has no labels"):
+    for classes in ("data", 3, 0):
+        with pytest.raises(DataError, match=r"classify needs .* jsonl:.* has no labels: add a 'label' to each row"):
             setup(a_config(source, {**CLASSIFIER, "num_classes": classes}, train={"split": "all", "ops": OPS}))
     config = a_config(source, ENCODER, {"knn": {"type": "knn", "ks": (1,)}})
     config["data"] |= {"train": {"split": "all", "ops": OPS}, "eval": {"split": "all", "ops": OPS}}
@@ -299,6 +299,8 @@ def test_streamed_and_multi_label_sources_are_put_under_the_classes_too(tmp_path
     assert [record.found["label"] for record in source.read(0)] == expected
     offset = [record.offset for record in source.read(0)][1]
     assert [record.found["label"] for record in source.read_at(0, [offset])] == [3]
+    offered = {name for name in dir(sources.webdataset.TarSource) if not name.startswith("_")}
+    assert offered <= set(dir(source)), "what streams ask of a source"
 
     rows = [{"image": "one.png", "label": ["cow", "bee"]}, {"image": "two.png", "label": []}]
     picture(tmp_path, "two.png", "bee")
@@ -310,3 +312,26 @@ def test_streamed_and_multi_label_sources_are_put_under_the_classes_too(tmp_path
     )
     merged = sources.renamed(several, {"cow": "animal", "bee": "animal"})
     assert merged.label_names == ("animal",) and [each.tolist() for each in merged.label_sets] == [[0], []]
+
+
+def test_mixtures_of_lists_of_labels_and_of_what_has_none(tmp_path):
+    def rows(name, labels):
+        listed = [{"image": picture(tmp_path, f"{name}{i}.png", "ant"), **row} for i, row in enumerate(labels)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+        return f"jsonl:{tmp_path}/{name}.jsonl"
+
+    first = rows("first", [{"label": ["cow", "ant"]}, {"label": []}])
+    second = rows("second", [{"label": ["bee"]}, {"label": ["dog", "cow"]}])
+    mixed = sources.open(f"mix:{first}+{second}", "all")
+    assert mixed.multi_label and mixed.label_names == ("ant", "cow", "bee", "dog")
+    assert [labels.tolist() for labels in mixed.label_sets] == [[0, 1], [2], [], [1, 3]]
+    assert [mixed[i]["label"].tolist() for i in range(4)] == [[0, 1], [2], [], [1, 3]]
+    one, none = rows("one", [{"label": "cow"}]), rows("none", [{}])
+    with pytest.raises(
+        DataError, match=r"the images of jsonl:.*first\.jsonl have lists of labels, and those of jsonl:.*one"
+    ):
+        sources.open(f"mix:{first}+{one}", "all")
+    with pytest.raises(
+        DataError, match=r"config needs classes: jsonl:.*none\.jsonl has no labels, and others of the mix"
+    ):
+        sources.check_classes(sources.open(f"mix:{one}+{none}", "all"), "config")

@@ -63,7 +63,7 @@ class FeatureSource:
 @dataclasses.dataclass(frozen=True)
 class Features:
     """Saves `features.npz`: features `[n, D]` float32, index `[n]`, and id `[n]`; of labelled data also label `[n]`, a
-    place in class_names `[S]`.
+    place in class_names `[S]`, or, of several labels an image, labels `[n, S]`.
     """
 
     batches: base.Batches

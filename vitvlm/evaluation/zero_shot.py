@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitvlm.core.config import ConfigError
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.evaluation import base, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
 
@@ -39,8 +39,8 @@ class ZeroShot:
 
     Fields:
       templates: sentences with one {} for the class's name, or the name of a set of such: "name", "photo", "clip_7".
-      class_names: instead of the data's own.
-
+      class_names: what a class is called in the sentences, {class of the data: words}, or as many words as there are
+        classes, in the order of the data's.
       scale: what cosines are multiplied with for the probabilities in examples.npz, which no metric hangs on; 100 is
         what CLIP's ends at.
       shown: the most images on the page; 0 for no page.
@@ -56,7 +56,7 @@ class ZeroShot:
     label_names: tuple[str, ...]
     matched: str = ""
     templates: str | tuple[str, ...] = "photo"
-    class_names: tuple[str, ...] | None = None
+    class_names: Mapping[str, str] | tuple[str, ...] | None = None
     scale: float = 100.0
     shown: int = 500
     picture: page.Picture | None = None
@@ -64,11 +64,23 @@ class ZeroShot:
 
     def __post_init__(self) -> None:
         page.check_room(self.shown)
+        self._words()
+        _templates(self.templates)
+
+    def _words(self) -> tuple[str, ...]:
+        """What each class is called. Raises ConfigError for words that are not those of the classes."""
+        given = self.class_names or ()
+        if isinstance(given, Mapping):
+            for name in given:
+                if name not in self.label_names:
+                    raise ConfigError(f"class_names: the data has no class {name!r}; {suggest(name, self.label_names)}")
+            return tuple(given.get(name, name) for name in self.label_names)
+        if given and len(given) != len(self.label_names):
+            raise ConfigError(f"class_names: {len(given)} names for {len(self.label_names)} classes of the data")
+        return tuple(given) or self.label_names
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
-        names = self.class_names or self.label_names
-        if len(names) != len(self.label_names):
-            raise ConfigError(f"class_names: {len(names)} names for {len(self.label_names)} classes of the data")
+        names = self._words()
         templates = _templates(self.templates)
         classes = class_embeddings(predict, variables, self.tokenize, names, templates)
         whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))

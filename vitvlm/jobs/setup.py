@@ -137,6 +137,8 @@ def setup(
         plain = {**plain, "data": {**plain["data"], "class_names": train_split.class_names}}
         check_renames(train_split, source, open_split(eval_split))
     if task is None:
+        if training and getattr(TASKS.get(take_name(job.task, "config.task")[0]), "labelled", False):
+            sources.check_classes(source, f"config.task: {job.task['name']}")
         names = source.label_names if job.classes is None else tuple(job.classes)
         if job.model.get("num_classes") == "data":
             if training or job.classes is None:

@@ -33,9 +33,10 @@ class Task(Protocol):
       constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
         teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.
 
-    A task whose loss is a weighted mean has `whole_batch(batch) -> batch`, which adds what micro-batches must know of
-    the whole batch (`training.gradients.make_gradients`). A task whose loss compares all examples of a batch has
-    `pairwise` too, for micro-batches.
+    A task that learns labels has the class attribute `labelled = True`. One whose loss is a weighted mean has
+    `whole_batch(batch) -> batch`, which adds what micro-batches must know of the whole batch
+    (`training.gradients.make_gradients`). One whose loss compares all examples of a batch has `pairwise` too, for
+    micro-batches.
     """
 
     losses: Sequence[LossFn]

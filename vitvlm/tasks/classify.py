@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ class Classify:
         FlexiViT); `logits_2`, `logits_4`, … predict with each. None: always the model's own.
       distillation: a teacher with the same classes, or None.
     """
+
+    labelled: ClassVar[bool] = True
 
     model: nn.Module
     label_smoothing: float = 0.0

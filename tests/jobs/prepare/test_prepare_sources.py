@@ -35,6 +35,12 @@ def jsonl(images):
     return f"jsonl:{images}/list.jsonl"
 
 
+def several_labels(images):
+    rows = [{"image": name, "label": sorted({*name[:number]} - {"."})} for number, name in enumerate(CAPTIONS)]
+    (images / "sets.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return f"jsonl:{images}/sets.jsonl"
+
+
 def tabled(images):
     with (images / "list.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["image", "caption", "place"])
@@ -64,17 +70,18 @@ def mixture(images):
     return f"mix:2*{jsonl(images)}+1*{tabled(images)}"
 
 
-@pytest.mark.parametrize("spec", [jsonl, tabled, coco, webdataset, mixture])
+@pytest.mark.parametrize("spec", [jsonl, several_labels, tabled, coco, webdataset, mixture])
 def test_comes_back_as_it_was(images, tmp_path, spec):
     before = sources.open(spec(images), "all")
     told = prepare(spec(images), tmp_path / "out", ["all"])
     after = sources.open(f"tfds:{tmp_path / 'out'}", "train")
     assert told.examples == {"train": (len(before), len(before))}
-    assert list(after.ids) == list(before.ids)
+    assert list(after.ids) == list(before.ids) and after.multi_label == before.multi_label
     for old, new in zip((before[i] for i in range(len(before))), (after[i] for i in range(len(after)))):
         assert new.pop("image") == old.pop("image")
         if before.label_names:
-            assert after.label_names[new["label"]] == before.label_names[old["label"]]
+            own, wanted = np.array(after.label_names)[new["label"]], np.array(before.label_names)[old["label"]]
+            np.testing.assert_array_equal(np.sort(own, axis=None), np.sort(wanted, axis=None))
         for name, value in old.items():
             if name != "label":
                 assert _texts(new[name]) == _texts(value), name

@@ -35,6 +35,7 @@ class Source(abc.ABC):
       multi_label: examples have any number of classes; `label_sets` has them, and `labels` raises DataError.
       renames: the classes that were renamed on the way here, by their own names.
       has_quick_texts: `text` spares reading the image.
+      label_remedy: what to do if it is unlabelled and should not be, for messages.
       streams: training reads it from front to back (`sources.webdataset.TarSource`); `len` and `[]` take a first pass.
     """
 
@@ -42,6 +43,7 @@ class Source(abc.ABC):
     has_quick_texts = False
     label_doubt = ""
     multi_label = False
+    label_remedy = "choose a source that has some"
     name: str
     label_names: tuple[str, ...]
     renames: Mapping[str, str] = types.MappingProxyType({})
@@ -107,7 +109,7 @@ def check_classes(source: Source, user: str) -> None:
     if source.label_doubt:
         raise DataError(f"{user} needs classes: {source.label_doubt}")
     if not source.num_classes:
-        raise DataError(f"{user} needs classes, and {source.name} has no labels; choose a source that has some")
+        raise DataError(f"{user} needs classes, and {source.name} has no labels: {source.label_remedy}")
     if source.num_classes == 1 and not source.multi_label:
         raise DataError(
             f"{user} needs two classes or more, and {source.name} has one, {source.label_names[0]!r}: every answer "
@@ -123,6 +125,7 @@ class Subset(Source):
         self.label_names = source.label_names
         self.label_doubt = source.label_doubt
         self.multi_label = source.multi_label
+        self.label_remedy = source.label_remedy
         self.renames = source.renames
         self.has_quick_texts = source.has_quick_texts
         self._source = source

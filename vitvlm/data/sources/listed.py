@@ -40,6 +40,7 @@ class ListedSource(Source):
     """
 
     has_quick_texts = True
+    label_remedy = "add a 'label' to each row, or name the column that is the label by config.data.label"
 
     def __init__(
         self,
@@ -141,7 +142,9 @@ def open_coco(place: str, split: str) -> Source:
     own = file.stem.removeprefix("captions_").rstrip("0123456789")
     if split not in ("all", own):
         raise ConfigError(f"coco:{place}: no split {split!r}; each file is one split: write split='all' or {own!r}")
-    return ListedSource(rows.coco_rows(file), root, "all", f"coco:{place}")
+    source = ListedSource(rows.coco_rows(file), root, "all", f"coco:{place}")
+    source.label_remedy = "captions name no classes; choose a source that has some"
+    return source
 
 
 def _file(path: str, kind: str) -> Path:

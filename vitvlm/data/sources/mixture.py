@@ -11,8 +11,10 @@ from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.accounting import Files
+from vitvlm.data.errors import DataError
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import RESERVED
+from vitvlm.data.sources.relabelled import placed
 
 _PART = re.compile(r"(?:(\d+)\*)?([^*:]+(?::.*)?)")
 
@@ -33,17 +35,32 @@ class MixedSource(Source):
         self._sources, self._weights, self._specs = list(sources), list(weights), list(specs)
         self._pattern = spread(weights)
         self._patterns = max(math.ceil(len(source) / weight) for source, weight in zip(sources, weights, strict=True))
+        several = {source.multi_label: spec for source, spec in zip(sources, specs, strict=True) if source.labelled}
+        if len(several) > 1:
+            raise DataError(
+                f"mix: the images of {several[True]} have lists of labels, and those of {several[False]} have one each"
+            )
         names = [source.label_names for source in sources]
+        self.multi_label = all(names) and True in several
         self.label_names = tuple(dict.fromkeys(name for some in names for name in some)) if all(names) else ()
-        known = {name: label for label, name in enumerate(self.label_names)}
-        self._tables = [np.array([known[name] for name in some], np.int32) for some in names] if known else []
+        if self.label_names:
+            self._sources = [placed(source, self.label_names, "the mixture", "") for source in sources]
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
         if not self.label_names:
             return np.zeros(len(self), np.int32)
-        own = [table[source.labels] for table, source in zip(self._tables, self._sources, strict=True)]
+        if self.multi_label:
+            return super().labels
+        own = [source.labels for source in self._sources]
         return np.array([own[which][place] for which, place in map(self._place, range(len(self)))], np.int32)
+
+    @functools.cached_property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        if not self.multi_label:
+            return super().label_sets
+        own = [source.label_sets for source in self._sources]
+        return [own[which][place] for which, place in map(self._place, range(len(self)))]
 
     @functools.cached_property
     def ids(self) -> Sequence[str]:
@@ -55,8 +72,8 @@ class MixedSource(Source):
         example = dict.fromkeys(self._texts) | self._sources[which][place]
         if "source" in example:
             example["source_"] = example.pop("source")
-        label = self._tables[which][example["label"]] if self.label_names else 0
-        return {**example, "label": int(label), "source": self._specs[which]}
+        label = example["label"] if self.label_names else 0
+        return {**example, "label": label, "source": self._specs[which]}
 
     @functools.cached_property
     def _texts(self) -> tuple[str, ...]:
@@ -79,6 +96,9 @@ class MixedSource(Source):
 
     @property
     def label_doubt(self) -> str:
+        without = [spec for spec, source in zip(self._specs, self._sources, strict=True) if not source.labelled]
+        if 0 < len(without) < len(self._specs):
+            return f"{without[0]} has no labels, and others of the mixture have: it has none as a whole"
         return next((source.label_doubt for source in self._sources if source.label_doubt), "")
 
     def __len__(self) -> int:

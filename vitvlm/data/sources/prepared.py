@@ -36,8 +36,9 @@ class TfdsSource(Source):
     """One split of a prepared TFDS data set with an Image feature "image" and a ClassLabel feature.
 
     Images are given as they are stored, encoded. Text features are given as strings, sequences of them as tuples, other
-    class labels as their names. Where no feature is a ClassLabel there are no classes, and every label is 0.
-    `separators` are those of text features that hold several texts in a string.
+    class labels as their names. Where no feature is a ClassLabel, a sequence of them named "label" or "labels" makes a
+    multi-label source; without one there are no classes, and every label is 0. `separators` are those of text features
+    that hold several texts in a string.
     """
 
     has_quick_texts = True
@@ -49,40 +50,55 @@ class TfdsSource(Source):
         label: str = "label",
         separators: Mapping[str, str] | None = None,
     ):
-        features, available = builder.info.features, builder.info.splits
+        features, available = dict(builder.info.features.items()), builder.info.splits
         if split not in available:
             raise ConfigError(f"{builder.name}: no split {split!r}; {suggest(split, available)}")
         classes = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-        if label not in classes and (classes or label != "label"):
+        sequences = [name for name in ("label", "labels") if _is_labels(features.get(name))]
+        self.multi_label = bool(sequences) and label == "label" and not classes
+        if self.multi_label:
+            label, classes = sequences[0], sequences[:1]
+        elif label not in classes and (classes or label != "label"):
             raise ConfigError(f"{builder.name}: no class label {label!r}; {suggest(label, classes)}")
         if "image" not in features or not isinstance(features["image"], tfds.features.Image):
             raise DataError(f"{builder.name}: has no image feature named 'image', only {', '.join(features)}")
-        self.label_names = tuple(features[label].names) if classes else ()
+        feature = features[label].feature if self.multi_label else features.get(label)
+        self.label_names = tuple(feature.names) if classes else ()
         self._label = label if classes else None
         self._texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         self._several = [name for name, feature in features.items() if _is_texts(feature)]
         self._separators = separators or {}
-        self._class_names = {name: features[name].names for name in classes if name != "label"}
+        own = ("label", self._label) if self.multi_label else ("label",)
+        self._class_names = {name: features[name].names for name in classes if name not in own}
         self._prefix = f"{builder.name}-{split}"
         self._records = _read(builder, split)
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
-        return self._index[0]
+        return super().labels if self.multi_label else np.array(self._index[0], np.int32)
+
+    @property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        return self._index[0] if self.multi_label else super().label_sets
 
     @property
     def ids(self) -> Sequence[str]:
         return self._index[1]
 
     @functools.cached_property
-    def _index(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
+    def _index(self) -> tuple[list[Any], list[str]]:
         """(labels, ids), which takes a pass over the records."""
-        labels, ids = np.zeros(len(self), np.int32), []
+        labels, ids = [], []
         for i in range(len(self)):
             fields = self._fields(i)
-            labels[i] = _number(fields, self._label) if self._label else 0
+            labels.append(self._label_of(fields))
             ids.append(self._id(fields, i))
         return labels, ids
+
+    def _label_of(self, fields: Mapping[str, Any]) -> int | Int[np.ndarray, " k"]:
+        if self.multi_label:
+            return np.unique(np.array(fields[self._label].int64_list.value, np.int32))
+        return _number(fields, self._label) if self._label else 0
 
     def __getitem__(self, index: int) -> Example:
         fields = self._fields(index)
@@ -90,7 +106,7 @@ class TfdsSource(Source):
         example: Example = {name: self._text(fields, name) for name in names}
         return example | {
             "image": _contents(fields, "image")[0],
-            "label": _number(fields, self._label) if self._label else 0,
+            "label": self._label_of(fields),
             "id": self._id(fields, index),
         }
 
@@ -165,6 +181,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
 
 def _is_texts(feature: tfds.features.FeatureConnector) -> bool:
     return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text)
+
+
+def _is_labels(feature: tfds.features.FeatureConnector | None) -> bool:
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel)
 
 
 def _contents(fields: Mapping[str, Any], name: str) -> Sequence[bytes]:

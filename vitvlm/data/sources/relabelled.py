@@ -17,7 +17,7 @@ from vitvlm.data.sources.base import Example, Source
 class Relabelled(Source):
     """The examples of another source under other classes: class i of the source is class `table[i]` of `label_names`.
 
-    A streamed source stays one: shards are read through `read`.
+    A streamed source stays one, with what `sources.webdataset.TarSource` offers for that.
     """
 
     def __init__(self, source: Source, label_names: Sequence[str], table: Sequence[int], renames: Mapping[str, str]):
@@ -72,16 +72,16 @@ class Relabelled(Source):
         return self._source.shard_names
 
     def read(self, shard: int, offset: int = 0) -> Iterator[Any]:
-        """A shard's records from a byte on; see `sources.webdataset.TarSource`."""
+        """A shard's records from a byte on."""
         return map(self._placed_record, self._source.read(shard, offset))
 
     def read_at(self, shard: int, offsets: Sequence[int]) -> Iterator[Any]:
         """A shard's records at some bytes."""
         return map(self._placed_record, self._source.read_at(shard, offsets))
 
-    def with_lost(self, *args: Any) -> Any:
-        """A record with what is lost with it."""
-        return self._source.with_lost(*args)
+    def with_lost(self, shard: int, record: Any, before: int, counted: int | None = None) -> Any:
+        """A record with the number of examples that are lost with it."""
+        return self._source.with_lost(shard, record, before, counted)
 
     def _placed_record(self, record: Any) -> Any:
         return dataclasses.replace(record, found=self._placed(record.found))

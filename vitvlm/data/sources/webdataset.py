@@ -63,6 +63,10 @@ class TarSource(Source):
     """
 
     streams = True
+    label_remedy = (
+        "add KEY.cls or a 'label' in KEY.json to each sample, or name the field of the JSON that is the label by "
+        "config.data.label"
+    )
 
     def __init__(self, pattern: str, split: str, labelling: Labelling = USUAL):
         if split != "all":

@@ -82,7 +82,7 @@ def prepare(
         writing.write(
             draft,
             _file_name(out),
-            _features(seen, names),
+            _features(seen, names, _multi_label(opened)),
             {name: _examples(name, told, opened, names, max_side, separator, console) for name in told.examples},
             description=f"Prepared by vitvlm from {source} ({', '.join(read)}). See report.json.",
         )
@@ -143,11 +143,22 @@ def _files(opened: Mapping[str, Source]) -> dict[str, Sequence[Files]]:
     return {name: split.files for name, split in opened.items() if split.files}
 
 
-def _features(seen: Scan, label_names: Sequence[str]) -> dict[str, tfds.features.FeatureConnector]:
+def _multi_label(opened: Mapping[str, Source]) -> bool:
+    """Whether images have several labels. Raises DataError if those of some splits do and of others do not."""
+    kinds = {split.multi_label: split.name for split in opened.values()}
+    if len(kinds) > 1:
+        raise DataError(f"the images of {kinds[True]} have several labels each, those of {kinds[False]} have one")
+    return True in kinds
+
+
+def _features(seen: Scan, label_names: Sequence[str], multi_label: bool) -> dict[str, tfds.features.FeatureConnector]:
     text = tfds.features.Text
     features = {"image": tfds.features.Image(), "id": text()}
     features |= {name: tfds.features.Sequence(text()) if several else text() for name, several in seen.texts.items()}
-    return features | ({"label": tfds.features.ClassLabel(names=label_names)} if label_names else {})
+    if not label_names:
+        return features
+    label = tfds.features.ClassLabel(names=label_names)
+    return features | {"label": tfds.features.Sequence(label) if multi_label else label}
 
 
 def _examples(
@@ -172,7 +183,8 @@ def _examples(
             ) from error
         record = {"image": image, "id": example["id"]}
         if label_names:
-            record["label"] = opened[one.read].label_names[example["label"]]
+            label = np.array(opened[one.read].label_names, object)[example["label"]]
+            record["label"] = label if isinstance(label, str) else label.tolist()
         for name, several in told.scan.texts.items():
             record[name] = _stored(example.get(name), several, separator if name == told.scan.caption_field else None)
         left = told.decision.captions[i]
