@@ -1,4 +1,4 @@
-"""Classes by name: which class of one list is which of another, and what is said of how it was found."""
+"""Matching of classes by name: finds each class of one list in another, and says by which rule it was found."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from vitvlm.core.config import ConfigError
 
 
 def _plain(name: str) -> str:
-    """Without case, underscores and hyphens as spaces, one space between words."""
+    """Returns the name in lower case, with underscores and hyphens as spaces and one space between words."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 

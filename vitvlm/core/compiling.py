@@ -1,4 +1,4 @@
-"""What is asked of the compiler beyond its defaults."""
+"""Compiler options that differ from JAX's defaults."""
 
 import functools
 import os
@@ -15,11 +15,11 @@ ONEDNN = {
 
 
 def compiler_options(devices: Sequence[jax.Device]) -> dict[str, bool | str]:
-    """For `jax.jit`, of a program that runs on these devices.
+    """Returns the `compiler_options` of `jax.jit` for a program that runs on these devices.
 
-    On one x86 CPU, float32 matrix products by oneDNN: in a ViT's step they and attention's take less time than by the
-    library that the compiler takes by default. Empty for other devices, for a JAX whose compiler does not know the
-    options, and where XLA_FLAGS name oneDNN: then the choice is the user's.
+    On a single x86 CPU, oneDNN computes float32 matrix products: in a ViT's step they and attention take less time than
+    with the compiler's default library. The options are empty for other devices, for a JAX whose compiler does not know
+    them, and where XLA_FLAGS name oneDNN: then the choice is the user's.
     """
     one_cpu = len(devices) == 1 and devices[0].platform == "cpu" and platform.machine() in ("x86_64", "AMD64")
     if not one_cpu or "onednn" in os.environ.get("XLA_FLAGS", ""):
@@ -29,7 +29,7 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, bool | str]:
 
 @functools.cache
 def _known(options: tuple[tuple[str, bool | str], ...]) -> bool:
-    """Whether this compiler takes them: it refuses a name it does not know."""
+    """Tells whether this compiler accepts the options: it refuses a name that it does not know."""
     try:
         jax.jit(lambda x: x).lower(0.0).compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError:

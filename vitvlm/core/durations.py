@@ -11,9 +11,13 @@ _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(steps?|epo
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """What durations are relative to. `total_steps` is None while the total itself is being resolved.
+    """Batch size, training set and length of a training, by which durations become steps.
 
-    `train_examples` is their number, or what has it as its length: that is asked for only where epochs are counted.
+    Attributes:
+      batch_size: examples per step.
+      train_examples: the number of training examples, or an object with that length; its length is computed only where
+        a duration counts epochs.
+      total_steps: the length of the training; None while that itself is being resolved.
     """
 
     batch_size: int
@@ -21,9 +25,9 @@ class Clock:
     total_steps: int | None = None
 
     def steps(self, duration: str | int, where: str) -> int:
-        """Whole steps in a duration, rounded to the nearest; an int counts steps.
+        """Returns a duration as a whole number of steps, rounded to the nearest; an int already counts steps.
 
-        Raises ConfigError for what is no duration, and for a percentage while the total is unknown.
+        Raises ConfigError for a value that is not a duration, and for a percentage while the total is unknown.
         """
         if isinstance(duration, int) and not isinstance(duration, bool):
             amount, unit = float(duration), "step"

@@ -30,7 +30,7 @@ def match(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:
 
 
 def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, int]:
-    """Like `match`, but gives the index of the winning rule."""
+    """Returns the index of the first rule that matches each path; arguments and errors are those of `match`."""
     patterns = [_compile(pattern, where) for pattern, _ in rules]
     winners: dict[str, int] = {}
     uncovered = []

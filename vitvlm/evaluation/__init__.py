@@ -39,7 +39,7 @@ EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
 EVALUATORS.register("retrieval")(retrieval.Retrieval)
 EVALUATORS.register("zero_shot")(zero_shot.ZeroShot)
 
-# What a job may give, and what it is; an evaluator that needs one of these cannot be configured with it.
+# Arguments that a job fills in, with their meaning; a config cannot set them.
 GIVEN = {
     "batches": "one exact pass over the evaluated split: () -> iterable of batches",
     "train_batches": "one exact pass over the training split, for probes and neighbours",
@@ -64,17 +64,17 @@ def names() -> list[str]:
 
 
 def takes(type: str) -> tuple[str, ...]:
-    """What the evaluator of that name takes of what a job may give."""
+    """Names the arguments in GIVEN that the evaluator of that name takes."""
     return tuple(name for name in inspect.signature(EVALUATORS.get(type)).parameters if name in GIVEN)
 
 
 def labelled(type: str) -> bool:
-    """Whether the figures of the evaluator of that name are about labels."""
+    """Tells whether the evaluator of that name scores answers against labels."""
     return getattr(EVALUATORS.get(type), "labelled", False)
 
 
 def lists_of_labels(type: str) -> bool:
-    """Whether the evaluator of that name judges by lists of labels, not by one label an image."""
+    """Tells whether the evaluator of that name needs a list of labels per image instead of a single one."""
     return getattr(EVALUATORS.get(type), "multi_label", False)
 
 

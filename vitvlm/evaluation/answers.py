@@ -1,4 +1,4 @@
-"""What a classifier answered to each example, by name: the arrays that an examples.npz of labelled data holds."""
+"""A classifier's answers to each example, by name: the arrays in the examples.npz of labelled data."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ def told(
     label_names: Sequence[str],
     example_id: Callable[[int], str],
 ) -> dict[str, np.ndarray]:
-    """What is known of each example: id [n], label [n] and label_name [n]."""
+    """Returns the arrays that describe each example: id [n], label [n] and label_name [n]."""
     ids = np.array([example_id(int(place)) for place in index])
     return {"id": ids, "label": labels, "label_name": np.array(label_names)[labels]}
 
@@ -26,15 +26,15 @@ def answered(
     label_names: Sequence[str],
     classes: Int[np.ndarray, " C"] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What was answered to each example, most probable first.
+    """Returns the arrays with the answers to each example, most probable class first.
 
     Args:
-      logits: logarithms of probabilities but for a constant per example; equal ones come in the order of their class.
-      classes: what the columns stand for, places in `label_names`; the first C by default.
+      logits: logarithms of probabilities up to a constant per example; equal ones come in the order of their class.
+      classes: the class of each column, as places in `label_names`; the first C by default.
 
-    Returns correct [n]; prediction and prediction_name [n]; top, top_name and top_probability [n, k], of the k most
-    probable, 5 or C; label_probability [n], 0 for a label that is no column; and, of at most 20 classes, probabilities
-    [n, C] and class_names [C].
+    Returns correct [n]; prediction and prediction_name [n]; top, top_name and top_probability [n, k] of the k most
+    probable classes, k = min(5, C); label_probability [n], 0 for a label without a column; and, for at most 20 classes,
+    probabilities [n, C] and class_names [C].
     """
     names = np.array(label_names)
     classes = np.arange(logits.shape[1]) if classes is None else np.asarray(classes)

@@ -1,4 +1,4 @@
-"""What every evaluator shares: its result, its inputs, and one exact pass over a data set."""
+"""Base of all evaluators: their result, their inputs, and one exact pass over a data set."""
 
 import dataclasses
 import pathlib
@@ -83,7 +83,7 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
 
 
 def notes(*sentences: str) -> str:
-    """What a protocol ends in: each sentence, of those that are not empty, behind a semicolon."""
+    """Returns the end of a protocol: every sentence that is not empty, each after a semicolon."""
     return "".join(f"; {sentence}" for sentence in sentences if sentence)
 
 

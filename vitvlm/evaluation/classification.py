@@ -108,7 +108,7 @@ def interval_protocol() -> str:
 
 
 def label_ranks(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """How many classes come before the label's; equal logits come in the order of their class, as in argmax."""
+    """Returns the rank of each label's class, from 0; equal logits come in the order of their class, as in argmax."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     return ((logits > own) | ((logits == own) & earlier)).sum(axis=1)

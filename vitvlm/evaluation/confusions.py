@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the counts, the pairs that are confused most, and the classes that fare worst."""
+"""Confusions between classes: their counts, the pairs confused most often, and the classes with the lowest accuracy."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ class Worst:
 
 
 def counts(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], classes: int) -> Int[np.ndarray, "S S"]:
-    """How many examples of each class (row) were taken for each class (column)."""
+    """Counts the examples of each class (row) that were predicted to be of each class (column)."""
     return np.bincount(labels * classes + prediction, minlength=classes**2).reshape(classes, classes)
 
 
@@ -64,5 +64,5 @@ def worst(labels: Int[np.ndarray, " n"], prediction: Int[np.ndarray, " n"], most
 
 
 def _spread(places: Int[np.ndarray, " n"], most: int) -> tuple[int, ...]:
-    """At most so many of the places, evenly spaced."""
+    """Picks at most `most` of the places, evenly spaced."""
     return tuple(places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)].tolist())

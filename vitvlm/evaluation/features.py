@@ -15,9 +15,10 @@ RandomVariables = Callable[[int], base.Variables]
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSource:
-    """Where features come from: a prediction function's only (or its "features") output, or the pixels themselves.
+    """Source of features: a prediction function's only output, its "features" output, or the pixels themselves.
 
-    `weights="random"` takes the same encoder with fresh weights of `seed`: the baseline of every pre-training claim.
+    `weights="random"` uses the same encoder with weights initialised from `seed`: the baseline of every pre-training
+    claim.
     """
 
     name: str = "features"

@@ -1,4 +1,4 @@
-"""How image and text embeddings lie on the sphere: the gap between them, alignment and uniformity."""
+"""Geometry of image and text embeddings on the sphere: the gap between them, alignment and uniformity."""
 
 import dataclasses
 import pathlib

@@ -72,7 +72,7 @@ def fit(
 
 
 def relative_movement(examples: int, epochs: int, base_rate: float) -> float:
-    """How far LARS can move the kernel in all, in units of the kernel's own length; the batch size cancels out.
+    """Returns how far LARS can move the kernel in all, in units of its own length; the batch size cancels out.
 
     Each step moves it by rate * .001 / (1 - momentum) of its length; the cosine halves the mean rate.
     """

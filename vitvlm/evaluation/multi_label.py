@@ -142,7 +142,7 @@ class _Ranking:
         self._last, self._own = last[held], own
 
     def average_precision(self, counts: Int[np.ndarray, "n r"]) -> Float[np.ndarray, " r"]:
-        """With each example counted so often; NaN where none of the class is."""
+        """Average precision per resample, with example i counted counts[i] times; NaN if none is of the class."""
         ranked = counts[self._order]
         above = np.cumsum(ranked, axis=0)[self._last]
         hits = np.cumsum(np.where(self._own[:, None], ranked, 0), axis=0)[self._last]
@@ -155,7 +155,7 @@ class _Ranking:
 def outcomes(
     answers: Bool[np.ndarray, "n S"], labels: Bool[np.ndarray, "n S"]
 ) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
-    """How often each class was rightly answered yes, wrongly answered yes, and missed."""
+    """Counts the true positives, false positives and false negatives of each class."""
     return (answers & labels).sum(axis=0), (answers & ~labels).sum(axis=0), (~answers & labels).sum(axis=0)
 
 

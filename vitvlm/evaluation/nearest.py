@@ -38,7 +38,7 @@ def top(
 
 
 def before(similarity: np.ndarray, right: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """Which candidates come before the right one: the more similar, and of equal ones the `earlier`."""
+    """Marks the candidates that rank before the right one: the more similar, and among equal ones the `earlier`."""
     return (similarity > right + TIE) | ((similarity > right - TIE) & earlier)
 
 
@@ -64,7 +64,7 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a page offers: each list holds (place in the set, similarity), the nearest first.
+    """Neighbours that a page can search and show: each list holds (place in the set, similarity), the nearest first.
 
     Attributes:
       texts: the images nearest to each text that can be searched.

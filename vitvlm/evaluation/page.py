@@ -52,7 +52,7 @@ class Classified:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What an evaluator puts on its page.
+    """Content of an evaluator's page.
 
     Attributes:
       title: its heading.
@@ -153,7 +153,7 @@ def _pictures(places: Iterable[int], shown: int) -> tuple[dict[str, Any], str]:
 
 
 def _classes(classified: Classified) -> dict[str, Any]:
-    """What the page says of the classes."""
+    """Returns the page's data about classes: confusion map, pairs confused most often, and the worst classes."""
     label, prediction, classes = classified.label, classified.prediction, len(classified.names)
     table = confusions.counts(label, prediction, classes) if classes <= MAP_CLASSES else None
     return {
@@ -166,7 +166,7 @@ def _classes(classified: Classified) -> dict[str, Any]:
 
 
 def confusion_map(table: Int[np.ndarray, "S S"], names: Sequence[str]) -> dict[str, Any]:
-    """Where the cells of the heat-map are, in pixels: as large as the number of classes leaves room for."""
+    """Lays out the heat-map of a confusion table, in pixels; the more classes, the smaller its cells."""
     classes = len(table)
     side = int(np.clip(900 / classes, 9, 46))
     labels = [name if len(name) <= 26 else name[:25] + "…" for name in names]

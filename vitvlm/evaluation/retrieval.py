@@ -71,9 +71,13 @@ class Retrieval:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Of a whole set: image [n, E], text [m, E], owner [m] (each text's image), index [n] (of the images).
+    """Embeddings of all images and texts of a set.
 
-    `ids` and `mask` [m, L] are the texts' tokens.
+    Attributes:
+      image, text: [n, E] and [m, E].
+      owner: [m], each text's image, as its row in `image`.
+      index: [n], each image's position in its source.
+      ids, mask: [m, L], the texts' tokens.
     """
 
     image: Float[np.ndarray, "n E"]
@@ -85,7 +89,7 @@ class Embeddings:
 
 
 def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:
-    """Every image and every text once, normalised to length 1. Raises ValueError for a set without texts."""
+    """Embeds every image and every text once, at length 1. Raises ValueError for a set without texts."""
     whole = with_texts(predict, variables, batches)
     owner, place = np.nonzero(whole["is_text"])
     if not len(owner):
@@ -95,9 +99,10 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
 
 
 def with_texts(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> base.Arrays:
-    """Of a whole set: image [n, E], text [n, T, E] (float64 of length 1), is_text [n, T] and index [n].
+    """Embeds all images and texts of a set, T texts to an image.
 
-    And the texts' tokens: ids and text_mask [n, T, L].
+    Returns image [n, E] and text [n, T, E], float64 of length 1; is_text [n, T]; index [n], each image's position in
+    its source; and the texts' tokens, ids and text_mask [n, T, L].
     """
 
     def both(batch: base.Batch) -> dict[str, np.ndarray]:

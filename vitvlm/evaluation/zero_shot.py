@@ -128,7 +128,7 @@ def class_embeddings(
 
 
 def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
-    """How many images come before the first of its own for each class, equal ones in order; n if it has no image."""
+    """Returns, for each class, how many images rank before the first of its own, equal ones in order; n without images."""
     n, classes = logits.shape
     ranks = np.full(classes, n)
     for label in np.unique(labels):
@@ -142,7 +142,7 @@ def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]
 def _accuracies(
     labels: Int[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], classes: int
 ) -> Float[np.ndarray, " S"]:
-    """Of each class; those without images come after all others."""
+    """Returns the accuracy of each class; infinity for a class without images, which sorts it after all others."""
     total = np.bincount(labels, minlength=classes)
     right = np.bincount(labels, weights=correct, minlength=classes)
     return np.where(total > 0, right / np.maximum(total, 1), np.inf)

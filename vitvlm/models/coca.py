@@ -229,7 +229,7 @@ class CoCa(TwoTowers):
         return super().encode_text(text_tokens, self._real(text_tokens, mask), train=train)
 
     def encode_image_tokens(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M F"]:
-        """What the decoder sees of each image."""
+        """Returns the image tokens that the decoder attends to."""
         return self._pool(self.image(images))[1]
 
     def decode(self, image_tokens: Float[Array, "B M F"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:

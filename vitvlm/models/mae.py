@@ -206,7 +206,7 @@ class MAE(nn.Module):
         return self.vit(images, train=train, capture=capture)
 
     def target(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N PPC"]:
-        """What the decoder should predict, float32."""
+        """Returns the decoder's targets in float32: pixels of each patch, normalised per patch with `norm_pix`."""
         patches = patchify(images.astype(jnp.float32), as_pair(self.vit.patch_size))
         if not self.norm_pix:
             return patches

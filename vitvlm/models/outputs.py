@@ -1,4 +1,4 @@
-"""What models return: one struct per kind of model, so that heads, probes and connectors work on all of a kind."""
+"""Outputs of models: one struct per kind of model, so that heads, probes and connectors work on all of a kind."""
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
@@ -64,7 +64,7 @@ class TextOutput:
 
 @flax.struct.dataclass
 class TwoTowersOutput:
-    """What two towers say about B images and T texts: which belongs to which. All but the towers' own is float32.
+    """Embeddings and similarities of B images and T texts. All fields but the towers' own outputs are float32.
 
     Fields:
       image_embedding [B, E], text_embedding [T, E]: of length 1.
@@ -84,7 +84,7 @@ class TwoTowersOutput:
 
 @flax.struct.dataclass
 class CoCaOutput(TwoTowersOutput):
-    """What CoCa says about B images and their texts: the towers' answer, and every next token.
+    """Output of CoCa for B images and their texts: that of the two towers, and logits of every next token.
 
     Fields, besides those of `TwoTowersOutput`:
       logits [B, L, V]: over the vocabulary, of the token after each, given the image and the text so far.

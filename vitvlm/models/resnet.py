@@ -162,11 +162,11 @@ class ResNet(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of each stage: the step of its first block."""
+        """Stride of the first block of each stage."""
         return (2 if self.downsample_in_first_stage else 1, *[2] * (len(self.widths) - 1))
 
     def has_shortcut(self, stage: int, block: int) -> bool:
-        """Whether the input of this block goes through a convolution before it is added: its shape changes."""
+        """Tells whether a convolution projects this block's input before it is added, because its shape changes."""
         width = (self.stem_width, *self.widths)[stage]
         return block == 0 and (width != self.widths[stage] or self.strides[stage] != 1)
 

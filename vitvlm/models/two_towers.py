@@ -160,7 +160,7 @@ class TwoTowers(nn.Module):
         return self._compare(image, text, image.pooled)
 
     def _captures(self, capture: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What is captured of the image and of the text tower; what only one of them has is said in the log."""
+        """Returns what to capture of the image and of the text tower; the log names what only one of them has."""
         had = {kind: getattr(getattr(self, kind), "captures", CAPTURES) for kind in ("image", "text")}
         names = " and ".join(f"{kind} {type(getattr(self, kind)).__name__}" for kind in had)
         check_capture(capture, [name for name in CAPTURES if any(name in of for of in had.values())], names)

@@ -211,7 +211,7 @@ class ViT(nn.Module):
 
     @property
     def placed(self) -> tuple[str, ...]:
-        """Those of them that have a position."""
+        """Names of the special tokens that have a position."""
         return self.special * self.special_positions
 
     @property

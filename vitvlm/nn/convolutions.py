@@ -113,7 +113,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
-        """What each block gives, called as `block(x, train)`."""
+        """Returns the output of every block, each called as `block(x, train)` on the output of the one before."""
         outputs = []
         for i, make_block in enumerate(self.blocks):
             x = make_block(name=f"blocks_{i}")(x, train)

@@ -1,4 +1,4 @@
-"""Which patches a masked autoencoder sees (He et al. 2022, section 3 and figure 6): random, block and grid masking.
+"""Masks of a masked autoencoder (He et al. 2022, section 3 and figure 6): random, block and grid masking.
 
 All three are functions of uniform noise [B, N] in [0, 1), so the same noise gives the same mask anywhere. Each turns
 the noise into an order of the patches, first those to keep; the number kept is fixed by the grid and the ratio alone.
@@ -51,7 +51,7 @@ def make_masking(kind: str, noise: Float[Array, "B N"], grid: Pair, ratio: float
 
 
 def count_kept(kind: str, grid: Pair, ratio: float) -> int:
-    """How many patches of a grid stay visible at a mask ratio; raises ConfigError as `make_masking` does."""
+    """Returns how many patches of a grid stay visible at a mask ratio; raises ConfigError as `make_masking` does."""
     h, w = grid
     if not 0 <= ratio < 1:
         raise config.ConfigError(f"model.mask_ratio: {ratio} is not in [0, 1)")

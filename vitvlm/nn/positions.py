@@ -1,4 +1,4 @@
-"""Where a patch is: 2-D sin-cos tables, learned tables, and their resampling to another grid."""
+"""Position embeddings of patches: 2-D sin-cos tables, learned tables, and their resampling to another grid."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What each parameter is to its model, declared once: decay, optimizers, layer-wise rates and loading follow from it.
+"""Roles of parameters, declared once by each module: decay, optimizers, layer-wise rates and loading follow from them.
 
 A module has `roles`: pairs of a regex over the paths of its own parameters and their `Role`. The first that matches the
 whole path wins, and some may match nothing. A module that is made of others puts their roles under their names:
@@ -27,7 +27,7 @@ STACK = r"blocks(_\d+)?/"  # before the parameters of scanned blocks, and of loo
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What a parameter is.
+    """Role of a parameter in its model.
 
     Attributes:
       kind: "matrix", what activations are multiplied by, outputs last and all other axes inputs (convolutions too);
@@ -44,7 +44,7 @@ class Role:
 
     @property
     def is_hidden_matrix(self) -> bool:
-        """Whether it is a matrix between activations: neither the first layer nor the last."""
+        """True for a matrix between activations: neither the first layer nor the last."""
         return self.kind == "matrix" and self.part in ("block", "top")
 
 

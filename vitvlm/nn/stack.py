@@ -152,7 +152,7 @@ def check_capture(capture: Collection[str], captures: Collection[str] = CAPTURES
 
 
 def is_scanned(path: str) -> bool:
-    """Whether the parameter's first axis is the depth of a scanned stack of blocks."""
+    """Tells whether the parameter's first axis is the depth of a scanned stack of blocks."""
     return SCANNED.fullmatch(path) is not None
 
 
@@ -212,7 +212,7 @@ def scanned_path(path: str) -> str:
 
 
 def _numbered(path: str, prefix: str) -> tuple[str, str, str] | None:
-    """What is before "blocks_3/", the 3, and what is after; None for what is no block of a stack of like ones."""
+    """Splits "a/blocks_3/b" into "a/", "3" and "b"; returns None for a path outside a stack of equal blocks."""
     found = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
     if found is None or re.fullmatch(r"(.*/)?stages_\d+/", found[1] or ""):
         return None

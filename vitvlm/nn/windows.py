@@ -89,9 +89,10 @@ def join(windows: Float[Array, "windows T D"], grid: Pair, window: int) -> Float
 
 
 def shift_mask(grid: Pair, window: int, shift: int) -> Bool[Array, "windows T T"]:
-    """Who may see whom in the windows of one map that was rolled by `shift`: those that are neighbours in the image.
+    """Mask of the token pairs that may attend to each other in the windows of a map that was rolled by `shift`.
 
-    The last `shift` rows and columns came round from the other side.
+    Rolling brings `shift` rows and columns round from the opposite side of the map; they are not neighbours of the
+    other tokens in their window, so attention between the two parts is masked.
     """
     rows, columns = (np.arange(size) >= size - shift for size in grid)
     side = jnp.asarray(2 * rows[:, None] + columns, jnp.float32)

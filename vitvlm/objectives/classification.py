@@ -47,10 +47,10 @@ def balanced_weights(counts: Int[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
 
 
 def weight_scale(labels: Int[Array, "B"], mask: Float[Array, "B"], weights: Float[Array, "S"]) -> Float[Array, ""]:
-    """What turns the mean of weighted losses over the real examples into the weighted mean: B / sum_b w_label(b).
+    """Factor that turns the mean of weighted losses over the real examples into the weighted mean: B / sum_b w_label(b).
 
-    The mean of PyTorch's CrossEntropyLoss(weight=w) for labels; for targets that are distributions it divides by B.
-    0 if every label has weight 0.
+    The result equals the mean of PyTorch's CrossEntropyLoss(weight=w) for labels; for targets that are distributions
+    PyTorch divides by B. The factor is 0 if every label has weight 0.
     """
     mask = mask.astype(jnp.float32)
     total = (mask * weights[labels]).sum()

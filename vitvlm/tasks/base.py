@@ -1,4 +1,4 @@
-"""What a task is: functions that train loop, evaluators and planner call. It owns nothing that training changes."""
+"""Task: the functions that train loop, evaluators and planner call. It owns nothing that training changes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -53,7 +53,7 @@ class Task(Protocol):
 
 
 def images_of(batch: Batch) -> Array | Patches:
-    """What an image encoder is called with: pixels, or patches of images that have shapes of their own."""
+    """Returns the input of an image encoder: pixels, or patches of images that differ in shape."""
     images = batch["image"]
     if "patch_mask" not in batch:
         return images

@@ -135,7 +135,7 @@ class Classify:
         return classification.smooth_multi_hot(batch["labels"], smoothing)
 
     def _accuracy(self, logits: Float[Array, "B S"], batch: Batch) -> dict[str, Array]:
-        """Under mixup and cutmix that of the mixed images against their own label: a lower bound."""
+        """Accuracy against the labels. Under mixup and cutmix mixed images count by their own label: a lower bound."""
         if "labels" in batch:
             correct = classification.answers_correct(logits, batch["labels"])
             return {"answers_accuracy": masked.mean(correct, batch["mask"])}

@@ -38,9 +38,9 @@ class Teacher:
         return getattr(self.model, "num_classes", 0) if self.classes is None else len(self.classes)
 
     def logits(self, variables: Variables, images: Float[Array, "B H W C"]) -> Float[Array, "B S"]:
-        """Its answers to the student's images, at the student's resolution; no gradient reaches it.
+        """Logits of the teacher for the student's images, at the student's resolution; no gradient reaches the teacher.
 
-        `variables` are its own: a compiled step is given them as an argument.
+        `variables` are the teacher's: a compiled step is given them as an argument.
         """
         output = self.model.apply(variables, images * self.scale + self.shift)
         logits = output.logits if self.classes is None else output.logits[:, jnp.array(self.classes)]
@@ -49,7 +49,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """How much a teacher counts, and what of it: the loss is (1 - weight) label loss + weight distillation loss.
+    """Teacher and weight of a distillation: the loss is (1 - weight) label loss + weight distillation loss.
 
     Attributes:
       kind: "hard", the teacher's decision; "soft", its distribution.
