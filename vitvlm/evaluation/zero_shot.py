@@ -128,7 +128,7 @@ def class_embeddings(
 
 
 def _first_right(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
-    """Returns, for each class, how many images rank before the first of its own, equal ones in order; n without images."""
+    """Counts, for each class, the images that rank before the first of its own, equal ones in order; n without any."""
     n, classes = logits.shape
     ranks = np.full(classes, n)
     for label in np.unique(labels):

@@ -243,7 +243,7 @@ class Swin(nn.Module):
             )
 
     def _drop_path(self, stage: int) -> list[float | None]:
-        """Returns the drop path rate of each block of a stage; they grow linearly over all blocks (Swin: over all stages)."""
+        """Returns the drop path rate of each block of a stage; rates grow linearly over the blocks of all stages."""
         first = sum(self.depths[:stage])
         if not self.drop_path:
             return [None] * self.depths[stage]

@@ -47,7 +47,7 @@ def balanced_weights(counts: Int[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
 
 
 def weight_scale(labels: Int[Array, "B"], mask: Float[Array, "B"], weights: Float[Array, "S"]) -> Float[Array, ""]:
-    """Factor that turns the mean of weighted losses over the real examples into the weighted mean: B / sum_b w_label(b).
+    """Factor from the mean of weighted losses over the real examples to the weighted mean: B / sum_b w_label(b).
 
     The result equals the mean of PyTorch's CrossEntropyLoss(weight=w) for labels; for targets that are distributions
     PyTorch divides by B. The factor is 0 if every label has weight 0.

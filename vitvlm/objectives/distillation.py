@@ -1,4 +1,4 @@
-"""Distillation losses between a student's and its teacher's logits (Touvron et al. 2021, section 3, equations 2 and 3)."""
+"""Distillation losses of a student's logits against its teacher's (Touvron et al. 2021, sec. 3, equations 2 and 3)."""
 
 import jax
 import jax.numpy as jnp

@@ -14,7 +14,7 @@ from vitvlm.tasks.features import feature_fns
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """Task without an objective, for evaluating an encoder whose head, if it has one, is for other classes than the data's.
+    """Task without an objective, to evaluate an encoder whose head, if any, is for other classes than the data's.
 
     Attributes:
       model: any image encoder.
