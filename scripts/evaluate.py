@@ -5,7 +5,8 @@
     python scripts/evaluate.py --weights=PATH --config=configs/evaluations/features.py:folder:IMAGES --workdir=WORKDIR
 
 Without --evals, all evaluations of each training's config run; --config gives others, with overrides as in train.py.
---weights are those of another code base, see docs/weights.md; the config then says what they are evaluated on.
+--weights are those of another code base, see docs/weights.md; the config then says what they are evaluated on, and
+--fields, as in convert.py, what their own files do not say.
 """
 
 from absl import flags
@@ -18,12 +19,15 @@ WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of trainings, separated 
 EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of evaluators.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights from elsewhere to evaluate; results go to the one workdir.")
+FIELDS = launch.define_fields()
 CONFIG = launch.define_config(required=False)
 FORCE = launch.define_force("evaluation")
 
 
 def main() -> None:
     if WEIGHTS.value is None:
+        if FIELDS.value:
+            raise ConfigError("--fields: say something of --weights, and there are none")
         results = {
             folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value, FORCE.value)
             for folder in WORKDIRS.value
@@ -32,7 +36,9 @@ def main() -> None:
         if len(WORKDIRS.value) != 1 or STEP.value is not None:
             raise ConfigError("--weights: give one --workdir, and no --step")
         (folder,) = WORKDIRS.value
-        results = {folder: weights.evaluate_weights(WEIGHTS.value, folder, EVALS.value, CONFIG.value, FORCE.value)}
+        fields = launch.named_values(FIELDS.value)
+        rows = weights.evaluate_weights(WEIGHTS.value, folder, EVALS.value, CONFIG.value, FORCE.value, fields)
+        results = {folder: rows}
     Console().print(evaluate.table(results))
 
 

@@ -140,3 +140,11 @@ def test_what_cannot_be_set_is_one_line(parse, capsys, argument, message):
         parse(f"--config={golden.ROOT}/configs/vit.py", argument)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_weights_do_not_say_is_given_by_name():
+    texts = ["heads=6", "subtree=student", "image_size=(8, 12)", "norm_pix=False"]
+    values = {"heads": 6, "subtree": "student", "image_size": (8, 12), "norm_pix": False}
+    assert launch.named_values(texts) == values
+    with pytest.raises(config_lib.ConfigError, match="--fields: 'heads' is no name=value"):
+        launch.named_values(["heads"])

@@ -74,6 +74,16 @@ def test_the_teacher_gets_pixels_normalised_as_its_own(folder):
     assert (silent.scale, silent.shift) == (1, 0)
 
 
+def test_a_teacher_in_a_file_alone(folder):
+    """What the file does not say is given in the config."""
+    config = a_config(folder / "model.safetensors")
+    whole = setup(a_config(folder)).task.distillation.teacher
+    file = setup(config).task.distillation.teacher
+    assert file.model == whole.model  # by the config beside it
+    config.task.distillation.teacher_fields = {"dropout": 0.5}
+    assert setup(config).task.distillation.teacher.model.dropout == 0.5
+
+
 def test_sections_that_cannot_be_meant(folder):
     config = a_config(folder)
     config.task.distillation.temprature = 3.0

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from tests.jobs import class_folders, golden
@@ -133,6 +134,26 @@ def test_a_folder_holds_the_results_of_one_source(weights, tmp_path):
     (tmp_path / "training" / "config.json").write_text("{}")
     with pytest.raises(WorkdirError, match="workdir of a training"):
         evaluate_weights(weights["none"], tmp_path / "training", config=a_config())
+
+
+def test_a_file_alone_with_what_it_does_not_say(weights, tmp_path):
+    """The tensors under timm's names, as a training of ours in PyTorch would keep them."""
+    pretrained.save(pretrained.load(weights["none"]), tmp_path / "timm", "timm")
+    tensors = {name: torch.from_numpy(x) for name, x in load_file(tmp_path / "timm" / "model.safetensors").items()}
+    torch.save({"student": {name: x + 1 for name, x in tensors.items()}, "teacher": tensors}, tmp_path / "both.pth")
+    with pytest.raises(ConfigError, match=r"--weights: .*the file does not say its heads: give heads="):
+        evaluate_weights(tmp_path / "both.pth", tmp_path / "out", config=a_config())
+    found = {}
+    for name, fields in {"teacher": {"heads": 2}, "student": {"heads": 2, "subtree": "student"}}.items():
+        out = tmp_path / name
+        evaluate_weights(tmp_path / "both.pth", out, config=a_config(), fields=fields)
+        found[name] = np.load(evaluate.results_folder(out, 0) / "features" / "features.npz")["features"]
+    evaluate_weights(weights["none"], tmp_path / "folder", config=a_config())
+    expected = np.load(evaluate.results_folder(tmp_path / "folder", 0) / "features" / "features.npz")["features"]
+    np.testing.assert_allclose(found["teacher"], expected, atol=1e-5)
+    assert np.abs(found["student"] - expected).max() > 0.1
+    with pytest.raises(WorkdirError, match=r"holds evaluations of .*both\.pth with .*student"):
+        evaluate_weights(tmp_path / "both.pth", tmp_path / "student", config=a_config(), fields={"heads": 2})
 
 
 def test_what_is_missing_is_said(weights, tmp_path):

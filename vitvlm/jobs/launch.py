@@ -1,9 +1,11 @@
 """What every script does at its start and end: flags, many processes, one-line errors."""
 
+import ast
 import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -34,6 +36,28 @@ def define_config(required: bool = True, flag_values: flags.FlagValues = flags.F
     if required:
         flags.mark_flag_as_required("config", flag_values)
     return holder
+
+
+def define_fields() -> flags.FlagHolder:
+    """The flag --fields, for `named_values`."""
+    return flags.DEFINE_list("fields", [], "What the weights do not say, as name=value: image_size=224,heads=6.")
+
+
+def named_values(texts: Sequence[str]) -> dict[str, Any]:
+    """`["heads=6", "subtree=student"]` as {"heads": 6, "subtree": "student"}.
+
+    Raises ConfigError for a text that is no name=value.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--fields: {text!r} is no name=value")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    return values
 
 
 def define_force(what: str) -> flags.FlagHolder:

@@ -23,8 +23,9 @@ def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -
     normalised, they are normalised anew for it.
 
     Args:
-      section: `teacher`; `class_names`, {class of the student: class of the teacher} where they differ, or a JSON file
-        of that; and fields of `tasks.distillation.Distillation`.
+      section: `teacher`; `teacher_fields`, what its files do not say, such as heads; `class_names`, {class of the
+        student: class of the teacher} where they differ, or a JSON file of that; and fields of
+        `tasks.distillation.Distillation`.
       data: the job's data section, whose training operations make the student's pixels.
       names: the student's classes.
 
@@ -34,12 +35,12 @@ def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -
     if "teacher" not in section:
         raise config_lib.ConfigError(f"{WHERE}: missing field teacher: a folder of weights")
     try:
-        loaded = pretrained.load(section["teacher"])
+        loaded = pretrained.load(section["teacher"], **config_lib.plain(section.get("teacher_fields", {})))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{WHERE}.teacher: {error}") from error
     scale, shift = _between(data["train"]["ops"], loaded.preprocessing)
     teacher = Teacher(loaded.model, loaded.variables, scale, shift, _classes(section, loaded, names))
-    own = {name: value for name, value in section.items() if name not in ("teacher", "class_names")}
+    own = {name: value for name, value in section.items() if name not in ("teacher", "teacher_fields", "class_names")}
     return config_lib.call(Distillation, own, WHERE, teacher=teacher)
 
 

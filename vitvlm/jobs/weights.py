@@ -1,5 +1,6 @@
 """Evaluates published weights: a setup around a model that is already there, without a training."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ def evaluate_weights(
     names: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     force: bool = False,
+    fields: Mapping[str, Any] | None = None,
 ) -> list[evaluate.Row]:
     """Runs evaluators on weights from elsewhere.
 
@@ -52,13 +54,14 @@ def evaluate_weights(
         how many it holds at `most`, what becomes of a `surplus`, and, if it holds several in a string, the `separator`
         between them.
       force: break the lock of another evaluation in this folder.
+      fields: what the weights' own files do not say, such as heads, or which of several models (subtree).
 
     The data's classes are found by name among those of the weights' head, and what is not the same to the letter is
     said in the protocol; `data.class_names` says by hand which is which.
     Raises ConfigError, DataError or WorkdirError with one line that says what to do.
     """
     try:
-        loaded = pretrained.load(weights)
+        loaded = pretrained.load(weights, **(fields or {}))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"--weights: {error}") from error
     wanted = config_lib.plain(config or {})
@@ -68,7 +71,9 @@ def evaluate_weights(
     count = getattr(loaded.model, "num_classes", 0)
     head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
     job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
-    return evaluate.run(job, loaded.variables, names, _claim(epath.Path(folder), str(weights)), force=force)
+    return evaluate.run(
+        job, loaded.variables, names, _claim(epath.Path(folder), str(weights), fields or {}), force=force
+    )
 
 
 def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:
@@ -97,18 +102,22 @@ def _task(model: nn.Module) -> Task:
     return Classify(model) if getattr(model, "num_classes", 0) else Encode(model)
 
 
-def _claim(folder: epath.Path, weights: str) -> epath.Path:
-    """The folder, once it is sure that its results are those of these weights."""
+def _claim(folder: epath.Path, weights: str, fields: Mapping[str, Any]) -> epath.Path:
+    """The folder, once it is sure that its results are those of these weights, read with these fields."""
     record = folder / RECORD
+    own = json.loads(json.dumps({"path": weights, **({"fields": dict(fields)} if fields else {})}))
     if (folder / "config.json").exists():
         raise WorkdirError(f"{folder} is the workdir of a training: choose another --workdir for these weights")
-    before = own_files.read(record, "path") if record.exists() else {"path": weights}
-    if before is not None and before["path"] != weights:
-        raise WorkdirError(f"{folder} holds evaluations of {before['path']}: choose another --workdir for {weights}")
+    before = own_files.read(record, "path") if record.exists() else own
+    if before is not None and before != own:
+        told = f" with {before['fields']}" if before.get("fields") else ""
+        raise WorkdirError(
+            f"{folder} holds evaluations of {before['path']}{told}: choose another --workdir for {weights}"
+        )
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         if before is None and (folder / evaluate.EVALUATIONS).exists():
             aside = own_files.set_aside(folder / evaluate.EVALUATIONS)
             _LOG.warning("%s: nothing says any more whose evaluations these were; they are %s now", folder, aside)
-        own_files.write(record, {"path": weights})
+        own_files.write(record, own)
     return folder
