@@ -72,7 +72,7 @@ def test_given_classes_need_no_pass_over_the_shards(tmp_path, labels, classes):
         content = {"classes.json": json.dumps(names), "id2label.json": json.dumps(dict(enumerate(names)))}
         (tmp_path / classes).write_text(content.get(classes, "cat\ndog\n\nemu\n"))
         classes = str(tmp_path / classes)
-    source = opened(write(tmp_path / "set", labels, cls), classes=classes)
+    source = opened(write(tmp_path / "set", labels, cls), label_names=classes)
     with train_batches(source, OPS, 3, seed=0) as batches:
         assert sorted(next(batches)["label"]) == sorted(1 if label in ("dog", 1) else 0 for label in labels)
     assert source.label_names == ("cat", "dog", "emu") and "_index" not in source.__dict__
@@ -98,7 +98,7 @@ def test_unlabelled_shards_stay_so_and_make_no_pass(tmp_path):
 
 def test_what_has_no_label_or_another_is_counted_and_named(tmp_path):
     folder = write(tmp_path, ["dog", None, "cat", "yak", 7, 1], cls)
-    source = opened(folder, classes=("cat", "dog"))
+    source = opened(folder, label_names=("cat", "dog"))
     assert source.labels.tolist() == [1, -1, 0, -1, -1, 1]
     passed = eval_batches(source, OPS, 6, bad_share=0.6)
     (batch,) = passed
@@ -135,16 +135,20 @@ def test_a_worker_has_the_same_classes(tmp_path):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [(("a", "a"), "names 'a' twice"), ("no.txt", "classes=no.txt: cannot be read"), ((1, 2), "is no list of names")],
+    [
+        (("a", "a"), "names 'a' twice"),
+        ("no.txt", "label_names=no.txt: cannot be read"),
+        ((1, 2), "is no list of names"),
+    ],
 )
 def test_classes_that_cannot_be_meant(tmp_path, classes, message):
     with pytest.raises(ConfigError, match=message):
-        opened(write(tmp_path, ["a"], cls), classes=classes)
+        opened(write(tmp_path, ["a"], cls), label_names=classes)
 
 
 def test_options_of_other_kinds_are_refused(tmp_path):
     folder = write(tmp_path, ["a"], cls)
     with pytest.raises(ConfigError, match="label_separator is for csv"):
         opened(folder, separator="|")
-    with pytest.raises(ConfigError, match="label, label_separator and classes are for csv, jsonl, webdataset"):
+    with pytest.raises(ConfigError, match="label, label_separator and label_names are for csv, jsonl, webdataset"):
         sources.open("emoji", "train", labelling=Labelling(field="group"))

@@ -98,15 +98,18 @@ def test_labelled_shards_train_and_are_judged_by_name(tmp_path):
         shards.write(tmp_path / f"{split}.tar.gz", samples)
     config = a_config(f"webdataset:{tmp_path}/train.tar.gz", total="30 steps")
     config["data"]["train"]["split"] = "all"
+    config["data"]["class_names"] = {"red": "a red square"}  # in another order than the shards' own names
     config["data"]["eval"] = {"split": "all", "ops": OPS, "source": f"webdataset:{tmp_path}/test.tar.gz"}
     metrics = train.train(config, tmp_path / "workdir")
     assert metrics["test/top1"] == 1 and metrics["test/n"] == 4
+    (examples,) = (tmp_path / "workdir").rglob("examples.npz")
+    assert set(np.load(examples)["label_name"]) == {"a red square", "green"}
 
 
 def test_where_labels_are_is_a_field_of_the_data(tmp_path):
     source = listed(tmp_path, ["red", "blue", "red", "blue"], species="yak")
     config = a_config(source)
-    config["data"] |= {"label": "label", "classes": ["blue", "green", "red"]}
+    config["data"] |= {"label": "label", "label_names": ["blue", "green", "red"]}
     job = setup(config)
     assert job.source.label_names == ("blue", "green", "red") and job.source.labels.tolist() == [2, 0]
     config["data"]["label"] = "specie"

@@ -20,7 +20,7 @@ class Split:
       ops: operations on each example, such as "decode|flip|normalize".
       source: "tfds:fashion_mnist", "folder:PATH", "emoji", …
       labels_fraction: share of the labels that may be seen, the same for every class and chosen by a fixed seed.
-      label, label_separator, classes: where the labels are and what they mean; see `data.sources.labels.Labelling`.
+      label, label_separator, label_names: where the labels are and what they mean; see `data.sources.labels.Labelling`.
       class_names: {class of the source: what it is called in the job}, or the path of a JSON file that holds it;
         several classes may become one.
     """
@@ -31,12 +31,12 @@ class Split:
     labels_fraction: float = 1.0
     label: str | None = None
     label_separator: str | None = None
-    classes: Any = ()
+    label_names: Any = ()
     class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
     @property
     def labelling(self) -> Labelling:
-        return Labelling(self.label, self.label_separator, self.classes)
+        return Labelling(self.label, self.label_separator, self.label_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Data:
       label: the column or JSON field of the label (jsonl, csv, webdataset), if it is not "label" or webdataset's "cls".
         This and the next two are also those of train, eval and evaluators that name a source of the same kind.
       label_separator: what is between the classes in a CSV cell of several labels.
-      classes: the classes in the order of their index, or a file of them, a name a line; collected if not given.
+      label_names: the classes in the order of their index, or a file of them, a name a line; collected if not given.
       balance: of the training: 1 draws each class equally often, 0 each image once an epoch; in between, a class of
         n_c images is drawn in proportion to n_c^(1 - balance). See `data.balance`.
       workers: processes that read and decode; 0 does it in the training's own process.
@@ -65,13 +65,13 @@ class Data:
     balance: float = 0.0
     label: str | None = None
     label_separator: str | None = None
-    classes: Any = ()
+    label_names: Any = ()
     class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
     def split(self, section: Section, where: str) -> Split:
         shared: dict[str, Any] = {"source": self.source, "class_names": self.class_names}
         if _kind(section.get("source", self.source)) == _kind(self.source):
-            shared |= {"label": self.label, "label_separator": self.label_separator, "classes": self.classes}
+            shared |= {"label": self.label, "label_separator": self.label_separator, "label_names": self.label_names}
         split = config_lib.call(Split, {**shared, **section}, where)
         return dataclasses.replace(split, class_names=classes.mapping(split.class_names, f"{where}.class_names"))
 

@@ -65,8 +65,9 @@ def open(
         "stamps" or "stamps:photos"  Tux Paint's captioned cut-outs, labelled by category, where Debian's
                                      tuxpaint-stamps-default has installed them; all, or the photographs;
         "stamps:ja" or "stamps:photos,ja,pt_BR"  those that are told in these languages besides English;
-        "webdataset:PATTERN"         tars of KEY.jpg, KEY.txt and KEY.json: "webdataset:PATH/{00000..00099}.tar" or
-                                     "webdataset:PATH/*.tar"; split "all"; training streams them;
+        "webdataset:PATTERN"         tars of KEY.jpg, KEY.txt, KEY.json and KEY.cls, gzipped or not:
+                                     "webdataset:PATH/{00000..00099}.tar", "webdataset:PATH/*.tar"; split "all";
+                                     training streams them;
         "scenes" or "scenes:OPTIONS" coloured shapes made on the fly, with captions, hard negatives, questions, boxes
                                      and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1".
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
@@ -98,7 +99,7 @@ def open(
         source = _WITH_LABELLING[kind](place, wanted.name, labelling)
     elif labelling != USUAL:
         raise ConfigError(
-            f"data source {shown!r}: its labels are where they are: label, label_separator and classes are for "
+            f"data source {shown!r}: its labels are where they are: label, label_separator and label_names are for "
             f"{', '.join(sorted(_WITH_LABELLING))}"
         )
     else:

@@ -20,24 +20,25 @@ class Labelling:
     """How the labels of a data set are read; the defaults are what each kind of source says of itself.
 
     Attributes:
-      field: the column, JSON field or TFDS feature that holds the label; of webdataset also "cls", the member KEY.cls.
+      field: the column or JSON field that holds the label; of webdataset also "cls", the member KEY.cls, and "" for no
+        labels.
       separator: what is between the classes in a column of a CSV file whose examples have several.
-      classes: the classes in the order of their index, or the path of a file of them: a name a line, or a JSON list.
-        Labels are then these names or their indices, and nothing else. Without it the classes are collected.
+      label_names: the classes in the order of their index, or the path of a file of them: a name a line, or a JSON
+        list. Labels are then these names or their indices, and nothing else. Without it the classes are collected.
     """
 
     field: str | None = None
     separator: str | None = None
-    classes: Sequence[str] | str = ()
+    label_names: Sequence[str] | str = ()
 
     def names(self) -> tuple[str, ...]:
         """The classes that were given; empty if they are to be collected. Raises ConfigError."""
-        names = _read(self.classes) if isinstance(self.classes, str) else self.classes
+        names = _read(self.label_names) if isinstance(self.label_names, str) else self.label_names
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
-            raise ConfigError(f"classes={self.classes!r}: is no list of names")
+            raise ConfigError(f"label_names={self.label_names!r}: is no list of names")
         repeated = next((name for name in names if list(names).count(name) > 1), None)
         if repeated is not None:
-            raise ConfigError(f"classes: names {repeated!r} twice")
+            raise ConfigError(f"label_names: names {repeated!r} twice")
         return tuple(names)
 
 
@@ -123,7 +124,7 @@ def _read(path: str) -> list[str]:
             return [line.strip() for line in text.splitlines() if line.strip()]
         content = json.loads(text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"classes={path}: cannot be read: {error}") from None
+        raise ConfigError(f"label_names={path}: cannot be read: {error}") from None
     if isinstance(content, dict) and set(content) == {str(i) for i in range(len(content))}:
         return [content[str(i)] for i in range(len(content))]
     return content
