@@ -18,10 +18,11 @@ from vitvlm.jobs.ablation import stage
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the trainings and the report.", required=True)
 CONFIG = launch.define_config()
 FORCE = launch.define_force("sweep")
+ACCEPT_CHANGED_DATA = launch.define_accept_changed_data()
 
 
 def main() -> None:
-    run_stage = functools.partial(stage.run_apart, force=FORCE.value)
+    run_stage = functools.partial(stage.run_apart, force=FORCE.value, accept_changed_data=ACCEPT_CHANGED_DATA.value)
     table = ablate.ablate(CONFIG.value, WORKDIR.value, run_stage, force=FORCE.value)
     if ablate.all_failed(table):
         sys.exit(1)

@@ -12,10 +12,11 @@ WORKDIR = flags.DEFINE_string(
 )
 CONFIG = launch.define_config()
 FORCE = launch.define_force("training")
+ACCEPT_CHANGED_DATA = launch.define_accept_changed_data()
 
 
 def main() -> None:
-    train.train(CONFIG.value, WORKDIR.value, FORCE.value)
+    train.train(CONFIG.value, WORKDIR.value, FORCE.value, ACCEPT_CHANGED_DATA.value)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,23 @@ def test_a_workdir_that_another_job_holds_is_refused_unless_forced(classifier):
         evaluate.evaluate(folder, ["test"])
 
 
+def test_data_that_changed_are_gone_on_with_only_on_request(images, classifier, tmp_path):
+    folder, metrics = shutil.copytree(classifier[0], tmp_path / "workdir"), classifier[1]
+    config, file = read_config(folder), images / "cross" / "03.png"
+    before = file.stat()
+    os.utime(file, (1, 1))
+    try:
+        with pytest.raises(
+            DataError, match=r"1 file has changed, though not in size: cross/03\.png.*accept_changed_data"
+        ):
+            train.train(config, folder)
+        assert train.train(config, folder, accept_changed_data=True) == metrics
+        said = writers.read(folder / "metrics.jsonl")[-1]
+        assert said == {"step": 4, "data/changed": "1 file has changed, though not in size: cross/03.png"}
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def test_another_config_in_the_same_workdir_is_an_error_that_names_the_field(classifier):
     folder, _ = classifier
     with pytest.raises(ConfigError, match=r"batch_size: 8 before, 4 now"):

@@ -16,16 +16,18 @@ import itertools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from etils import epath
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import running
 from vitvlm.data.balance import Balance
 from vitvlm.data.errors import DataError, TooManyUnreadable
+from vitvlm.data.identity import Identity
 from vitvlm.data.operations.parsing import parse
 from vitvlm.data.plans import EPOCHS, UNREADABLE, EvalPlan, TrainPlan, make_loader
 from vitvlm.data.sources.base import Source
@@ -34,6 +36,7 @@ from vitvlm.data.unreadable import Bad, Unreadable
 
 Batch = dict[str, np.ndarray]
 
+OF_DATA = ("examples", "shards")  # in a plan's identity
 _NAMED = 20  # unreadable images that are named as they are met
 _LOG = logging.getLogger(__name__)
 
@@ -44,13 +47,24 @@ class TrainBatches(Iterator[Batch]):
     Attributes:
       bad: the unreadable images among the batches taken so far.
       skipped: batches without a single readable image, which are not given out.
+      changes: how the data differ from those of the state that `set_state` was given; "" where they do not.
       say: takes a line for people: each unreadable image as it is met, each batch that is skipped. The log by default.
       image_shape: (H, W, C).
     """
 
-    def __init__(self, plan: TrainPlan | StreamPlan, workers: int, bad: Unreadable):
+    def __init__(
+        self,
+        plan: TrainPlan | StreamPlan,
+        workers: int,
+        bad: Unreadable,
+        data: Identity | None = None,
+        accept_changes: bool = False,
+        lists: epath.Path | None = None,
+    ):
         self.bad = bad
         self.skipped = 0
+        self.changes = ""
+        self._data, self._accept_changes, self._lists = data, accept_changes, lists
         self._naming = _Naming(_LOG.warning)
         self.image_shape = plan.loader.shape
         self._plan = plan
@@ -97,6 +111,7 @@ class TrainBatches(Iterator[Batch]):
             "bad": self.bad.state(),
             "skipped": self.skipped,
             "made_for": self._plan.identity(),
+            "data": None if self._data is None else self._data.summary(),
         }
         if isinstance(self._plan, StreamPlan):
             state["place"] = self._running[0].get_state() if self._running else self._place
@@ -105,14 +120,19 @@ class TrainBatches(Iterator[Batch]):
     def set_state(self, state: bytes) -> None:
         """Goes on from a state, with any number of workers and processes.
 
-        A stream asks for as many as before. Raises ConfigError if the state belongs to another seed, batch size, number
-        of examples or, of a stream, to other shards, processes or workers.
+        A stream asks for as many as before; one whose shards are others now, if that is accepted, begins anew.
+
+        Raises ConfigError if the state belongs to another seed, batch size, number of examples or, of a stream, to
+        other shards, processes or workers, and DataError if the data have changed since.
         """
         saved = json.loads(state)
+        self.changes = self._changes(saved.get("data"))
         identity = self._plan.identity()
         for name in {**identity, **saved["made_for"]}:
             before, value = saved["made_for"].get(name), identity.get(name)
-            if before != value:
+            if before != value and self.changes and name in OF_DATA:
+                saved["place"] = None  # which means nothing among other shards
+            elif before != value:
                 raise ConfigError(
                     f"the data iterator was saved with {name}={before!r}, and this job has {value!r}: "
                     "restore the config that it was saved with, or start in a new workdir"
@@ -120,6 +140,18 @@ class TrainBatches(Iterator[Batch]):
         _close(self._running)
         self._step, self._place = saved["step"], saved.get("place")
         self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
+
+    def _changes(self, before: Mapping[str, Any] | None) -> str:
+        """What is different from the data of a state. Raises DataError unless changes are accepted."""
+        if before is None or self._data is None or before["digest"] == self._data.digest:
+            return ""
+        changes = self._data.changes(before, self._lists)
+        if not self._accept_changes:
+            raise DataError(
+                f"the training data are not those of the checkpoint: {changes}. Put them back, start in a new workdir, "
+                "or go on with --accept_changed_data"
+            )
+        return changes
 
     def _start(self) -> grain.DatasetIterator:
         if isinstance(self._plan, StreamPlan):
@@ -180,6 +212,9 @@ def train_batches(
     bad_share: float = 0.01,
     bad_after: int = 1000,
     shuffle_buffer: int = 1000,
+    data: Identity | None = None,
+    accept_changes: bool = False,
+    lists: epath.Path | None = None,
     balance: float = 0.0,
     process_index: int = 0,
     process_count: int = 1,
@@ -201,20 +236,24 @@ def train_batches(
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
       balance: 1 draws each class equally often, 0 each example once an epoch; see `balance.Balance`. A streamed source
         is then read by random access.
+      data: what the examples are read from; a state is then only gone on from with the same data.
+      accept_changes: go on with other data too.
+      lists: the folder where `data` was listed, for naming what has changed.
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).
 
     Raises ConfigError for arguments that cannot be meant, and DataError if the operations do not fit the images.
     """
     _check(source, batch_size, seed, workers, process_index, process_count)
     loader = make_loader(source, parse(operations), seed, bad_after)
+    known = (data, accept_changes, lists)
     if source.streams and not balance:
         if shuffle_buffer < 1:
             raise ConfigError(f"shuffle_buffer={shuffle_buffer} must be 1 (no shuffling within shards) or more")
         stream = StreamPlan(loader, batch_size, shuffle_buffer, workers, process_index, process_count)
-        return TrainBatches(stream, workers, Unreadable(bad_share, bad_after))
+        return TrainBatches(stream, workers, Unreadable(bad_share, bad_after), *known)
     drawn = Balance(source, balance, seed) if balance else None
     plan = TrainPlan(loader, batch_size, process_index, process_count, drawn)
-    return TrainBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))))
+    return TrainBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))), *known)
 
 
 def eval_batches(

@@ -65,6 +65,12 @@ def define_force(what: str) -> flags.FlagHolder:
     return flags.DEFINE_bool("force", False, f"Break the lock of another {what} that holds the workdir.")
 
 
+def define_accept_changed_data() -> flags.FlagHolder:
+    """The `--accept_changed_data` flag: a checkpoint is gone on from with other data than it has seen."""
+    text = "Go on from a checkpoint although the training data have changed since; the change is logged."
+    return flags.DEFINE_bool("accept_changed_data", False, text)
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses flags, joins the other processes if there are any, and runs `main`.
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
+from vitvlm.data.identity import Identity
 from vitvlm.jobs import class_weights, curves, data_files, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
@@ -32,13 +33,19 @@ from vitvlm.training.step import jit_train_step, make_train_step
 BACKWARD_SHARE = 2
 
 
-def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force: bool = False) -> dict[str, float]:
+def train(
+    config: ConfigDict | Mapping[str, Any],
+    folder: epath.PathLike,
+    force: bool = False,
+    accept_changed_data: bool = False,
+) -> dict[str, float]:
     """Runs a job to its end and returns the metrics of the evaluations at its last step, "test/top1" and so on.
 
     Args:
       config: see `jobs.fields.Job`.
       folder: the workdir: config.json, metrics.jsonl, checkpoints/ and evaluations/.
       force: break the lock of another job that holds the workdir.
+      accept_changed_data: go on although the training data are not those that the checkpoint has seen.
 
     Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
     Interrupted after SIGTERM or SIGINT, with everything saved.
@@ -53,7 +60,10 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
-        batches = stack.enter_context(open_batches(job))
+        data = Identity.of(job.source)
+        batches = stack.enter_context(
+            open_batches(job, data=data, accept_changes=accept_changed_data, lists=epath.Path(folder))
+        )
         start = resume.restore_or_init(
             checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
         )
@@ -70,6 +80,12 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
         progress.note(describe(job, start))
         for line in data_files.lines(accounts):
             progress.note(line)
+        batches.say = progress.note
+        if batches.changes:
+            progress.note(f"the training data have changed since checkpoint {start.restored}: {batches.changes}")
+            writer.write(start.restored, {"data/changed": batches.changes})
+        if held is not None:
+            data.save(epath.Path(folder))
         if batches.balance:
             progress.note(f"config.data.{batches.balance}")
         loop.fit(
@@ -90,7 +106,8 @@ def train(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike, force:
         )
         final = checkpoints.metrics(job.clock.total_steps)
         if batches.bad.count:
-            progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}")
+            skipped = f"; {batches.skipped} batches without a readable one were skipped" if batches.skipped else ""
+            progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}{skipped}")
     if jax.process_index() == 0:
         data_files.save(folder, accounts, batches.bad.names)
         _draw_curves(folder)
@@ -210,7 +227,8 @@ def _progress(job: Setup) -> Progress:
     return Progress(job.clock.total_steps, lines_every=job.log.every, quiet=jax.process_index() > 0)
 
 
-def open_batches(job: Setup) -> TrainBatches:
+def open_batches(job: Setup, **data: Any) -> TrainBatches:
+    """The job's training batches; `data` are those arguments of `train_batches` by which changed data are found."""
     return train_batches(
         job.source,
         job.train_split.ops,
@@ -222,6 +240,7 @@ def open_batches(job: Setup) -> TrainBatches:
         balance=job.data.balance,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        **data,
     )
 
 

@@ -81,6 +81,14 @@ class Source(abc.ABC):
         """What became of every file, for each place that the examples are from; nothing, if they are no files."""
         return ()
 
+    def stamps(self) -> Mapping[str, str]:
+        """The files or rows that the examples are read from by name, and of each a text that differs if it does.
+
+        Names are the ids of the examples where each has a file of its own. Contents of files are not read. There are
+        none of what is made on the fly.
+        """
+        return {}
+
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         """One example's text field; None if it has none."""
         return self[index].get(name)
@@ -148,6 +156,11 @@ class Subset(Source):
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:
         return tuple(files.of(self.ids) for files in self._source.files)
+
+    def stamps(self) -> Mapping[str, str]:
+        found = self._source.stamps()
+        own = [name for name in self.ids if name in found]
+        return {name: found[name] for name in own} if len(own) == len(self) else found
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]

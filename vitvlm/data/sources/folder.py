@@ -1,12 +1,12 @@
 """Image folders: one directory per class, with no preparation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from vitvlm.data import splits
+from vitvlm.data import splits, stat_data
 from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.names import readable
@@ -70,6 +70,10 @@ class FolderSource(Source):
     @property
     def files(self) -> tuple[Files, ...]:
         return (self._files,)
+
+    def stamps(self) -> Mapping[str, str]:
+        paths = {id_: self._root / name for id_, name in zip(self._ids, self._names, strict=True)}
+        return stat_data.described(paths)
 
     def __getitem__(self, index: int) -> Example:
         try:

@@ -4,13 +4,14 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError
 from vitvlm.data.sources.base import Example, Source
 
@@ -25,8 +26,9 @@ class IdxSource(Source):
         if split not in _PREFIXES:
             raise ConfigError(f"split {split!r} of {path}: no such split; {suggest(split, _PREFIXES)}")
         prefix = _PREFIXES[split]
-        self._images = read_idx(_find(Path(path), f"{prefix}-images-idx3-ubyte"))
-        self._labels = read_idx(_find(Path(path), f"{prefix}-labels-idx1-ubyte")).astype(np.int32)
+        self._paths = [_find(Path(path), f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+        self._images = read_idx(self._paths[0])
+        self._labels = read_idx(self._paths[1]).astype(np.int32)
         if self._images.ndim != 3 or self._labels.shape != self._images.shape[:1]:
             raise DataError(f"{path}: images {self._images.shape} and labels {self._labels.shape} do not fit together")
         self.label_names = tuple(label_names) or tuple(str(i) for i in range(int(self._labels.max()) + 1))
@@ -41,6 +43,9 @@ class IdxSource(Source):
     @property
     def ids(self) -> Sequence[str]:
         return [f"{self._split}-{i}" for i in range(len(self))]
+
+    def stamps(self) -> Mapping[str, str]:
+        return stat_data.described({path.name: path for path in self._paths})
 
     def __getitem__(self, index: int) -> Example:
         return {

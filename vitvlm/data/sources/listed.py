@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data import splits
+from vitvlm.data import splits, stat_data
 from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.names import readable
@@ -105,6 +106,13 @@ class ListedSource(Source):
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         value = self._rows[index].get(name)
         return value if name == "caption" else as_fields({name: value}).get(name)
+
+    def stamps(self) -> Mapping[str, str]:
+        """Of an image its file, and what its row says."""
+        paths = {id_: self._root / name for id_, name in zip(self._ids, self._names, strict=True)}
+        files = stat_data.described(paths)
+        said = (repr(sorted(row.items())).encode("utf-8", "replace") for row in self._rows)
+        return {id_: f"{files[id_]} {zlib.crc32(row):08x}" for id_, row in zip(self._ids, said, strict=True)}
 
     def __getitem__(self, index: int) -> Example:
         name, row = self._ids[index], self._rows[index]

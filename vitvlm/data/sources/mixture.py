@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 
 import numpy as np
@@ -66,6 +66,12 @@ class MixedSource(Source):
     def ids(self) -> Sequence[str]:
         own = [source.ids for source in self._sources]
         return [own[which][place] for which, place in map(self._place, range(len(self)))]
+
+    def stamps(self) -> Mapping[str, str]:
+        """Those of all sources, and the weight of each."""
+        parts = list(zip(self._specs, self._weights, self._sources, strict=True))
+        own = {f"{spec}: {name}": stamp for spec, _, source in parts for name, stamp in source.stamps().items()}
+        return own | {f"weight {number}, of {spec}": str(weight) for number, (spec, weight, _) in enumerate(parts, 1)}
 
     def __getitem__(self, index: int) -> Example:
         which, place = self._place(index)

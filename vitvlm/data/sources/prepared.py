@@ -11,6 +11,7 @@ from jaxtyping import Int
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.idx import IdxSource
@@ -71,6 +72,7 @@ class TfdsSource(Source):
         own = ("label", self._label) if self.multi_label else ("label",)
         self._class_names = {name: features[name].names for name in classes if name not in own}
         self._prefix = f"{builder.name}-{split}"
+        self._folder = str(builder.data_path)
         self._records = _read(builder, split)
 
     @property
@@ -99,6 +101,11 @@ class TfdsSource(Source):
         if self.multi_label:
             return np.unique(np.array(fields[self._label].int64_list.value, np.int32))
         return _number(fields, self._label) if self._label else 0
+
+    def stamps(self) -> Mapping[str, str]:
+        """The files of the prepared set, of every split."""
+        folder = Path(self._folder)
+        return stat_data.described({path.name: path for path in folder.iterdir() if path.is_file()})
 
     def __getitem__(self, index: int) -> Example:
         fields = self._fields(index)

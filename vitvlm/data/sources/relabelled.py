@@ -51,6 +51,9 @@ class Relabelled(Source):
     def __getitem__(self, index: int) -> Example:
         return self._placed(self._source[index])
 
+    def stamps(self) -> Mapping[str, str]:
+        return self._source.stamps()
+
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(index, name)
 

@@ -7,14 +7,14 @@ first line is an English sentence and whose others are translations (`ja.utf8=â€
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data import splits
+from vitvlm.data import splits, stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.base import Example, Source
 
@@ -91,6 +91,9 @@ class StampsSource(Source):
             return captions(self._folder / self._ids[index]).get(name)
         except OSError:  # shows when the example is read
             return None
+
+    def stamps(self) -> Mapping[str, str]:
+        return stat_data.described({name: self._folder / name for name in self._ids})
 
     def __getitem__(self, index: int) -> Example:
         name = self._ids[index]

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,9 @@ class TarSource(Source):
     @property
     def ids(self) -> Sequence[str]:
         return self._index[1]
+
+    def stamps(self) -> Mapping[str, str]:
+        return stat_data.described(dict(zip(self.shard_names, self.shards, strict=True)))
 
     def __getitem__(self, index: int) -> Example:
         shard, offset = map(int, self._index[0][index])

@@ -46,10 +46,10 @@ class StageFailed(RuntimeError):
         self.details = details
 
 
-def run_apart(config: Mapping[str, Any], folder: epath.Path, force: bool = False) -> Json:
+def run_apart(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -> Json:
     """Trains in a fresh process and returns its outcome: metrics, facts (of the model) and measured (of the run).
 
-    With `force`, it breaks the lock of another job that holds the folder.
+    `flags_of_train` are `force` and `accept_changed_data` of `train.train`.
 
     Raises StageFailed, and Interrupted when the training was stopped by a signal and has saved its state.
     """
@@ -57,9 +57,8 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path, force: bool = False
     (folder / STAGE).write_text(json.dumps(config, indent=2) + "\n")
     for name in (OUTCOME, FAILURE):
         (folder / name).unlink(missing_ok=True)
-    status, stopped = _run_child(
-        [sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder), *["--force"] * force]
-    )
+    given = [f"--{name}" for name, value in flags_of_train.items() if value]
+    status, stopped = _run_child([sys.executable, "-m", "vitvlm.jobs.ablation.stage", str(folder), *given])
     if stopped or status in (EXIT_STATUS, -signal.SIGTERM, -signal.SIGINT):
         raise Interrupted(f"stopped in {folder}: run the same command again to go on")
     if status == 0:
@@ -103,11 +102,11 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def run(config: Mapping[str, Any], folder: epath.Path, force: bool = False) -> Json:
+def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -> Json:
     """Trains here, with what it costs before and after."""
     job = setup(config)
     described = facts(job)
-    metrics = train.train(config, folder, force)
+    metrics = train.train(config, folder, **flags_of_train)
     return {"metrics": metrics, "facts": described, "measured": measured(job, folder)}
 
 
@@ -173,7 +172,8 @@ def main(arguments: list[str]) -> int:
     folder = epath.Path(arguments[0])
     flags.FLAGS(["stage"])
     try:
-        outcome = run(json.loads((folder / STAGE).read_text()), folder, force="--force" in arguments)
+        given = {name.removeprefix("--"): True for name in arguments[1:]}
+        outcome = run(json.loads((folder / STAGE).read_text()), folder, **given)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return EXIT_STATUS
