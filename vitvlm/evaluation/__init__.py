@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from vitvlm.core.config import ConfigError
+from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.registry import Registry
 from vitvlm.evaluation import (
     classification,
@@ -22,9 +22,9 @@ from vitvlm.evaluation import (
     retrieval,
     zero_shot,
 )
-from vitvlm.evaluation.base import Evaluator, Predict, Result, with_intervals
+from vitvlm.evaluation.base import Evaluator, Facts, Predict, Result, with_intervals
 
-__all__ = ["EVALUATORS", "Evaluator", "Predict", "Result", "build", "names", "with_intervals"]
+__all__ = ["EVALUATORS", "Evaluator", "Facts", "Predict", "Result", "build", "check", "names", "with_intervals"]
 
 EVALUATORS = Registry("evaluator")
 EVALUATORS.register("classification")(classification.Classification)
@@ -57,6 +57,23 @@ GIVEN = {
     "mean": "per-channel mean that the data operations subtract",
     "std": "per-channel standard deviation that the data operations divide by",
 }
+
+
+def check(evaluator: Evaluator, facts: Facts, where: str) -> None:
+    """Compares an evaluator's fields with its data, before anything is trained.
+
+    Raises ConfigError that names the field (`where` is the section), its value, the data's figure and the way out.
+    """
+    for field in ("features", "output"):
+        name = getattr(evaluator, field, features.PIXELS)
+        if name not in (features.PIXELS, *facts.predictions):
+            near = suggest(name, (features.PIXELS, *facts.predictions))
+            raise ConfigError(f"{where}.{field}: this task predicts nothing named {name!r}; {near}")
+    try:
+        if hasattr(evaluator, "check"):
+            evaluator.check(facts)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
 
 
 def names() -> list[str]:

@@ -44,11 +44,33 @@ def with_intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, t
         yield name, value, None if low is None else (low, high)
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of the data before a model is run.
+
+    Attributes:
+      name, train_name: of the evaluated split, and of that which probes and neighbours learn from.
+      labels, train_labels: give every example's label, [n] and [m]; images that cannot be read are among them.
+      arrays: names of what batches hold besides image, label, mask and index.
+      predictions: names of what the task predicts.
+    """
+
+    name: str
+    train_name: str
+    labels: Callable[[], np.ndarray]
+    train_labels: Callable[[], np.ndarray]
+    arrays: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = ()
+
+
 class Evaluator(Protocol):
     """Scores a model; files (per-example results, pictures) go to `folder`.
 
     An evaluator whose figures are about labels has the class attribute `labelled = True`: it is given a source of two
     classes or more; with one label per image, unless it has the class attribute `multi_label = True` too.
+
+    One whose fields depend on the data has `check(facts)` too: it raises ConfigError, whose message begins with the
+    field, for what `run` could only raise once the model is trained.
     """
 
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...

@@ -9,7 +9,7 @@ import numpy as np
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, classification
 from vitvlm.evaluation.nearest import TIE
-from vitvlm.evaluation.retrieval import with_texts
+from vitvlm.evaluation.retrieval import check_texts, with_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Compositionality:
 
     batches: base.Batches
     kinds: tuple[str, ...] = ("swap_attribute", "swap_relation", "replace_attribute", "replace_thing")
+
+    def check(self, facts: base.Facts) -> None:
+        check_texts(facts)
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = with_texts(predict, variables, self.batches)

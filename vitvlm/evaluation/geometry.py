@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from vitvlm.evaluation import base
 from vitvlm.evaluation.nearest import BLOCK
-from vitvlm.evaluation.retrieval import embeddings
+from vitvlm.evaluation.retrieval import check_texts, embeddings
 
 TEMPERATURE = 2.0  # t of the uniformity; Wang and Isola's
 
@@ -26,6 +26,9 @@ class EmbeddingGeometry:
     """
 
     batches: base.Batches
+
+    def check(self, facts: base.Facts) -> None:
+        check_texts(facts)
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)

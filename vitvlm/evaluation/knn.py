@@ -42,14 +42,26 @@ class NearestNeighbours:
     leave_one_out: bool = False
     example_id: Callable[[int], str] = str
 
+    def check(self, facts: base.Facts) -> None:
+        bank, name = (facts.labels(), facts.name) if self.leave_one_out else (facts.train_labels(), facts.train_name)
+        self._check_ks(len(bank) - self.leave_one_out, f" ({name})")
+
+    def _check_ks(self, known: int, name: str = "") -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
+        if max(self.ks) > known:
+            fitting = tuple(k for k in self.ks if k <= known) or (known,)
+            raise ConfigError(
+                f"ks: {max(self.ks)} neighbours of {known} training examples{name}; choose smaller ks: {fitting}"
+            )
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         variables = source.variables(variables)
         test = base.labelled(source.collect(predict, variables, self.batches))
         train = test if self.leave_one_out else base.labelled(source.collect(predict, variables, self.train_batches))
         known = len(train["label"]) - self.leave_one_out
-        if max(self.ks) > known:
-            raise ConfigError(f"ks: {max(self.ks)} neighbours of {known} training examples; choose smaller ks")
+        self._check_ks(known)
         votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature, self.leave_one_out)
         saved, metrics = answers.told(test["index"], test["label"], self.label_names, self.example_id), {}
         for k in self.ks:

@@ -50,6 +50,9 @@ class MaeProbe:
     base_rate: float = 0.1
     example_id: Callable[[int], str] = str
 
+    def check(self, facts: base.Facts) -> None:
+        _check_classes(facts.train_labels(), facts.train_name)
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         train, test = _both(source, predict, variables, self.train_batches, self.batches)
@@ -113,6 +116,14 @@ class LogisticProbe:
     max_iterations: int = 1000
     example_id: Callable[[int], str] = str
 
+    def check(self, facts: base.Facts) -> None:
+        labels = facts.train_labels()
+        _check_classes(labels, facts.train_name)
+        if not self.sweep:
+            raise ConfigError("sweep: empty; give at least one C")
+        if len(self.sweep) > 1:
+            self._split(labels)
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         train, test = _both(source, predict, variables, self.train_batches, self.batches)
@@ -152,13 +163,7 @@ class LogisticProbe:
         """
         if len(self.sweep) == 1:
             return self._model(self.sweep[0]), True
-        order = np.random.default_rng(self.seed).permutation(len(labels))
-        held, kept = np.split(order, [round(self.held_out * len(labels))])
-        if not len(held) or len(np.unique(labels[kept])) < 2:
-            raise ConfigError(
-                f"held_out: {self.held_out:g} of {len(labels)} training examples leaves {len(held)} to choose C on and "
-                f"{len(np.unique(labels[kept]))} classes to fit; use more data or another share"
-            )
+        held, kept = self._split(labels)
         model, fitted = self._model(1.0), []
         for value in sorted(self.sweep):
             model.set_params(C=value)
@@ -171,6 +176,19 @@ class LogisticProbe:
         if len(model.classes_) < len(np.unique(labels)):
             return self._model(model.C), converged
         return model, converged
+
+    def _split(self, labels: Int[np.ndarray, " m"]) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " k"]]:
+        """Places of the examples that C is chosen on, and of those that are fitted; ConfigError where these lack."""
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out: {self.held_out:g} is no share between 0 and 1")
+        order = np.random.default_rng(self.seed).permutation(len(labels))
+        held, kept = np.split(order, [round(self.held_out * len(labels))])
+        if not len(held) or len(np.unique(labels[kept])) < 2:
+            raise ConfigError(
+                f"held_out: {self.held_out:g} of {len(labels)} training examples leaves {len(held)} to choose C on and "
+                f"{len(np.unique(labels[kept]))} classes to fit; use more data, another share, or one C in sweep"
+            )
+        return held, kept
 
     def _model(self, C: float) -> LogisticRegression:
         return LogisticRegression(C=C, tol=self.tolerance, max_iter=self.max_iterations, warm_start=True)
@@ -194,9 +212,15 @@ def _both(
     variables = source.variables(variables)
     train = base.labelled(source.collect(predict, variables, train_batches))
     test = base.labelled(source.collect(predict, variables, batches))
-    if len(np.unique(train["label"])) < 2:
-        raise ConfigError("a probe needs at least two classes in its training split")
+    _check_classes(train["label"], "the training split")
     return train, test
+
+
+def _check_classes(labels: Int[np.ndarray, " m"], name: str) -> None:
+    if (classes := len(np.unique(labels))) < 2:
+        raise ConfigError(
+            f"train_data: a probe needs at least two classes, and {name} has {classes} in {len(labels)} examples"
+        )
 
 
 def _classes(train: base.Arrays, test: base.Arrays) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, bootstrap, classification, nearest, page
 from vitvlm.evaluation.knn import normalise
 from vitvlm.evaluation.nearest import BLOCK, TIE, before
@@ -38,6 +39,11 @@ class Retrieval:
 
     def __post_init__(self) -> None:
         page.check_room(self.shown)
+
+    def check(self, facts: base.Facts) -> None:
+        check_texts(facts)
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
@@ -86,6 +92,12 @@ class Embeddings:
     index: Int[np.ndarray, " n"]
     ids: Int[np.ndarray, "m L"]
     mask: Int[np.ndarray, "m L"]
+
+
+def check_texts(facts: base.Facts) -> None:
+    """Raises ConfigError if batches hold no texts."""
+    if "text" not in facts.arrays:
+        raise ConfigError(f"data.ops: no texts of {facts.name}; add tokenize to the operations of config.data.eval")
 
 
 def embeddings(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> Embeddings:

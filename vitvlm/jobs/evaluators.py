@@ -105,7 +105,17 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
         **_facts(job, pipeline),
         **_pictures(source, pipeline),
     }
-    return NamedEvaluator(name, when, evaluation.build(when.type, {**labels.defaults, **own}, where, **given), source)
+    evaluator = evaluation.build(when.type, {**labels.defaults, **own}, where, **given)
+    facts = evaluation.Facts(
+        name=source.name,
+        train_name=f"{train_split.source} {train_split.split}",
+        labels=lambda: source.labels,
+        train_labels=lambda: labels.train_source().labels,
+        arrays=pipeline.arrays,
+        predictions=tuple(job.task.predict_fns),
+    )
+    evaluation.check(evaluator, facts, where)
+    return NamedEvaluator(name, when, evaluator, source)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Setup:
 
     @functools.cached_property
     def example_batch(self) -> dict[str, np.ndarray]:
-        """One row of padding, shaped as the training data."""
-        return zero_batch(self.source, self.train_split.ops, 1)
+        """One row of padding, shaped as the training data that devices see."""
+        return sharding.numbers(zero_batch(self.source, self.train_split.ops, 1))
 
     def optimizer(self, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The gradient transformation for these parameters (shapes suffice), and the learning rate by step."""

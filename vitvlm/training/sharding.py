@@ -127,10 +127,13 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's examples (all of them, when there is one process).
 
+    Strings, which operations may `keep` for evaluators to read, have no place on a device and stay on the host.
+
     Raises ConfigError if the examples cannot be split evenly over this process's devices.
     """
     sharding = batch_sharding(mesh)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
+    batch = numbers(batch)
     for name, value in batch.items():
         if len(value) * jax.process_count() % shards:
             raise ConfigError(
@@ -138,6 +141,11 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
                 f"{shards} parts ({' x '.join(BATCH_AXES)}): change batch_size or the mesh"
             )
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def numbers(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch's arrays that devices can hold: all but those of strings or of tuples of strings."""
+    return {name: value for name, value in batch.items() if value.dtype.kind not in "OSU"}
 
 
 def keep_examples_split(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
