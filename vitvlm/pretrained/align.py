@@ -34,7 +34,7 @@ def align_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def vision_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
-    """Of ALIGN's image tower."""
+    """Fields of ALIGN's image tower."""
     return efficientnet.encoder_fields(source, names) | {"top": False}
 
 

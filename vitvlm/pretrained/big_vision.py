@@ -44,7 +44,7 @@ def vit_fields(source: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
 
 
 def image_size(source: Mapping[str, Any], tensors: Tensors) -> Pair:
-    """As it was asked for; otherwise that of a square grid of positions."""
+    """Returns `image_size` of the source, or else the size that a square grid of positions covers."""
     if "image_size" in source:
         return as_pair(source["image_size"])
     shapes = tensors.shapes()
@@ -64,7 +64,7 @@ def _depth(names: Collection[str]) -> int:
 
 
 def _block_names(names: Collection[str]) -> dict[str, str]:
-    """What the parts of a block are called: big_vision numbers each kind apart, vision_transformer all together."""
+    """Names of a block's parts: big_vision numbers each kind of module apart, vision_transformer all together."""
     together = any("/MultiHeadDotProductAttention_1/" in name for name in names)
     if together:
         return {"attention": "MultiHeadDotProductAttention_1", "mlp": "MlpBlock_3", "mlp_norm": "LayerNorm_2"}
@@ -118,7 +118,7 @@ def _mlp(theirs: str, ours: str) -> Iterator[Row]:
 
 
 def _attention(theirs: str, ours: str, heads: int) -> Iterator[Row]:
-    """Their kernels keep the heads apart: [D, K, d] in, [K, d, D] out."""
+    """Rows of an attention layer, whose kernels in big_vision keep the heads apart: [D, K, d] in, [K, d, D] out."""
     split = Transform(read=lambda x: (x.reshape(len(x), -1),), write=lambda x: (x.reshape(len(x), heads, -1),))
     split_bias = Transform(read=lambda x: (x.reshape(-1),), write=lambda x: (x.reshape(heads, -1),))
     joined = Transform(
@@ -130,7 +130,7 @@ def _attention(theirs: str, ours: str, heads: int) -> Iterator[Row]:
 
 
 def text_fields(source: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """Of `models.build("text", ...)`: SigLIP's text tower, and LiT's of the same kind, which pool the last token."""
+    """Fields for `models.build("text", ...)`: the text towers of SigLIP and LiT, which pool the last token."""
     shapes = tensors.shapes()
     vocab_size, width = shapes["Embed_0/embedding"]
     first = "Encoder_0/encoderblock_0"
@@ -157,7 +157,7 @@ def text_rows(model: TextTransformer, names: Collection[str]) -> Iterator[Row]:
 
 
 def towers_fields(source: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """Of `models.build("two_towers", ...)`: the subtrees img and txt, the scale t and, of SigLIP, the bias b."""
+    """Fields for `models.build("two_towers", ...)`: the subtrees img and txt, the scale t and SigLIP's bias b."""
     image, text = vit_fields(source, tensors.under("img/")), text_fields(source, tensors.under("txt/"))
     head = image.pop("num_classes")  # the last layer of the image tower is its projection
     return {

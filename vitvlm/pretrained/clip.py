@@ -26,7 +26,7 @@ def two_towers_inputs(source: Json) -> Inputs:
 
 
 def vision_inputs(source: Json) -> Inputs:
-    """Of a classifier, whose config is that of both towers."""
+    """Inputs of an image classifier, whose config holds those of both towers."""
     return described_images(source["vision_config"])
 
 
@@ -46,7 +46,7 @@ def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def vision_fields(source: Json) -> dict[str, Any]:
-    """Of CLIP's image tower: a ViT with a norm before its blocks, whose last norm is that of the pooled CLS alone."""
+    """Fields of CLIP's image tower: a ViT with a norm before its blocks, and a last norm on the pooled CLS alone."""
     return image_fields(source) | {"pool": "cls", "pre_norm": True, "norm_pooled": True, "patch_bias": False}
 
 
@@ -60,13 +60,13 @@ def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def text_fields(source: Json) -> dict[str, Any]:
-    """Of CLIP's text tower."""
+    """Fields of CLIP's text tower."""
     eos = source["eos_token_id"]
     return sequence_fields(source) | {"causal": True, "pool": "eot", "eot_id": None if eos == LEGACY_EOS else eos}
 
 
 def image_fields(source: Json) -> dict[str, Any]:
-    """What CLIP's and SigLIP's image towers say by the same names. Both leave out pixels that fill no patch."""
+    """Fields that CLIP's and SigLIP's image towers share. Both leave out pixels that fill no whole patch."""
     patch, size = source["patch_size"], source["image_size"]
     if not isinstance(patch, int) or not isinstance(size, int):
         raise ConfigError(f"config.json: patch_size {patch}, image_size {size}: `transformers` runs squares alone")
@@ -74,12 +74,12 @@ def image_fields(source: Json) -> dict[str, Any]:
 
 
 def sequence_fields(source: Json) -> dict[str, Any]:
-    """What their text towers say by the same names."""
+    """Fields that CLIP's and SigLIP's text towers share."""
     return block_fields(source) | {"vocab_size": source["vocab_size"], "length": source["max_position_embeddings"]}
 
 
 def block_fields(source: Json) -> dict[str, Any]:
-    """What all four towers say by the same names."""
+    """Fields that the image and text towers of CLIP and SigLIP share."""
     return {
         "width": source["hidden_size"],
         "depth": source["num_hidden_layers"],

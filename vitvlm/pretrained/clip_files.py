@@ -80,7 +80,7 @@ def _activation(source: Json, tensors: Tensors) -> str:
 
 
 def is_openais(tensors: Tensors) -> bool:
-    """Whether they are of a file of OpenAI's own."""
+    """Tells whether the tensors come from one of OpenAI's own files."""
     return all(name in tensors for name in OPENAI_NUMBERS)
 
 
@@ -104,7 +104,7 @@ def inputs(source: Json, tensors: Tensors) -> Inputs:
 
 
 def preprocessing(source: Json, tensors: Tensors) -> str | None:
-    """That of OpenAI's code for a file of OpenAI's own; others do not say."""
+    """Returns the preprocessing of OpenAI's code for one of OpenAI's own files, and None for others."""
     return operations({}, list(_image_size(source, tensors))) if is_openais(tensors) else None
 
 

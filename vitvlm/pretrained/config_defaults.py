@@ -1,7 +1,7 @@
-"""What a config.json that does not say means: the defaults of the config classes of `transformers`, by `model_type`.
+"""Defaults of the config classes of `transformers`, by `model_type`, for fields that a config.json leaves out.
 
-Old files leave fields out, and files of two towers most of those of the towers. Held here are the fields that we read;
-the tests compare every one with the classes themselves.
+Old files leave fields out, and files of two towers leave out most fields of their towers. This module holds the fields
+that vitvlm reads; the tests compare each default with the classes of `transformers`.
 """
 
 from collections.abc import Mapping

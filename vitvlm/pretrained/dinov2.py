@@ -37,7 +37,7 @@ def dinov2_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def hidden_width(width: int, mlp_ratio: float, swiglu: bool) -> int:
-    """Of the MLP: of SwiGLU, which has three matrices for two, two thirds, rounded up to a multiple of 8."""
+    """Returns the MLP's hidden width; SwiGLU's is 2/3 of it, rounded up to a multiple of 8."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if swiglu else hidden
 

@@ -16,7 +16,7 @@ class WeightsError(ValueError):
 
 @contextlib.contextmanager
 def blamed(path: Path, config: Path | None = None) -> Iterator[None]:
-    """What goes wrong inside is a WeightsError that names the file; a missing key is one of `config`, if given."""
+    """Turns errors raised inside into a WeightsError that names the file, or `config` (if given) for a missing key."""
     try:
         yield
     except WeightsError:
@@ -56,7 +56,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.entries)
 
     def shapes(self) -> dict[str, Shape]:
-        """Of all tensors; nothing is read for it."""
+        """Returns the shape of every tensor by name, without reading any values."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
@@ -70,7 +70,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return Tensors(found, self.opaque)
 
     def under(self, prefix: str) -> "Tensors":
-        """Those whose names begin with `prefix`, without it."""
+        """Returns the tensors whose names begin with `prefix`, and removes it from their names."""
         starting = {name: entry for name, entry in self.entries.items() if name.startswith(prefix)}
         return Tensors({name.removeprefix(prefix): entry for name, entry in starting.items()})
 

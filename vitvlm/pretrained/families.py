@@ -1,4 +1,4 @@
-"""What every architecture in a foreign format is described by, and how a model is put together from it."""
+"""Descriptions of architectures in foreign formats, and how a model is built from one."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,13 +32,13 @@ def text_inputs(length: int) -> Inputs:
 
 
 def described_images(source: Json) -> Inputs:
-    """As most config.json say."""
+    """Inputs of a model whose config.json gives `image_size` and `num_channels`."""
     return image_inputs(source.get("image_size", 224), source["num_channels"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one architecture of another code base maps to a model of ours, both ways.
+    """Mapping between one architecture of another code base and a model of vitvlm, both ways.
 
     Fields:
       model: its name for `models.build`; kind: the module that this builds.
@@ -124,7 +124,7 @@ def take_apart(
 def still_describes(
     family: Family, source: Json, model: nn.Module, variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> bool:
-    """Whether a config is still that of the model, which may have changed since it was read."""
+    """Tells whether a config still describes the model, which may have changed since the config was read."""
     described = models.build(family.model, **family.fields(source, in_memory(tensors)))
     params = unstack_blocks(variables)["params"]
     try:

@@ -136,7 +136,7 @@ def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
 
 
 def _misfits(family: Family, source: Json, found: Tensors) -> float:
-    """How many tensors the architecture asks for in vain, and has no use for; infinite if the config is none of its."""
+    """Counts tensors that the architecture lacks or does not use; infinite if the config does not describe it."""
     tensors = found.renamed(family.rename)
     try:
         full = config_defaults.completed(family.model_type, source)
@@ -154,14 +154,14 @@ def _theirs(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _config_fields(family: Family, source: Json, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the fields asked for that are the config's."""
+    """Selects the requested fields that belong to the config."""
     known = {"num_labels", "id2label"} | source.keys() | config_defaults.DEFAULTS[family.model_type].keys()
     of_model = {*module_fields(family.kind), *SHARED}
     return {name: value for name, value in fields.items() if name in known - of_model}
 
 
 def _say(folder: Path, name: str, defaulted: Mapping[str, Any], left_out: Sequence[str]) -> None:
-    """What was not as the files say, to the log."""
+    """Logs the fields that were left to defaults and the tensors that were left out."""
     if defaulted:
         told = ", ".join(f"{field}={value!r}" for field, value in sorted(defaulted.items()))
         logging.info("%s: leaves to the defaults of `transformers`: %s", folder / CONFIG, told)
@@ -227,7 +227,7 @@ def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None
 
 
 def _image_processor(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Its config, if there is one, and where: part of the processor's, as `transformers` 5 write it, or its file."""
+    """Finds the image processor's config, if any, and its place: its own file, or part of `transformers` 5's processor."""
     whole = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     if described := whole.get("image_processor"):
         return described, str(folder / PROCESSOR)

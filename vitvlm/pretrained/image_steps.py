@@ -61,12 +61,12 @@ def take_apart(text: str) -> ImageSteps:
 
 
 def near_misses(steps: ImageSteps, rounding: str) -> list[str]:
-    """What others do a little otherwise than these steps, in words; `rounding` is that of their central crop."""
+    """Lists where the other format's steps differ slightly from these; `rounding` is that of its central crop."""
     found = []
     if steps.resize and steps.resize[1]["method"] == "fast":
         found.append("a bilinear resize in place of a fast one, which differs by about a grey level")
     if steps.crop and steps.crop["rounding"] != rounding:
-        found.append("half of an odd margin is rounded otherwise before the middle is cut, which moves it by a pixel")
+        found.append("the central crop rounds half of an odd margin the other way, which moves it by a pixel")
     if steps.background not in (255, (255, 255, 255)):
         found.append(f"transparent parts are laid over white rather than {steps.background}")
     return found

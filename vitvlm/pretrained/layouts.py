@@ -63,7 +63,7 @@ class Layout:
     texts: Callable[[Tensors], texts_lib.Rules | None] = lambda tensors: None
 
     def has(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are of this layout."""
+        """Tells whether tensors of these names have this layout."""
         return all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)
 
 
@@ -236,7 +236,7 @@ def alone(folder: Path) -> Path | None:
 
 
 def folder_reader(folder: Path) -> Callable[..., Pretrained] | None:
-    """What reads a folder by the config that it has; None without."""
+    """Returns the loader for the config that a folder holds; None if it holds none."""
     if (folder / huggingface.CONFIG).is_file():
         named = "architecture" in read_json(folder / huggingface.CONFIG)
         return timm.load if named else huggingface.load
@@ -244,9 +244,9 @@ def folder_reader(folder: Path) -> Callable[..., Pretrained] | None:
 
 
 def _described(path: Path, layout: Layout | None, tensors: Tensors) -> Callable[..., Pretrained] | None:
-    """What reads the file by the config beside it, if that is meant for it.
+    """Returns the loader for the config beside the file if that config describes the file, and None otherwise.
 
-    Raises WeightsError for names of `transformers` without a config.
+    Raises WeightsError for tensors named as in `transformers` without a config.
     """
     reader = folder_reader(path.parent)
     theirs = layout is None and any(TRANSFORMERS.fullmatch(name) for name in tensors)

@@ -1,4 +1,4 @@
-"""What loading gives, whatever the format."""
+"""Result of loading weights of any format."""
 
 import dataclasses
 import functools

@@ -48,7 +48,7 @@ def mae_config(model: MAE, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fixed(source: Json, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether both position tables are the fixed one; a missing one is complained of later, with all others."""
+    """Tells whether both position tables are the fixed one; a missing table is reported later, with all others."""
     grid = patch_grid(as_pair(source["image_size"]), as_pair(source["patch_size"]))
     widths = {ENCODER_POSITIONS: source["hidden_size"], DECODER_POSITIONS: source["decoder_hidden_size"]}
     return all(name not in tensors or is_fixed_table(grid, width, tensors[name]) for name, width in widths.items())

@@ -17,7 +17,7 @@ ENCODER = ("width", "depth", "heads", "mlp_width", "patch_size", "image_size", "
 
 
 def mae_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
-    """Of the whole autoencoder. Raises ConfigError for what neither the tensors nor the keywords say."""
+    """Fields of the whole autoencoder. Raises ConfigError for one that neither tensors nor keywords tell."""
     if "norm_pix" not in source:
         raise ConfigError("the file does not say whether its targets were normalised: give norm_pix=True or False")
     shapes = tensors.shapes()

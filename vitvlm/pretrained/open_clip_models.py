@@ -102,7 +102,7 @@ def coca_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def _fields(source: Json, image: Json, text: Json) -> dict[str, Any]:
-    """What CLIP and CoCa say by the same names."""
+    """Fields that CLIP and CoCa share."""
     _refuse(source, MODEL, "model_cfg")
     scale = source.get("init_logit_scale")
     return {

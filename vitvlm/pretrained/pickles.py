@@ -89,13 +89,13 @@ class Object(dict):
 
 
 def read(path: Path, pickle: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
-    """What a pickle holds, with stand-ins; the stream is left at its end.
+    """Returns the content of a pickle, with stand-ins for objects; leaves the stream at the pickle's end.
 
     Args:
-      storages: where all storages that the pickle names are put, by key.
+      storages: receives all storages that the pickle names, by key.
 
-    Raises WeightsError for what is no whole pickle, holds a kind of tensor that is not read, or asks to call what no
-    file of tensors needs.
+    Raises WeightsError for a pickle that is cut off or damaged, that holds a kind of tensor which cannot be read, or
+    that asks to call something that no file of tensors needs.
     """
     return _Machine(path, {} if storages is None else storages).run(pickle)
 
@@ -196,7 +196,7 @@ class _Machine:
         return self.storages.setdefault(storage.key, storage)
 
     def _make(self, made: Any, arguments: Any) -> Any:
-        """What stands for the result of a call, or for an object of a class."""
+        """Returns the stand-in for the result of a call or for an object of a class."""
         if isinstance(made, Object):  # a method of one
             return made
         if not isinstance(made, Global):
@@ -234,7 +234,7 @@ class _Machine:
 
 
 def _module(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a pickled `torch.nn.Module`: its parameters, its buffers that a state_dict has, and its modules."""
+    """Returns the parameters, the persistent buffers and the modules of a pickled `torch.nn.Module`."""
     dropped = state.get("_non_persistent_buffers_set", ())
     buffers = {name: value for name, value in state.get("_buffers", {}).items() if name not in dropped}
     return {**state["_parameters"], **buffers, **state["_modules"]}

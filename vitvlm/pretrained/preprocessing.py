@@ -45,7 +45,7 @@ COMMON = MappingProxyType(
 
 
 def _resize(settings: Json, where: str) -> list[str]:
-    """To a square, to (height, width), or the shorter side to a length."""
+    """Resizes to a square, to (height, width), or the shorter side to a length."""
     size, method = _size(settings, where), _method(settings, where)
     if "shortest_edge" in size:
         return [f"resize_small({size['shortest_edge']}, {method!r})"]
@@ -53,7 +53,7 @@ def _resize(settings: Json, where: str) -> list[str]:
 
 
 def _resize_and_crop(settings: Json, where: str) -> list[str]:
-    """As ConvNext does: below 384 pixels the middle of a larger image, and a square that is squeezed from there on."""
+    """Resizes as ConvNext does: the centre of a larger image below 384 pixels, the whole image squeezed from there."""
     size, method = _size(settings, where), _method(settings, where)
     if "shortest_edge" not in size:
         raise WeightsError(f"{where}: size {size!r}; ConvNextImageProcessor needs a number or a shortest_edge")
@@ -65,7 +65,7 @@ def _resize_and_crop(settings: Json, where: str) -> list[str]:
 
 
 def _fit_patches(settings: Json, where: str) -> list[str]:
-    """To whole patches, as many as there may be; whatever `size` says."""
+    """Resizes to whole patches, at most as many as the model takes; the `size` in the settings does not count."""
     return [f"fit_patches({_patches(settings, where)}, {_method(settings, where)!r})"]
 
 

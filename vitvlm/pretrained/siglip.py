@@ -47,7 +47,7 @@ def siglip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def vision_fields(source: Json) -> dict[str, Any]:
-    """Of SigLIP's image tower: a ViT without CLS that pools by attention, or without that pooling by the mean."""
+    """Fields of SigLIP's image tower: a ViT without CLS that pools by attention or, without that head, the mean."""
     return image_fields(source) | {"pool": "map" if source["vision_use_head"] else "gap"}
 
 
@@ -61,7 +61,7 @@ def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def text_fields(source: Json) -> dict[str, Any]:
-    """Of SigLIP's text tower."""
+    """Fields of SigLIP's text tower."""
     projection = source["projection_size"] or source["hidden_size"]
     return sequence_fields(source) | {"causal": False, "pool": "last", "projection": projection}
 
@@ -136,7 +136,7 @@ def text_config(model: TextTransformer) -> dict[str, Any]:
 
 
 def tanh_name(model: ViT | TextTransformer) -> dict[str, str]:
-    """Of the names of one function, the one that SigLIP's configs use."""
+    """Returns `hidden_act` as SigLIP's configs spell the tanh approximation of GELU; nothing for other activations."""
     return {"hidden_act": "gelu_pytorch_tanh"} if model.activation == "gelu_tanh" else {}
 
 
@@ -164,7 +164,7 @@ def vision_rows(model: ViT) -> Iterator[Row]:
 
 
 def tower_rows(model: ViT) -> Iterator[Row]:
-    """What follows the embedding of an image tower."""
+    """Rows of an image tower after its patch embedding."""
     yield from layer_rows(model.depth)
     yield from layer_norm("post_layernorm", "norm")
     if model.pool == "map":

@@ -55,7 +55,7 @@ def model_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def vision_fields(source: Json) -> dict[str, Any]:
-    """Of its image tower. Raises ConfigError for a table of positions that is no square."""
+    """Fields of SigLIP 2's image tower. Raises ConfigError for a table of positions that is not square."""
     side = math.isqrt(source["num_patches"])
     if side * side != source["num_patches"]:
         raise ConfigError(f"config.json: num_patches {source['num_patches']}: the table of positions is a square")
@@ -143,7 +143,7 @@ def vision_model_rows(model: NaFlex, names: Collection[str]) -> Iterator[Row]:
 
 
 def vision_rows(model: NaFlex) -> Iterator[Row]:
-    """Its image tower: the patch embedding is a linear layer, and positions are an embedding."""
+    """Rows of SigLIP 2's image tower: the patch embedding is a linear layer, and positions are an embedding."""
     h, w = model.position_grid
     yield row("embeddings.patch_embedding.weight", "patches/kernel", linear_patches(as_pair(model.patch_size)))
     yield row("embeddings.patch_embedding.bias", "patches/bias", same)

@@ -92,11 +92,11 @@ class Table:
 
     @classmethod
     def reading(cls, rows: Iterable[Row], names: Collection[str]) -> "Table":
-        """For a checkpoint with tensors of these names, whatever number of layers its config claims.
+        """Makes the table that reads a checkpoint with tensors of these names; tensors in MEANINGLESS are optional.
 
-        Tensors that are MEANINGLESS may be there or not.
+        The number of rows is limited by that of the names, so a config with an absurd number of layers does no harm.
 
-        Raises TableError that lists the tensors of rows that are missing, and those that are in no row.
+        Raises TableError, which lists the tensors that rows need and the checkpoint lacks, and those that no row reads.
         """
         table = cls(rows, at_most=2 * len(names) + FEW_TENSORS)
         table.rows = [each for each in table.rows if not all(map(is_meaningless, each.theirs))]
@@ -166,7 +166,7 @@ class Table:
 
 
 def is_meaningless(name: str) -> bool:
-    """Whether a tensor is one of MEANINGLESS, under any prefix."""
+    """Tells whether a tensor is one of MEANINGLESS, under any prefix."""
     return name.rpartition(".")[2] in MEANINGLESS
 
 
@@ -193,5 +193,5 @@ def _prefixed(missing: Sequence[str], left: Sequence[str]) -> list[str]:
 
 
 def _ends_of_parts(name: str) -> list[int]:
-    """Where the parts of "a.b.weight" end: 2 and 4."""
+    """Returns the places after each dot: 2 and 4 for "a.b.weight"."""
     return [i + 1 for i, letter in enumerate(name) if letter == "."]

@@ -1,4 +1,4 @@
-"""How the tokenizer's files in a Hugging Face folder are read: the arguments of `data.tokenizers.open`."""
+"""Readers of tokenizer files in a Hugging Face folder: they return the arguments of `data.tokenizers.open`."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ CLIP_VOCABULARY = 49408
 
 
 def fast(folder: Path, length: int, vocab_size: int) -> Rules | None:
-    """Of a tokenizer.json, as it says itself; texts are as long as the model has positions for."""
+    """Arguments for a tokenizer.json, which holds its own rules; texts fill the model's positions."""
     return {"tokenizer": f"hf:{folder}", "length": length} if (folder / "tokenizer.json").is_file() else None
 
 

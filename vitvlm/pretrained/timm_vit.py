@@ -74,7 +74,7 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
 
 
 def _heads(architecture: str) -> int:
-    """Of "vit_base_patch16_224"."""
+    """Returns the number of heads of an architecture such as "vit_base_patch16_224"."""
     size = architecture.split("_")[1]
     if size not in HEADS:
         raise ConfigError(f"config.json: the heads of {architecture!r} are not known: add model_args.num_heads")
@@ -82,7 +82,7 @@ def _heads(architecture: str) -> int:
 
 
 def encoder_fields(tensors: Tensors, image_size: Pair) -> dict[str, Any]:
-    """What the names and shapes of a ViT's tensors say, made for images of this size."""
+    """Fields of a ViT for images of this size, as far as the names and shapes of its tensors tell."""
     shapes = tensors.shapes()
     width, _, *patch = shapes["patch_embed.proj.weight"]
     up, down = shapes["blocks.0.mlp.fc1.weight"][0], shapes["blocks.0.mlp.fc2.weight"][1]

@@ -99,7 +99,7 @@ def fixed_positions(grid: Pair, width: int) -> Transform:
 
 
 def is_fixed_table(grid: Pair, width: int, table: np.ndarray) -> bool:
-    """Whether positions [1, 1 + N, D] are zero for CLS and the sin-cos table; half precision is near enough."""
+    """Tells whether positions [1, 1 + N, D] are zero for CLS and else the sin-cos table, to half precision."""
     if table.shape != (1, 1 + grid[0] * grid[1], width):
         return False
     return bool(np.abs(table.astype(np.float32) - _fixed_table(grid, width)).max() <= 1e-3)

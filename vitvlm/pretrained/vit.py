@@ -47,7 +47,7 @@ def encoder_fields(source: Json) -> dict[str, Any]:
 
 
 def common_fields(source: Json) -> dict[str, Any]:
-    """What every config of a ViT says by the same names."""
+    """Fields that every config of a ViT gives by the same names."""
     return {
         "width": source["hidden_size"],
         "depth": source["num_hidden_layers"],
@@ -98,7 +98,7 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooled_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """What a ViT and a DeiT say alike: the encoder, and the pooler or the classes."""
+    """Config entries that a ViT and a DeiT share: the encoder, and the pooler or the classes."""
     check_expressible(
         {"positions": model.positions == "learned", "representation": not (model.representation and model.num_classes)},
         model,
@@ -112,7 +112,7 @@ def pooled_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[st
 
 
 def encoder_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """What a ViT, a DeiT and an MAE's encoder say alike; the inverse of `encoder_fields`."""
+    """Config entries that a ViT, a DeiT and an MAE's encoder share; the inverse of `encoder_fields`."""
     check_expressible(
         {
             "pool": model.pool == "cls",

@@ -19,9 +19,9 @@ HEADS = {sizes["width"]: sizes["heads"] for sizes in SIZES.values()} | {1536: 24
 
 
 def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
-    """Of a ViT with a head or without: with "fc_norm" it reads the mean, otherwise CLS, or both if it is that wide.
+    """Fields of a ViT: it pools the mean if there is an "fc_norm", CLS otherwise, and both if the head is 2 D wide.
 
-    Raises ConfigError for what neither the tensors nor the keywords in `source` say.
+    Raises ConfigError for a field that neither the tensors nor the keywords in `source` tell.
     """
     found, shapes = encoder_fields(tensors, image_size(source, tensors)), tensors.shapes()
     width = found["width"]
@@ -47,7 +47,7 @@ def dinov2_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
 
 
 def image_size(source: Json, tensors: Tensors) -> Pair:
-    """As it was asked for; otherwise that of a square grid of positions."""
+    """Returns `image_size` of the source, or else the size that a square grid of positions covers."""
     if "image_size" in source:
         return as_pair(source["image_size"])
     shapes = tensors.shapes()

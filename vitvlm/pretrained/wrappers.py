@@ -1,4 +1,4 @@
-"""What trainings and tools wrap around a model's tensors, taken off: dictionaries in a file, and prefixes of names."""
+"""Removal of what trainings and tools wrap around a model's tensors: dictionaries in a file, prefixes of names."""
 
 import dataclasses
 from pathlib import Path
@@ -33,12 +33,12 @@ class Unwrapped:
     others: tuple[str, ...] = ()
 
     def say(self, path: Path) -> None:
-        """What was done, in the log, if anything was."""
+        """Logs what was taken off or left out, if anything was."""
         if remarks := self.remarks():
             logging.warning("%s: %s", path, "; ".join(remarks))
 
     def remarks(self) -> list[str]:
-        """What was done, in words; nothing if nothing was."""
+        """Lists in words what was taken off or left out."""
         said = [f"taken off: {', '.join(self.taken_off)}"] if self.taken_off else []
         if self.others:
             said.append(f"read of several models: {self.taken_off[0]}; subtree={self.others[0]!r} reads another")
