@@ -135,9 +135,9 @@ def read_annotations(root: Path, language: str) -> dict[str, tuple[str, str]]:
 
 
 def base_of(codes: tuple[int, ...]) -> tuple[int, ...]:
-    """What an emoji shows, without gender, hair, family members and partners; equal bases share a split.
+    """Base of an emoji: its picture without gender, hair, family members and partners; equal bases share a split.
 
-    Of other joined sequences the first character counts (a black cat is a cat).
+    The base of any other joined sequence is its first character (a black cat is a cat).
     """
     joined = JOINER in codes
     kept = tuple(SAME_BASE.get(code, code) for code in codes if code not in IGNORED_IN_BASES) or codes

@@ -1,4 +1,4 @@
-"""What all tests share: how programs are compiled, and pages in a real browser.
+"""Setup shared by all tests: how programs are compiled, and pages in a real browser.
 
 Nearly all time goes into compiling, and tests compare values: XLA does not optimize, and workers, fresh processes and
 runs share what they compiled through a folder of the system's temporary files. oneDNN's programs cannot be kept there:

@@ -1,4 +1,4 @@
-"""What is asked of the compiler: where, and that it changes no result."""
+"""Compiler options: where they apply, and that they change no result."""
 
 import platform
 import types

@@ -31,7 +31,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """So that small files have many points."""
+    """Makes pieces and spacing small, so that small files have many points."""
     monkeypatch.setattr(gzipped, "_PIECE", 700)
     monkeypatch.setattr(gzipped, "_MOST", 1500)
     monkeypatch.setattr(gzipped, "_SPACING", 20_000)

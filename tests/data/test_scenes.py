@@ -32,7 +32,7 @@ def things_like(scene, phrase):
 
 
 def holds(scene, sentence, slack=0.0):
-    """Whether two things of the scene make it true; with slack below zero only if it is clearly so."""
+    """Tells whether two things of the scene make the sentence true; with slack below zero only if it clearly holds."""
     a, said, b = re.fullmatch(f"(.+) ({'|'.join(RELATIONS)}) (.+)", sentence).groups()
     axis, sign = {"left of": ("x", 1), "right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}[said]
     return any(

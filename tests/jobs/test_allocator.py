@@ -1,4 +1,4 @@
-"""Whether a step's temporary memory stays with the process: page faults of repeated steps."""
+"""Page faults of repeated steps: a step's temporary memory stays with the process."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ print(sum(count > 1000 for count in faults))
 
 
 def steps_that_map(how):
-    """Of 100 steps that need 64 MB (16384 pages), those that mapped them anew."""
+    """Counts, among 100 steps that need 64 MB (16384 pages), those that mapped new pages."""
     done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

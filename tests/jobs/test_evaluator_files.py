@@ -1,4 +1,4 @@
-"""Which process leaves an evaluation's files."""
+"""Files of an evaluation, which only the first process writes."""
 
 import json
 

@@ -15,7 +15,7 @@ MASK = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]], jnp.int32)
 
 
 def a_model(**fields):
-    """With random normal parameters."""
+    """Makes a small BERT with random normal parameters."""
     model = models.build("bert", **SIZES, **fields)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), TEXTS)

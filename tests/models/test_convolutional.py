@@ -1,4 +1,4 @@
-"""What ResNet, EfficientNet and FPN return, what they refuse, and what training does to them."""
+"""Outputs of ResNet, EfficientNet and FPN, the fields that they refuse, and their batch statistics in training."""
 
 import jax
 import jax.numpy as jnp

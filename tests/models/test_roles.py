@@ -1,4 +1,4 @@
-"""What parameters are to their models, and what follows: layers as published code counts them, decay, optimizers."""
+"""Roles of parameters, and what follows from them: layers as published code counts them, decay, optimizers."""
 
 import functools
 import re

@@ -20,7 +20,7 @@ def variables(images):
 
 
 def outputs_and_gradients(model, variables, images):
-    """With everything captured, and the gradients without."""
+    """Returns the output with everything captured, and the gradients of a model without capture."""
 
     @jax.jit
     def run(variables):

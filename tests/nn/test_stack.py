@@ -46,7 +46,7 @@ def params(tokens):
 
 
 def outputs_and_gradients(stack, params, tokens):
-    """With everything captured, and the gradients without."""
+    """Returns the output with everything captured, and the gradients of a stack without capture."""
 
     @jax.jit
     def run(params):

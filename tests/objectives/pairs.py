@@ -35,7 +35,7 @@ def objective(name, **where):
 
 @functools.cache
 def value_and_gradients(name, **where):
-    """Of the loss and with respect to images, texts, scale and bias; compiled."""
+    """Returns the compiled loss with its gradients with respect to images, texts, scale and bias."""
     return jax.jit(jax.value_and_grad(objective(name, **where), argnums=(0, 1, 2, 3)))
 
 

@@ -38,7 +38,7 @@ for name in ("softmax", "smoothed", "sigmoid"):
 
 
 def batches():
-    """This process's half of each batch of four; the last batch is filled up."""
+    """Yields this process's half of each batch of four; the last batch is padded."""
     filled = {
         name: np.pad(array, ((0, 1), (0, 0)))
         for name, array in (("image", image[:11]), ("text", text[:11]), ("text_mask", np.ones((11, 6), np.int32)))

@@ -33,15 +33,15 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def load(model: PreTrainedModel, folder: Path, **fields: Any) -> pretrained.Pretrained:
-    """Ours, from the folder that `save_pretrained` writes."""
+    """Loads our model from the folder that `save_pretrained` writes."""
     model.save_pretrained(folder)
     return pretrained.load(folder, **fields)
 
 
 def gradients(model: PreTrainedModel, loaded: pretrained.Pretrained, folder: Path) -> dict[str, Any]:
-    """Their gradients as a tree of our parameters in looped form; what has none (fixed positions) keeps its value.
+    """Returns the reference's gradients as a tree of our parameters in looped form, and overwrites its parameters.
 
-    Spoils the model.
+    A parameter without a gradient (fixed positions) is returned as it is.
     """
     for parameter in model.parameters():
         if parameter.grad is not None:
@@ -70,7 +70,7 @@ def check_written_back(model: PreTrainedModel, loaded: pretrained.Pretrained, fo
 
 
 def described(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config says about the model, its towers' own configs too."""
+    """Selects the entries of a config, and of its towers' configs, that describe the model."""
     told = ("_name_or_path", "transformers_version", "dtype", "architectures", "_attn_implementation")
     return {k: described(v) if isinstance(v, dict) else v for k, v in config.items() if k not in told}
 

@@ -103,7 +103,7 @@ CLIP = (
 
 
 def saved(theirs: PreTrainedModel, folder: Path) -> State:
-    """Their tensors under the names that they save."""
+    """Returns the reference's tensors under the names that it saves."""
     inner = folder / "transformers"
     written(theirs, inner)
     return {name: torch.from_numpy(tensor) for name, tensor in load_file(inner / "model.safetensors").items()}
@@ -150,7 +150,7 @@ def prefixed(prefix: str, state: State) -> State:
 
 
 def encoded(output: Any) -> dict[str, np.ndarray]:
-    """Of a ViTModel or a DINOv2 without registers: the last layer."""
+    """Returns tokens and prefix after the last layer of a ViTModel or a DINOv2 without registers."""
     tokens = array(output.last_hidden_state)
     return {"tokens": tokens[:, 1:], "prefix": tokens[:, :1]}
 

@@ -252,7 +252,7 @@ NAFLEX = {"text_config": SIGLIP_TEXT, "vision_config": NAFLEX_VISION}
 
 
 def patches_of(theirs: PreTrainedModel, **inputs: Any) -> Any:
-    """Their answer to these images."""
+    """Returns the reference's output for PATCHES."""
     mask, grids = torch.from_numpy(PATCH_MASK), torch.from_numpy(GRIDS).long()
     pixels = torch.from_numpy(PATCHES)
     return theirs(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=grids, **inputs)

@@ -54,7 +54,10 @@ SHAPES = {
 
 
 def reference(kind: type, source: EfficientNetConfig) -> EfficientNetModel | EfficientNetForImageClassification:
-    """With random parameters and statistics. `transformers` starts the norms' weights near 0, which hides much."""
+    """Makes a reference with random parameters and statistics.
+
+    `transformers` starts the norms' weights near 0, which would hide differences.
+    """
     theirs = kind(source)
     randomise(theirs)
     for module in theirs.modules():

@@ -60,7 +60,7 @@ def check_values(loaded, layout):
 
 
 def check_written(loaded, row, folder):
-    """In the format that the row names, from which the same model is read; `transformers` reads it too."""
+    """Checks that weights are refused, or written in the row's format and read back as the same model."""
     format, *other = layouts.quoted(row.written)
     if row.written.startswith("refused"):
         with pytest.raises(ConfigError) as refusal:
@@ -85,5 +85,5 @@ def check_written(loaded, row, folder):
 
 
 def explicit(model):
-    """The same model, with CLS said where it follows from the pooling."""
+    """Returns the same model with an explicit `cls_token`, which otherwise follows from the pooling."""
     return model.clone(cls_token=model.has_cls) if hasattr(model, "has_cls") else model

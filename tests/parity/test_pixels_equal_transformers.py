@@ -219,7 +219,7 @@ ODD = [
 
 
 def photograph(height: int, width: int, seed: int) -> Image.Image:
-    """What photographs have: large smooth parts, hard edges, and fine texture."""
+    """Makes an image with the traits of a photograph: large smooth parts, hard edges, and fine texture."""
     rng = np.random.default_rng(seed)
     pixels = pictures.pattern(height, width, seed=seed).astype(float)
     rows, columns = np.mgrid[:height, :width]
@@ -232,7 +232,7 @@ def photograph(height: int, width: int, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def photographs() -> dict[str, bytes]:
-    """Of six shapes, and what is not RGB."""
+    """Makes JPEGs of six shapes, and PNGs that are not RGB."""
     jpegs = {
         "landscape": (427, 640),
         "portrait": (501, 333),
@@ -253,7 +253,7 @@ def photographs() -> dict[str, bytes]:
 
 
 def theirs(folder, model_type: str, described: dict) -> AutoImageProcessor:
-    """Their processor of a folder with these files; its class is as they choose it."""
+    """Returns the image processor that `transformers` chooses for a folder with these configs."""
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "preprocessor_config.json").write_text(json.dumps(described))
     return AutoImageProcessor.from_pretrained(folder, backend="pil")

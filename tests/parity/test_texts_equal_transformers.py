@@ -38,7 +38,7 @@ def names():
 
 
 def sizes(vocab_size):
-    """Of both configs, with a small picture and texts of 12 tokens."""
+    """Returns the text and the vision config of a small model with texts of 12 tokens."""
     text = TEXT | {"vocab_size": vocab_size, "max_position_embeddings": LENGTH, "projection_size": 24}
     return {"text_config": text, "vision_config": VISION}
 

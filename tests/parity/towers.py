@@ -1,4 +1,4 @@
-"""What the parity tests of CLIP and SigLIP have in common: both towers, layer by layer, and gradients."""
+"""Checks that the parity tests of CLIP and SigLIP share: both towers, layer by layer, and gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def check_gradients(
     loss: Any,
     folder: Path,
 ) -> None:
-    """Of `loss(logits_per_image)` and their own contrastive loss, for every parameter of both towers. Spoils theirs."""
+    """Compares `loss(logits_per_image)` and all gradients with the reference's own loss; overwrites `theirs`."""
     expected = theirs(input_ids=torch.from_numpy(texts), pixel_values=pixels(images), return_loss=True)
     expected.loss.backward()
 

@@ -24,7 +24,7 @@ def shapes_of(model):
 
 
 def timm_shapes(width, depths, heads, window, mlp_ratio, patch, grid, classes):
-    """Of timm's SwinTransformer with absolute positions."""
+    """Returns the shapes of timm's SwinTransformer with absolute positions, by name."""
     shapes = {
         "patch_embed.proj.weight": (width, 3, patch, patch),
         "patch_embed.proj.bias": (width,),

@@ -76,7 +76,7 @@ def test_a_folder_with_bin_files(shards, tmp_path):
 
 
 class Malicious:
-    """What runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __init__(self, command: str):
         self.command = command
@@ -101,7 +101,7 @@ class Colour(enum.Enum):
 
 
 class Stranger:
-    """What a training may keep beside its weights; it says so if it is ever unpickled."""
+    """Object that a training may keep beside its weights; it raises AssertionError if it is ever unpickled."""
 
     def __init__(self):
         self.weight = torch.ones(3)
@@ -124,7 +124,7 @@ def test_objects_beside_the_tensors_are_skipped_as_opaque(protocol, archive, tmp
 
 
 class Net(torch.nn.Module):
-    """What `torch.save(model)` and TorchScript are given."""
+    """Module to save with `torch.save(model)` and as TorchScript."""
 
     def __init__(self):
         super().__init__()

@@ -103,7 +103,7 @@ def test_no_gradient_reaches_the_teacher_and_both_heads_learn(batch, teacher):
 
 
 class PixelReader(Teacher):
-    """Its logits are the first pixels of what it is shown."""
+    """Teacher whose logits are the first four pixels of each image."""
 
     def logits(self, variables, images):
         return images.reshape(len(images), -1)[:, :4]

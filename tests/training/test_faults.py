@@ -45,7 +45,7 @@ TARGET = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, 
 
 
 def assert_whole(restored) -> None:
-    """What was restored is, bit for bit, what was saved at that step."""
+    """Asserts that a restored state is, bit for bit, the one that was saved at that step."""
     wanted = state_of(restored.step)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(_plain(a), _plain(b)), restored.state, wanted)
     assert restored.resume == {"batches": restored.step} and restored.config == {"lr": 0.1}

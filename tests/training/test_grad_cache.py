@@ -38,7 +38,7 @@ def noisy(params, batch, rng):
 
 
 def loss(embeddings, params, batch):
-    """Of all pairs, and of the order of the examples; the towers are regularised here, besides in the encoder."""
+    """Loss over all pairs that depends on the order of the examples; it regularises the towers, as the encoder does."""
     logits = params["scale"] * embeddings["image"] @ embeddings["text"].T
     own = jax.nn.log_softmax(jnp.where(batch["mask"][None] > 0, logits, -1e9))[jnp.arange(B), batch["label"]]
     penalty = 0.1 * jnp.sum(params["image"] ** 2)

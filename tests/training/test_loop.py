@@ -158,7 +158,7 @@ def test_checkpoint_holds_the_place():
 
 
 class Broken(Recorder):
-    """Its evaluation fails at some steps."""
+    """Recorder whose evaluation fails at some steps."""
 
     def __init__(self, fails_at):
         super().__init__()

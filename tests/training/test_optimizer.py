@@ -22,7 +22,7 @@ DEPTH = 3
 
 
 class Toy:
-    """What the parameters of `make_params` are, alone or in a tower; the others, one number each, are scales."""
+    """Model with the roles of `make_params`' parameters, alone or in a tower; other parameters are scales."""
 
     roles = (
         *under("(vit/)?patches/projection/", LINEAR, "embedding"),

@@ -1,4 +1,4 @@
-"""From paths and shapes to PartitionSpecs; what the devices then do is tested in eight_devices/."""
+"""PartitionSpecs from paths and shapes; what the devices then do is tested in eight_devices/."""
 
 import jax
 import jax.numpy as jnp

@@ -227,7 +227,7 @@ def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None
 
 
 def _image_processor(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Finds the image processor's config, if any, and its place: its own file, or part of `transformers` 5's processor."""
+    """Finds the image processor's config, if any, and where: its own file, or part of the processor's (version 5)."""
     whole = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     if described := whole.get("image_processor"):
         return described, str(folder / PROCESSOR)

@@ -194,7 +194,7 @@ WITHOUT: dict[str, Callable[[Rng], np.ndarray]] = {
 
 
 def taken(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """As a camera takes it: seen from aside, unevenly lit, a little blurred, noisy, and compressed."""
+    """Imitates a photograph of the image: seen from aside, unevenly lit, a little blurred, noisy, and compressed."""
     height, width = image.shape[:2]
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     seen = corners + rng.uniform(-0.06, 0.06, (4, 2)) * (width, height)
@@ -252,7 +252,7 @@ def measured(seeds: range) -> dict[tuple[str, bool], float]:
 
 
 def precision_and_recall(shares: dict[tuple[str, bool], float]) -> tuple[float, float]:
-    """Of as many images with text as without, every ground as often."""
+    """Returns precision and recall for as many images with text as without, every ground equally often."""
     hits, alarms = (
         np.mean([s for (_, has_text), s in shares.items() if has_text == wanted]) for wanted in (True, False)
     )

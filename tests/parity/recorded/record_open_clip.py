@@ -108,7 +108,7 @@ def record(case: str, config: dict) -> None:
 
 
 def greedy(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """From 1 on, the likeliest token each time, to 9 tokens; 0 after a 30."""
+    """Decodes greedily from token 1 to 9 tokens; every token after a 30 is 0."""
     text = torch.ones(len(images), 1, dtype=torch.long)
     while text.shape[1] < 9:
         token = model(images, text, output_labels=False)["logits"][:, -1].argmax(dim=1)
@@ -122,7 +122,7 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def sizes() -> None:
-    """Of published models, from their configs."""
+    """Records configs and numbers of parameters of published models."""
     described = {}
     for name in PUBLISHED:
         config = open_clip.get_model_config(name)
