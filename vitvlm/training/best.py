@@ -1,4 +1,4 @@
-"""Which checkpoints are the best, by one metric of an evaluation."""
+"""Ranking of checkpoints by one metric of an evaluation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from vitvlm.core import config as config_lib
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """Which checkpoints count as best: those with the highest (or lowest) value of one metric, "val/accuracy"."""
+    """Rule for the best checkpoints: those with the highest or lowest value of one metric, such as "val/accuracy"."""
 
     metric: str
     mode: str = "max"

@@ -226,8 +226,9 @@ class Checkpoints:
         raise CheckpointError(f"{self.folder}: no whole checkpoint: {'; '.join(reasons)}")
 
     def shapes(self, step: int | None = None) -> Tree:
-        """What the newest checkpoint, or that of one step, holds: a target for `restore` on the first device, for those
-        who have no job to make one. Keys of random numbers are their words there.
+        """Shapes and dtypes of the newest checkpoint, or of the one at `step`: a target for `restore` without a job.
+
+        All arrays are placed on the first local device. Keys of random numbers appear as arrays of their words.
 
         Raises CheckpointError if there is no checkpoint, or its record is damaged.
         """
@@ -253,11 +254,11 @@ class Checkpoints:
         return wanted
 
     def metrics(self, step: int) -> Mapping[str, Any]:
-        """Of the evaluations of a checkpoint, as this process has saved them or found them at its start."""
+        """Metrics of a checkpoint's evaluations, as this process has saved them or found them at its start."""
         return self._metrics.get(step, {})
 
     def record(self, step: int) -> Record:
-        """What a checkpoint says of itself: arrays, config, metrics. Raises DamagedError."""
+        """Reads a checkpoint's record: arrays, config, metrics. Raises DamagedError."""
         return Record.read(self._record_file(step))
 
     def _record_file(self, step: int) -> epath.Path:

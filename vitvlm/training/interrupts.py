@@ -21,9 +21,9 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """While entered, a first SIGTERM or SIGINT is only noted; a second one ends the program as usual.
+    """Context in which a first SIGTERM or SIGINT is only noted; a second one ends the program as usual.
 
-    With several processes JAX's own preemption service watches SIGTERM, and agrees on one step for all of them.
+    With several processes, JAX's own preemption service watches SIGTERM and agrees on one step for all of them.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -1,8 +1,7 @@
-"""Which layer a parameter belongs to, by its path: blocks/... (scanned: leading depth axis) or blocks_{i}/... (looped).
+"""Layers of parameters by their paths: blocks/... (scanned: leading depth axis) or blocks_{i}/... (looped).
 
-Layers that are scanned and layers that are looped over must train alike. What follows from a tensor's norm or
-from its rank (trust ratios, factored moments, orthogonalisation) or from its depth must therefore be computed for each
-layer of a scanned stack on its own.
+Scanned and looped layers must train alike. Whatever depends on a tensor's norm, its rank (trust ratios, factored
+moments, orthogonalisation) or its depth must therefore be computed for each layer of a scanned stack on its own.
 """
 
 import re
@@ -88,7 +87,7 @@ def _factor(
 
 
 def _towers(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
-    """For each encoder, by its prefix, the depth of its stack of blocks or of each of its stages, in order."""
+    """Returns, for each encoder by its prefix, the depth of its stack of blocks or of each of its stages, in order."""
     depths: dict[str, int] = {}
     for path in paths:
         if scanned := SCANNED.fullmatch(path):

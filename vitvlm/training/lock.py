@@ -130,7 +130,7 @@ def _acquire(folder: pathlib.Path, force: bool, beat_seconds: float, stale_secon
 
 
 def _create(path: pathlib.Path, own: Holder) -> bool:
-    """Whether the file was not there, and is now; both at once, on network file systems too."""
+    """Creates the file in one atomic step, on network file systems too; returns False if it already exists."""
     try:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
@@ -156,7 +156,7 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
 
 
 def _read(path: pathlib.Path) -> Holder:
-    """Who holds the lock; nothing where the file is gone, or damaged. One that is being written is waited for."""
+    """Reads the lock's holder; empty if the file is gone or damaged. Waits for a file that is being written."""
     for _ in range(5):
         try:
             found = json.loads(path.read_text())
@@ -169,7 +169,7 @@ def _read(path: pathlib.Path) -> Holder:
 
 
 def _living(path: pathlib.Path, stale_seconds: float) -> str | None:
-    """Who holds the lock, in words; None if nobody does any more."""
+    """Describes the process that holds the lock; None if that process is gone."""
     holder = _read(path)
     try:
         age = _age(path)
@@ -213,7 +213,7 @@ def _ourselves() -> Holder:
 
 
 def _machine() -> str:
-    """Where process numbers mean the same: host, its boot and, in containers, the space of process numbers."""
+    """Identifies the machine on which a process number is unique: host, boot and, in containers, PID namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -222,7 +222,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, as the system puts it; "" if it cannot tell; None if there is none."""
+    """Returns when a process of this machine began, as the system writes it; "" if unknown, None if it is gone."""
     try:
         if os.path.isdir("/proc/self"):
             # Fields after the command's name, which is in brackets and may hold anything: state, …, start time.

@@ -32,7 +32,7 @@ class NotFiniteError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate, and when.
+    """An evaluation and the steps at which it runs.
 
     Attributes:
       name: prefix of its metrics: "val" gives "val/accuracy".

@@ -95,7 +95,7 @@ def _resampled(value: np.ndarray, shape: tuple[int, ...], role: Role | None) -> 
 
 
 def _like_but_for_size(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    """Whether all but the axes of the size agree: the first two, or the only one of a table of two axes."""
+    """Tells whether shapes agree in all but the axes of a size: the first two, or the first of a table of two axes."""
     axes = 2 if len(new) > 2 else 1
     return len(old) == len(new) and old[axes:] == new[axes:]
 

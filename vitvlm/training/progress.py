@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live line and its bar on a terminal, one line per report elsewhere."""
+"""Progress of a training: a live line with a bar on a terminal, one line per report elsewhere."""
 
 from collections.abc import Mapping
 

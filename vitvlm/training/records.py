@@ -59,7 +59,7 @@ class Record:
         temporary.replace(path)
 
     def mismatches(self, target: Mapping[str, Any]) -> list[str]:
-        """How the arrays differ from a target's in name, shape and dtype: one phrase per array."""
+        """Lists how the arrays differ from a target's in name, shape and dtype: one phrase per array."""
         wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in paths.flatten(target).items()}
         found = {path: (shape, dtype) for path, (shape, dtype, _) in self.arrays.items()}
         return [

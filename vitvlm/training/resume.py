@@ -1,4 +1,4 @@
-"""Where a training is, besides its state: what a checkpoint carries so that the same command goes on bit by bit."""
+"""Resuming: the place of a training that a checkpoint carries besides the state, so that it goes on bit by bit."""
 
 import base64
 import dataclasses
@@ -32,7 +32,7 @@ class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a training begins, or goes on.
+    """State and place from which a training begins or resumes.
 
     Attributes:
       state: fresh, or restored.

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, and rules from a parameter's path and shape to its `PartitionSpec`.
+"""Placement of arrays: a mesh of devices, and rules from a parameter's path and shape to its `PartitionSpec`.
 
 A rule is `(regex, value)`, see core.rules. A value is
   "replicate": every device holds the whole parameter;

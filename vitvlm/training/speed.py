@@ -1,4 +1,4 @@
-"""How fast training goes: images/s, the share of the peak FLOP/s, and the share of time spent waiting for data."""
+"""Speed of training: images/s, the share of the peak FLOP/s, and the share of time spent waiting for data."""
 
 import contextlib
 import time
@@ -19,14 +19,14 @@ class Speed:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around taking a batch."""
+        """Context that counts its time as waiting for a batch."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training."""
+        """Context whose time does not count as training, for evaluations and saves."""
         start = time.perf_counter()
         yield
         self._rested += time.perf_counter() - start

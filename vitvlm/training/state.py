@@ -52,9 +52,9 @@ class TrainState:
         )
 
     def variables(self, *, ema: bool = False) -> dict[str, Tree]:
-        """What the model's `apply` takes: the parameters, or their average, with the other collections.
+        """Variables for the model's `apply`: the parameters, or their average with `ema`, and the other collections.
 
-        Raises ValueError if the average is asked for and the state has none.
+        Raises ValueError for `ema=True` if the state has no average.
         """
         if not ema:
             return {"params": self.params, **self.collections}

@@ -80,7 +80,7 @@ class CompiledStep:
         return self.jitted(state, batch, self.constants)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """For shapes of a state and a batch; see `jax.jit`."""
+        """Lowers the step for the shapes of a state and a batch; see `jax.jit`."""
         return self.jitted.lower(state, batch, self.constants)
 
 

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl` always; TensorBoard and Weights & Biases on request.
+"""Writers of metrics: `metrics.jsonl` always; TensorBoard and Weights & Biases on request.
 
 A row is `{"step": 300, "train/loss": 1.25, …}`: numbers and words by name. Names under "time/" are measurements of
 the machine; all others are the same in an undisturbed training and in one that was killed and went on.
@@ -204,7 +204,7 @@ class WandbWriter:
         return 0
 
     def rewind(self, step: int, mark: Mark) -> None:
-        """Nothing: rows of the same step are plotted over the ones before."""
+        """Does nothing: rows of the same step are plotted over the ones before."""
 
     def close(self) -> None:
         self._run.finish()
