@@ -132,6 +132,13 @@ def test_what_is_multiplied_decays_and_nothing_else(name):
         ), path
 
 
+def test_norms_of_a_backbones_levels_have_roles():
+    model = models.build("swin", **toy_models.SIZES["swin"], level_norms=(0, 1), always_partition=True)
+    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 3)))["params"])
+    roles = roles_of(model, shapes)
+    assert {roles[f"level_norms_{s}/{name}"].kind for s in (0, 1) for name in ("scale", "bias")} == {"norm"}
+
+
 def test_a_parameter_without_a_role_is_an_error():
     model, _ = shapes_of("vit")
     with pytest.raises(ConfigError, match=r"model ViT declares no role for its parameter gate/kernel and 1 more: add"):

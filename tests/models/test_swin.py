@@ -137,7 +137,6 @@ def test_fields_that_cannot_be_built(fields, message):
         ({"positions": "sin-cos"}, "model.positions: no positions 'sin-cos'; did you mean \"sincos\""),
         ({"depths": (1, 1, 1)}, "model.depths: (1, 1, 1), with model.heads (2, 4): give each stage"),
         ({"depths": (1, 0)}, "model.depths: (1, 0)"),
-        ({"patch_size": 5}, "image 8x12 is not divisible by patch 5x5"),
         ({"remat": "ful"}, "model.remat: no policy 'ful'; did you mean \"full\""),
     ],
 )
