@@ -35,7 +35,8 @@ def hard_texts(count: int = 10_000) -> list[str]:
     emoji = sources.open("emoji", "test")
     examples = [emoji[i] for i in range(len(emoji))]
     texts = ["", " ", "\n", *HAND_WRITTEN, *(text * 90 for text in HAND_WRITTEN)]
-    texts += [e[field] for e in examples for field in ("emoji", "name", "name_ja", "keywords", "keywords_ja")]
+    texts += [e[field] for e in examples for field in ("emoji", "name", "name_ja")]
+    texts += [" | ".join(e[field]) for e in examples for field in ("keywords", "keywords_ja")]
     separators = ("", "", " ", "  ", "\n", "'", "&amp;", "\u200d", "_", ".")
     change = (str, str, str.upper, str.title, str.swapcase)
     while len(texts) < count:
