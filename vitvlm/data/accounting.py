@@ -1,4 +1,4 @@
-"""What became of every file of a data set: used, left out by a rule, or unreadable."""
+"""Accounting of every file of a data set: used, left out by a rule, or unreadable."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ _KEPT, _SHOWN = 100, 3  # names of each rule: in files.json, and in the line
 
 @dataclasses.dataclass
 class Tally:
-    """How many there are, and the names of the first."""
+    """Number of files or other things, and the names of the first few."""
 
     count: int = 0
     names: list[str] = dataclasses.field(default_factory=list)

@@ -50,7 +50,7 @@ class Balance:
 
     @property
     def draws(self) -> Float[np.ndarray, " c"]:
-        """How often each class that has images is drawn in an epoch, on average."""
+        """Returns the mean number of draws in an epoch of each class that has images."""
         weights = self.counts ** (1.0 - self.balance)
         return self._length * weights / weights.sum()
 
@@ -58,7 +58,7 @@ class Balance:
         return _epoch(self, number)
 
     def __str__(self) -> str:
-        """What an epoch is, for the log."""
+        """Describes an epoch for the log."""
         if len(self.counts) <= 10:
             each = zip(self._names, self.counts, self.draws, strict=True)
             told = ", ".join(f"{name} {count} -> {draws:.4g}" for name, count, draws in each)

@@ -1,4 +1,4 @@
-"""What can be wrong with data, as opposed to with a config (`core.config.ConfigError`)."""
+"""Errors of data, as opposed to those of a config (`core.config.ConfigError`)."""
 
 
 class DataError(ValueError):

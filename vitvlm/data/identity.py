@@ -1,7 +1,7 @@
-"""Which data a training has seen: kept with its checkpoints, so that data which changed in between do not go unnoticed.
+"""Identity of a training's data, kept with its checkpoints, so that a change of the data is noticed when it resumes.
 
-Contents are not read: of a file it is the name, the size and the time of its last change that count, of a row of a list
-also what it says.
+Files are not read: the identity holds each file's name, size and time of its last change, and the text of each row of a
+list.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a source's examples are read from.
+    """Classes and files, or rows, of a source.
 
     Attributes:
       classes: names, in the order of the labels.
@@ -51,7 +51,7 @@ class Identity:
         return {"digest": self.digest, "classes": list(self.classes), "items": len(self.items)}
 
     def changes(self, summary: Mapping[str, Any], folder: epath.Path | None) -> str:
-        """What is different from a `summary`, in words; files by name where `save` has listed them in `folder`."""
+        """Lists in words what differs from a `summary`; names files if `save` has listed them in `folder`."""
         before = None if folder is None else load(folder, summary["digest"])
         found, renamed = _classes(summary["classes"], self.classes)
         if before is None:
@@ -91,7 +91,7 @@ def _file(folder: epath.Path, digest: str) -> epath.Path:
 
 
 def _classes(before: Iterable[str], now: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """What became of the classes, and which seem to have been renamed: as many are gone as are new."""
+    """Lists changes of the classes, and maps renamed ones: taken for renamed when as many are gone as are new."""
     before, now = list(before), list(now)
     if before == now:
         return [], {}

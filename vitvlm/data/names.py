@@ -21,7 +21,7 @@ def readable(name: str | os.PathLike[str]) -> str:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is no string, or one that can be written: without half of a surrogate pair."""
+    """Tells whether a value, if it is a string, can be written as UTF-8: it holds no half of a surrogate pair."""
     try:
         return not isinstance(value, str) or value.encode() is not None
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Which examples make up which batch: random access to batches, from which the state of an iterator is one number."""
+"""Plans of batches: random access to the batch of any step, so that an iterator's state is one number."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ class Loader:
         return self.finish(self.fixed(index), epoch, index, out, draw)
 
     def finish(self, example: Example, epoch: int, index: int, out: np.ndarray | None = None, draw: int = 0) -> Example:
-        """What is done to the fixed part of an example anew in each epoch."""
+        """Applies the operations that differ from epoch to epoch to the fixed part of an example."""
         # Philox counts: each place starts a stream of its own, at a third of the cost of seeding a generator.
         bits = np.random.Philox(key=(self.seed, _OPERATIONS), counter=(0, draw, index, epoch))
         return self.parts[1](example, np.random.Generator(bits), out)
@@ -143,13 +143,13 @@ class TrainPlan:
         return self.loader.batch(list(rows), list(draws))
 
     def identity(self) -> dict[str, Any]:
-        """What a saved step number means nothing without."""
+        """Settings that must stay the same for a saved step number to mean the same batch."""
         same = {"examples": len(self.loader.source), "seed": self.loader.seed, "batch_size": self.batch_size}
         return same | ({"balance": self.balance.balance} if self.balance else {})
 
     @property
     def most_lost(self) -> int:
-        """So many unreadable images in a row mean that there are no others."""
+        """Number of unreadable images in a row from which on all are taken to be unreadable."""
         return 2 * len(self.loader.source)
 
     def _place(self, position: int) -> tuple[int, int]:
@@ -157,7 +157,7 @@ class TrainPlan:
         return epoch, int(shuffled(len(self.loader.source), self.loader.seed, epoch)[place])
 
     def _balanced_place(self, position: int) -> tuple[tuple[int, int], int]:
-        """((epoch, index), draw)."""
+        """Returns ((epoch, index), draw) at a position of the balanced stream."""
         epoch, place = divmod(position, len(self.loader.source))
         drawn = self.balance.epoch(epoch)
         return (epoch, int(drawn.index[place])), int(drawn.draw[place])
@@ -216,7 +216,7 @@ def make_loader(source: Source, pipeline: Pipeline, seed: int, tries: int) -> Lo
 
 
 def _worth_keeping(raw: Example, fixed: Example, count: int) -> bool:
-    """Whether decoding takes time, and all decoded images fit into KEPT_BYTES, judged by one of them."""
+    """Tells whether images are encoded and would all fit decoded into KEPT_BYTES, judged by one of them."""
     pixels = fixed["image"]
     encoded = isinstance(raw["image"], bytes) and isinstance(pixels, np.ndarray)
     return encoded and pixels.nbytes * count <= KEPT_BYTES

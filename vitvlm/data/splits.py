@@ -1,4 +1,4 @@
-"""Which examples: "train", "test[:10%]", "train[500:1000]", and stratified choices that do not depend on any state."""
+"""Splits such as "train", "test[:10%]" and "train[500:1000]", and stratified choices that depend on no state."""
 
 import dataclasses
 import hashlib

@@ -94,7 +94,7 @@ class ShardReader(Iterator[tuple[int, int, Example | UnreadableImage]]):
 
 
 def _lost(record: Record) -> list[Any]:
-    """What a saved place says of a record that stands for many that are lost; nothing of any other."""
+    """Returns the entry in a saved place for a record that stands for many lost examples; empty for any other."""
     found = record.found
     many = isinstance(found, UnreadableImage) and found.examples > 1
     return [found.reason, found.name, found.examples] if many else []
@@ -130,11 +130,11 @@ class StreamPlan(grain.IterDataset):
 
     @property
     def most_lost(self) -> int:
-        """So many unreadable rows in one go mean that there are no others; a shard that is gone takes one."""
+        """Number of unreadable rows in one go from which on all are taken to be unreadable; a lost shard is one row."""
         return 10_000 + 2 * len(self.loader.source.shards)
 
     def identity(self) -> dict[str, Any]:
-        """What a saved place means nothing without."""
+        """Settings that must stay the same for a saved place to mean the same examples."""
         shards = self.loader.source.shard_names
         digest = hashlib.blake2b("\n".join(shards).encode(), digest_size=4).hexdigest()
         names = {"shards": f"{len(shards)}, {shards[0]} to {shards[-1]} ({digest})", "seed": self.loader.seed}

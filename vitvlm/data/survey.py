@@ -34,7 +34,7 @@ _HINTS = {suffix: ", convert them to JPEG or PNG" for suffix in (".heic", ".heif
 
 @dataclasses.dataclass
 class Survey:
-    """What lies below a folder.
+    """Files and directories below a folder.
 
     Attributes:
       images: their paths from the folder, in order, with "/"; as the file system gives them, for opening.
@@ -57,7 +57,7 @@ def survey(root: Path) -> Survey:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its suffix."""
+    """Tells by its suffix whether a file is an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -117,7 +117,7 @@ class _Walk:
             self._directory(name, ours)
 
     def _file(self, path: str, rule: str, about: os.stat_result) -> bool:
-        """Counts one file; whether it is an image of the set."""
+        """Counts one file, and tells whether it is an image of the set."""
         rule = rule or ("" if stat.S_ISREG(about.st_mode) else SPECIAL) or _suffix_rule(path)
         if not rule and self._inodes is not None:
             rule = REPEATED if _inode(about) in self._inodes else ""
@@ -133,7 +133,7 @@ class _Walk:
         return True
 
     def _link(self, path: str) -> None:
-        """What a link leads to; a broken one with the name of an image is an image that cannot be read."""
+        """Counts the target of a link; a broken link with the name of an image is an image that cannot be read."""
         try:
             about = os.stat(self._full(path))
         except OSError as error:
@@ -164,7 +164,7 @@ def _inode(about: os.stat_result) -> tuple[int, int]:
 
 
 def _rule(name: str) -> str:
-    """What leaves out a file or directory of that name, with all that is in it; "" for nothing."""
+    """Returns the rule that leaves out a file or directory of that name with all its content; "" for none."""
     if name.startswith("."):
         return HIDDEN
     return LEFTOVER if name.lower() in LEFTOVERS else ""

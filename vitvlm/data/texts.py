@@ -1,4 +1,4 @@
-"""Whether the texts of a source are as many to an image as the operations take, before any batch is made."""
+"""Check, before any batch is made, that no image of a source has more texts than the operations take."""
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.operations import Pipeline, text
@@ -29,7 +29,7 @@ def check_texts(source: Source, pipeline: Pipeline, where: str) -> None:
 
 
 def texts_rule(pipeline: Pipeline) -> str:
-    """What the protocol must say of texts that are left out: "the first 5 texts of each image"; "" if none are."""
+    """Words for the protocol about texts that are left out: "the first 5 texts of each image"; "" if none are."""
     for operation in pipeline.operations:
         if operation.function is text.tokenize and not text.is_error(text.arguments_of(operation)["surplus"]):
             most = text.arguments_of(operation)["most"]

@@ -15,7 +15,7 @@ _DEVIATIONS = 5  # by how many an epoch's count may exceed its mean, where proce
 
 
 class Bad(NamedTuple):
-    """What could not be read in an epoch: an image, or `examples` of them at once, as a shard's that is gone."""
+    """An unreadable image of an epoch, or `examples` of them at once, such as those of a missing shard."""
 
     name: str
     reason: str
@@ -73,7 +73,7 @@ class Unreadable:
         return counted | {"epochs": [[epoch, *counts] for epoch, counts in self.epochs.items()]}
 
     def restored(self, state: dict[str, Any]) -> "Unreadable":
-        """These limits with the counts of a `state`."""
+        """Returns the same limits with the counts of a `state`."""
         epochs = {epoch: (seen, count) for epoch, seen, count in state.get("epochs", ())}
         counted = {name: state[name] for name in ("seen", "count", "names")}
         return dataclasses.replace(self, **counted, epochs=epochs)

@@ -87,7 +87,7 @@ def write(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without TFDS's progress bars and announcements, which name folders that nobody has asked for."""
+    """Silences TFDS's progress bars and announcements, which name folders that nobody has asked for."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):

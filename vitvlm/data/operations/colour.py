@@ -85,7 +85,7 @@ def normalization(pipeline: Pipeline) -> tuple[Float[np.ndarray, " C"], Float[np
 def _scale_and_offset(
     mean: str | float | tuple, std: float | tuple | None, W: int, C: int
 ) -> tuple[Float[np.ndarray, " WC"], Float[np.ndarray, " WC"]]:
-    """What the W C numbers of a row of pixels, 0 to 255, are multiplied by, and what is then subtracted."""
+    """Factor and offset for the W C numbers of a row of pixels, 0 to 255: x * factor - offset is normalised."""
     means, stds = statistics(mean, std)
     if len(means) not in (1, C):
         raise ValueError(f"{mean!r} has {len(means)} channels, the image {C}: decode(1) gives grey, decode(3) RGB")

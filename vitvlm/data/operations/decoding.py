@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels."""
+"""Decoding of image files to pixels."""
 
 import io
 
@@ -68,7 +68,7 @@ def _plain_jpeg(content: bytes, max_pixels: int) -> NewPixels | None:
 
 
 def _jpeg_header(content: bytes) -> bytes:
-    """What stands before a JPEG's compressed pixels; all of it where that cannot be told, nothing of another file."""
+    """Returns a JPEG up to its compressed pixels, or all of it if they are not found; nothing of other formats."""
     if not content.startswith(b"\xff\xd8"):
         return b""
     place = 2

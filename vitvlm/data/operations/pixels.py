@@ -1,4 +1,4 @@
-"""Between NumPy pixels, uint8 [H, W, C], and Pillow images."""
+"""Conversion between NumPy pixels, uint8 [H, W, C], and Pillow images."""
 
 import numpy as np
 from jaxtyping import Shaped, UInt8

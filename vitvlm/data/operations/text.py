@@ -1,4 +1,4 @@
-"""Texts to tokens."""
+"""Operations on texts: choice of a caption, and tokenizing."""
 
 import functools
 import inspect
@@ -69,7 +69,7 @@ def opened(tokenizer: str, length: int, **rules: str | int | bool) -> tokenizers
 
 
 def tokenizer_of(pipeline: Pipeline) -> tokenizers.Tokenizer | None:
-    """What the pipeline's `tokenize` tokenizes with; None if it has none."""
+    """Opens the tokenizer of the pipeline's `tokenize`; returns None if it has none."""
     rules = rules_of(pipeline)
     return None if rules is None else opened(**rules)
 
@@ -110,14 +110,14 @@ def arguments_of(operation: Operation) -> dict[str, Any]:
 
 
 def is_error(surplus: str) -> bool:
-    """Whether more texts than `most` are an error. Raises ConfigError for a rule that there is not."""
+    """Tells whether more texts than `most` are an error. Raises ConfigError for an unknown rule."""
     if surplus not in ("first", "error"):
         raise ConfigError(f"surplus={surplus!r} is neither 'first' nor 'error'")
     return surplus == "error"
 
 
 def way_out(needed: int, most: int) -> str:
-    """What to do about more texts than `most`, `needed` being how many there are."""
+    """Advice for an error about `needed` texts where `most` are allowed."""
     first = "first one" if most == 1 else f"first {most}"
     return f"write most={needed} instead of most={most}, or surplus='first' for the {first} alone"
 

@@ -1,4 +1,4 @@
-"""What can truly be said of a scene, what sounds like it and is false, and questions with their answers."""
+"""Language about scenes: true sentences, false ones that sound alike, and questions with their answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Claim:
         return f"{noun(self.a, self.short)} {self.relation} {noun(self.b, self.short)}"
 
     def may_hold(self, scene: Scene) -> bool:
-        """Whether two things of the scene could be meant, by what the sentence says of them."""
+        """Tells whether some two things of the scene might fit the sentence, even if not clearly."""
         return any(
             _looks_like(x, self.a, self.short) and _looks_like(y, self.b, self.short) and may_be(x, self.relation, y)
             for x, y in scene.pairs()
@@ -111,7 +111,7 @@ def _first_false(scene: Scene, candidates: Sequence[Claim]) -> str | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """Of things of one shape, or of one colour, that may be there or not."""
+    """Asks for the number of things of one shape or colour, which may be absent; returns question and answer."""
     if rng.integers(2):
         shape = SHAPES[rng.integers(len(SHAPES))] if rng.integers(4) == 0 else scene.things[0].shape
         plural = "crosses" if shape == "cross" else f"{shape}s"
@@ -122,7 +122,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _colour(scene: Scene) -> tuple[str, str] | None:
-    """Of a shape that is there once; None if there is none."""
+    """Asks for the colour of a shape that occurs once; returns question and answer, None without such a shape."""
     for thing in scene.things:
         if sum(other.shape == thing.shape for other in scene.things) == 1:
             return f"what colour is the {thing.shape}?", thing.colour
@@ -135,7 +135,7 @@ def _relation(claim: Claim) -> tuple[str, str]:
 
 
 def _yes_no(scene: Scene, claim: Claim, rng: np.random.Generator, yes: bool) -> tuple[str, str] | None:
-    """Is there such a thing? If not, one that differs in one word from a thing that is there."""
+    """Asks whether there is a thing; for "no" it differs in one word from one that is there. None if that fails."""
     thing = scene.things[rng.integers(len(scene.things))]
     if yes:
         return f"is there {noun(thing)}?", "yes"

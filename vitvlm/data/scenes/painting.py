@@ -70,7 +70,7 @@ def _outline(thing: Thing, side: int, left: int, top: int, width: int) -> Float[
 
 @functools.cache
 def _corners(shape: str) -> tuple[tuple[float, float], ...]:
-    """Of a polygon in a circle of radius 1."""
+    """Returns the corners of a polygon in a circle of radius 1."""
 
     def turned(count: int, start: float, radii: tuple[float, ...] = (1.0,)) -> tuple[tuple[float, float], ...]:
         angles = (start + 2 * math.pi * i / count for i in range(count))

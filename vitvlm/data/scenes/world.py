@@ -1,4 +1,4 @@
-"""What a scene is: things with a shape, colour, size, texture and place; and what is true of two of them."""
+"""Scenes: things with a shape, colour, size, texture and place, and the spatial relations between two of them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -73,7 +73,7 @@ def draw_scene(rng: np.random.Generator, count: int = 3) -> Scene:
 
 
 def relation(a: Thing, b: Thing) -> str | None:
-    """How a clearly stands to b, "left of" or another; None where two relations could be said."""
+    """Returns the clear relation of a to b, such as "left of"; None where two relations could be said."""
     dx, dy = b.x - a.x, b.y - a.y
     if abs(dx) > CLEARLY * abs(dy):
         return "left of" if dx > 0 else "right of"
@@ -83,12 +83,12 @@ def relation(a: Thing, b: Thing) -> str | None:
 
 
 def may_be(a: Thing, said: str, b: Thing) -> bool:
-    """Whether anybody could say so of a and b, if not clearly: a negative must not even be this."""
+    """Tells whether a relation holds for a and b even if not clearly; a negative must not hold even so."""
     return {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[said]
 
 
 def _free_place(rng: np.random.Generator, things: list[Thing], radius: float) -> tuple[float, float] | None:
-    """Where a thing of this radius fits, of some places tried."""
+    """Draws a place where a thing of this radius fits; None if 30 draws find none."""
     for _ in range(30):
         x, y = rng.uniform(radius + MARGIN, 1 - radius - MARGIN, size=2)
         if all(np.hypot(x - other.x, y - other.y) > radius + other.radius + MARGIN for other in things):

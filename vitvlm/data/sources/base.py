@@ -1,4 +1,4 @@
-"""What a source is: random access to labelled images.
+"""Base of sources: random access to labelled images.
 
 A source gives, for each position, a dictionary with
   image: the encoded file (bytes), or uint8 pixels [H, W, C] where the data set stores pixels,
@@ -78,7 +78,7 @@ class Source(abc.ABC):
 
     @property
     def files(self) -> tuple[Files, ...]:
-        """What became of every file, for each place that the examples are from; nothing, if they are no files."""
+        """Accounts for every file, for each place that the examples come from; empty if they are not files."""
         return ()
 
     def stamps(self) -> Mapping[str, str]:
@@ -97,7 +97,7 @@ class Source(abc.ABC):
         return len(self.labels)
 
     def __str__(self) -> str:
-        """How much there is, as far as that is known."""
+        """Describes the size of the source, as far as it is known."""
         return f"{len(self):,} images"
 
     def first(self) -> Iterator[Example | UnreadableImage]:

@@ -1,4 +1,4 @@
-"""What data sets say of an image besides its class: fields of an example, as texts."""
+"""Text columns: what a data set tells of an image besides its class, as fields of an example."""
 
 import json
 from collections.abc import Mapping

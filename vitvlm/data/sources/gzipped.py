@@ -27,10 +27,11 @@ _FIRST = Point(0, 0, zlib.decompressobj(_GZIP))
 
 
 class Points:
-    """Where the reading of one gzip file can start: at its first byte, and where readers have been.
+    """Points at which reading of one gzip file can start: its first byte, and places that readers have passed.
 
-    A point for every 4 MiB of contents is kept, about 1 % of their size in memory, and so are the latest few: what is
-    read in order is decompressed once, and anything else from at most 4 MiB before it, once a reader has passed there.
+    One point for every 4 MiB of contents is kept, which takes about 1 % of their size in memory, and so are the latest
+    few. Contents read in order are decompressed once; any other place that a reader has passed is reached by
+    decompressing at most 4 MiB before it.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Points:
             self._kept.append(point)
 
     def before(self, place: int) -> Point:
-        """The nearest point that is not behind `place`."""
+        """Returns the last point at or before `place`."""
         return max((point for point in (*self._kept, *self._latest) if point.place <= place), key=lambda p: p.place)
 
 
@@ -121,7 +122,7 @@ class GzipReader:
 
 
 def compression(file: BinaryIO) -> str | None:
-    """How a file's contents are compressed, by its first bytes; it is left at the first."""
+    """Names the compression of a file by its first bytes, None for a tar or no known one; rewinds the file."""
     start = file.read(262)
     file.seek(0)
     if start.endswith(b"ustar"):  # a tar, whatever the name it begins with

@@ -17,12 +17,12 @@ Written = str | tuple[str, ...]  # a label, or the several of a multi-label exam
 
 @dataclasses.dataclass(frozen=True)
 class Labelling:
-    """How the labels of a data set are read; the defaults are what each kind of source says of itself.
+    """Rules for reading the labels of a data set; by default each kind of source uses its own.
 
     Attributes:
-      field: the column or JSON field that holds the label; of webdataset also "cls", the member KEY.cls, and "" for no
+      field: the column or JSON field that holds the label; for webdataset also "cls", the member KEY.cls, and "" for no
         labels.
-      separator: what is between the classes in a column of a CSV file whose examples have several.
+      separator: text between the classes in a column of a CSV file whose examples have several.
       label_names: the classes in the order of their index, or the path of a file of them: a name a line, or a JSON
         list. Labels are then these names or their indices, and nothing else. Without it the classes are collected.
     """
@@ -60,7 +60,7 @@ class Classes:
 
     @classmethod
     def found(cls, labels: Iterable[Written]) -> "Classes":
-        """Those that occur, by name; of whole numbers, by number."""
+        """Collects the classes that occur, sorted by name, or by number if they are whole numbers."""
         names = {name for label in labels for name in ((label,) if isinstance(label, str) else label)}
         return cls(sorted(names, key=lambda name: (len(name) if name.isdigit() else 0, name)), collected=True)
 
@@ -101,7 +101,7 @@ def written(value: Any, where: str, separator: str | None = None) -> Written | N
 
 
 def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
-    """Whether every example has several labels, by (id, label); False if each has one.
+    """Tells from (id, label) pairs whether every example has a list of labels; False if each has a single one.
 
     Raises DataError if they differ: one label is then written as a list of one.
     """

@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: which directories are splits, which are classes, and what stands in doubt."""
+"""Layouts of image folders: which directories are splits, which are classes, and which are in doubt."""
 
 import collections
 import dataclasses
@@ -158,7 +158,7 @@ def _in_classes(
 
 
 def _doubt(where: Path, base: str, classes: Sequence[str], tree: _Tree) -> str:
-    """Why the directories are hardly classes: one holds directories instead of images."""
+    """Says why the directories are hardly classes: one holds directories instead of images. Empty without doubt."""
     for name in classes:
         inner = [each for each in tree.inner[base + name] if tree.below[f"{base}{name}/{each}"]]
         if not tree.direct[base + name] and len(inner) > 1:
@@ -175,7 +175,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _contents(folder: Path) -> str:
-    """What a directory without images holds: " (it holds 12 .heic, 3 .txt)"."""
+    """Describes the content of a directory without images: " (it holds 12 .heic, 3 .txt)"."""
     names = [name for _, _, files in os.walk(folder) for name in files]
     counts = collections.Counter(readable(os.path.splitext(name)[1].lower()) or "without a suffix" for name in names)
     held = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))

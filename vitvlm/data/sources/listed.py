@@ -187,7 +187,7 @@ def _merged(rows: Iterable[Mapping[str, Any]], where: str) -> dict[str, dict[str
 
 
 def _both(one: Any, other: Any) -> Any:
-    """What two rows of an image say in one column: a list where they differ."""
+    """Merges the values that two rows of an image have in one column: a list where they differ."""
     if other in (None, "") or one == other:
         return one
     if one in (None, ""):
@@ -197,7 +197,7 @@ def _both(one: Any, other: Any) -> Any:
 
 
 def _files(root: Path, names: Sequence[str], where: str) -> Files:
-    """What there is of the listed files, by the listings of their directories."""
+    """Accounts for the listed files by the contents of their directories."""
     listed: dict[str, set[str]] = {}
     for name in names:
         directory, base = os.path.split(os.path.normpath(name))

@@ -118,9 +118,9 @@ class MixedSource(Source):
 
 
 def open_mixture(parts: str, kinds: Collection[str], open_one: Callable[[str], Source]) -> Source:
-    """From "3*emoji+1*jsonl:PATH": whole weights, 1 by default.
+    """Opens a mixture such as "3*emoji+1*jsonl:PATH"; weights are whole numbers, 1 by default.
 
-    A plus begins another source where a weight or one of the `kinds` of sources follows; any other belongs to a path.
+    A plus begins another source if a weight or one of the `kinds` of sources follows; any other belongs to a path.
     """
     weights, specs = [], []
     begin = re.compile(rf"\+(?=\s*(?:-?[\d.]*\*|(?:{'|'.join(kinds)})\s*(?:[:+]|$)|$))")

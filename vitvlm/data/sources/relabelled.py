@@ -132,7 +132,7 @@ def placed(source: Source, names: Sequence[str], whose: str, remedy: str) -> Sou
 
 
 def absent(found: classes.Matched, names: Sequence[str]) -> str:
-    """What was not found, as the beginning of a sentence: "its class 'emu' is none of"."""
+    """Names the classes that were not found, as the beginning of a sentence: "its class 'emu' is none of"."""
     if found.unclear:
         return f"{'; '.join(found.unclear)}, of the classes of"
     if not found.places:

@@ -16,7 +16,7 @@ COUNTS = ("two", "three", "four", "five", "six")
 
 
 def open_scenes(options: str, split: str) -> Source:
-    """From what follows "scenes:" in a spec, such as "side=96,train=20000,most=3"."""
+    """Opens scenes by the options after "scenes:" in a spec, such as "side=96,train=20000,most=3"."""
     args = arguments.parse(options, side=64, train=10_000, test=1_000, most=4, seed=0)
     if split not in SPLITS:
         raise ConfigError(f"scenes: no split {split!r}; {suggest(split, SPLITS)}")

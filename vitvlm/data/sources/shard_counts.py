@@ -1,4 +1,4 @@
-"""How many examples shards hold, as far as other files beside them say so."""
+"""Numbers of examples in shards, as far as files beside the shards give them."""
 
 import json
 import logging

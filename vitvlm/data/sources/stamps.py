@@ -106,7 +106,7 @@ class StampsSource(Source):
 
 
 def captions(path: Path) -> dict[str, str]:
-    """What is told of a stamp, by field: "caption" in English, "caption_de" and so on in other languages.
+    """Reads the captions of a stamp by field: "caption" in English, "caption_de" and so on in other languages.
 
     Raises OSError if its text file cannot be read.
     """
@@ -130,7 +130,7 @@ def _told_in(folder: Path, files: Sequence[Path], languages: Sequence[str]) -> l
 
 
 def _is_photo(folder: Path, path: Path) -> bool:
-    """Whether a stamp is a photographic cut-out: many colours (they do not compress), and transparency."""
+    """Tells whether a stamp is a photographic cut-out: many colours (they do not compress), and transparency."""
     if path.parts[0] in DRAWN_CATEGORIES or any(part in DRAWN_FOLDERS for part in path.parts):
         return False
     with (folder / path).open("rb") as file:

@@ -152,7 +152,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
 
 
 def _header(block: bytes) -> _Header:
-    """What `tarfile` reads from a header of any kind. Raises tarfile.HeaderError if it is damaged."""
+    """Parses a header of any kind by `tarfile`. Raises tarfile.HeaderError if it is damaged."""
     info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     return _Header(info.name, info.size, info.type, info.isreg())
 

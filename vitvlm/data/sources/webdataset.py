@@ -123,7 +123,7 @@ class TarSource(Source):
         return dataclasses.replace(record, found=UnreadableImage(reason, name, lost))
 
     def _estimate(self, shard: int, rest: str) -> int:
-        """About how many examples a shard held at the start; 0 if it is as large as then, or nothing is known."""
+        """Estimates how many examples a shard held at the start; 0 if it is still as large, or nothing is known."""
         size = self._bytes[shard]
         with contextlib.suppress(OSError):
             if rest == "cut" and os.path.getsize(self.shards[shard]) >= size:
@@ -132,7 +132,7 @@ class TarSource(Source):
 
     @functools.cached_property
     def _examples_per_byte(self) -> float:
-        """That of the first whole shard, by a pass over its headers; 0 if there is none."""
+        """Examples per byte of the first whole shard, by a pass over its headers; 0 without a whole shard."""
         for shard, size in enumerate(self._bytes):
             samples = list(self._samples(shard, 0, ()))
             if samples and samples[-1].rest == "whole" and not samples[-1].damage:
@@ -219,7 +219,7 @@ class TarSource(Source):
         return np.array(places, np.int64).reshape(-1, 2), ids, labels
 
     def _find_labels(self, field: str | None) -> tuple[str | None, Written | None]:
-        """Where labels are, and the first of them: in `field`, else in what the first whole sample has."""
+        """Finds the field of the labels (`field`, or else what the first whole sample has) and the first label."""
         if field == "":
             return None, None
         seen = ""
@@ -270,7 +270,7 @@ class TarSource(Source):
             yield tars.Sample("", offset, tars.END, {}, error.strerror or str(error), "unreadable")
 
     def _record(self, shard: int, sample: tars.Sample, before: int | None = None) -> Record:
-        """What a sample is; with `before`, the number of samples before it, it tells what is lost with it."""
+        """Makes the record of a sample; given the number of samples `before` it, also counts what is lost with it."""
         try:
             found: Example | UnreadableImage = self._example(shard, sample)
         except UnreadableImage as error:
@@ -325,7 +325,7 @@ class TarSource(Source):
 
 
 def _json(sample: tars.Sample) -> dict[str, Any]:
-    """What a sample's JSON says. Raises ValueError."""
+    """Reads a sample's JSON object, empty without one. Raises ValueError for anything else."""
     about = json.loads(sample.files.get("json", b"{}"))
     if not isinstance(about, dict):
         raise UnreadableImage(f"its JSON is no object, but {type(about).__name__}", sample.key)

@@ -1,4 +1,4 @@
-"""What a tokenizer is: a model that knows the vocabulary, and the rules around it, each of them a field."""
+"""Base of tokenizers: a model that knows the vocabulary, and the rules around it, each of them a field."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

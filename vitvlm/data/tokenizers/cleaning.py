@@ -1,4 +1,4 @@
-"""What is done to a text before it is cut into tokens: the rules that published models were trained with."""
+"""Cleaning of a text before it is cut into tokens, by the rules that published models were trained with."""
 
 import html
 import string

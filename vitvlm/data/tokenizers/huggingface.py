@@ -121,7 +121,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _added(fast: "tokenizers.Tokenizer", file: Path) -> tuple[list[int], list[int]]:
-    """What the template adds before and after a text: at most one token each."""
+    """Returns the tokens that the template adds before and after a text: at most one each."""
     if fast.num_special_tokens_to_add(is_pair=False) == 0:
         return [], []
     specials = {token.content for token in fast.get_added_tokens_decoder().values()}

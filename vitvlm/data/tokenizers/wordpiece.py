@@ -54,6 +54,6 @@ def read(path: Path, config: Mapping[str, Any]) -> "tokenizers.Tokenizer":
 
 
 def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tokenizer_config.json may leave out: the length, which is that of BERT, and the padding."""
+    """Returns what tokenizer_config.json may leave out: the length, at most BERT's 512, and the padding token."""
     length = min(config.get("model_max_length", LENGTH), LENGTH)
     return {"model_max_length": length, "pad_token": config.get("pad_token", SPECIAL["pad"])}
