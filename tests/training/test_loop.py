@@ -216,6 +216,21 @@ def test_rows_every_few_steps_but_every_step_is_fetched():
     assert "time/images_per_second" in recorder.rows[0][1]
 
 
+def test_a_step_without_an_example_has_no_row_and_is_said(monkeypatch):
+    recorder, said = Recorder(), []
+    monkeypatch.setattr(Bar, "note", lambda self, line: said.append(line), raising=False)
+    plain = recorder.step
+
+    def step(state, batch):
+        state, metrics = plain(state, batch)
+        return state, metrics | {"examples": np.float32(0 if int(state.step) == 2 else 8)}
+
+    monkeypatch.setattr(recorder, "step", step)
+    run(recorder, total_steps=4, at_end=False)
+    assert [step for step, _ in recorder.rows] == [1, 3, 4]
+    assert said == ["step 2: none of the batch's images can be read, so nothing is learned from it"]
+
+
 @pytest.mark.parametrize("done", [(), ("val",)])
 def test_going_on_repeats_only_the_evaluations_that_are_missing(done):
     recorder = Recorder()

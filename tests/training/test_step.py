@@ -1,5 +1,7 @@
 """The training step: accumulation, averages, metrics and what must not move."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import toy_training as toy
 
 from vitvlm.core.config import ConfigError
 from vitvlm.training import sharding, step
+from vitvlm.training.gradients import make_gradients
 from vitvlm.training.state import TrainState
 
 TX = optax.sgd(0.1, momentum=0.9)
@@ -43,6 +46,24 @@ def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     found, metrics = jax.jit(split)(fresh(), batch)
     close(found.params, whole.params)
     close(metrics, whole_metrics)
+
+
+def test_a_batch_without_an_example_changes_nothing_but_the_step():
+    tx = optax.adamw(0.1, weight_decay=0.5)
+    make = functools.partial(step.make_train_step, make_gradients(toy.loss), tx, schedule=SCHEDULE, ema_decay=0.5)
+    guarded, plain = jax.jit(make(pass_over_empty=True)), jax.jit(make())
+    begun, _ = plain(fresh(tx), toy.batch_of(1))
+    empty = toy.batch_of(2) | {"mask": np.zeros(toy.BATCH, np.float32)}
+    after, metrics = guarded(begun, empty)
+    assert float(metrics["examples"]) == 0 and int(after.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, _plain(after.replace(step=begun.step)), _plain(begun))
+    moved, _ = plain(begun, empty)
+    assert np.abs(moved.params["head"]["kernel"] - begun.params["head"]["kernel"]).max() > 1e-3, "decay and momentum"
+    close(_plain(guarded(begun, toy.batch_of(3))[0]), _plain(plain(begun, toy.batch_of(3))[0]), 0)
+
+
+def _plain(state):
+    return state.replace(rng=jax.random.key_data(state.rng))
 
 
 def test_each_step_draws_one_of_several_losses():

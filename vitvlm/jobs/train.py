@@ -131,7 +131,8 @@ def first_state(job: Setup) -> TrainState:
 def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
     tx, schedule = job.optimizer(job.state_shapes.params)
-    step = make_train_step(_gradients(job), tx, schedule=schedule, ema_decay=job.job.ema_decay)
+    several = jax.process_count() > 1
+    step = make_train_step(_gradients(job), tx, schedule=schedule, ema_decay=job.job.ema_decay, pass_over_empty=several)
     return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
 
 

@@ -175,6 +175,9 @@ class _Report:
             return
         (step, metrics), self._held = self._held, None
         row: dict[str, Value] = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        if row.get("train/examples") == 0:
+            self._progress.note(f"step {step}: none of the batch's images can be read, so nothing is learned from it")
+            return
         for name, value in row.items():
             if not math.isfinite(value):
                 raise NotFiniteError(f"step {step}: {name} is {value}; {self._last_good()}")

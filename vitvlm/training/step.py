@@ -24,6 +24,7 @@ def make_train_step(
     *,
     schedule: Callable[[Array], Array],
     ema_decay: float | None = None,
+    pass_over_empty: bool = False,
 ) -> TrainStep:
     """A pure `(state, batch, constants={}) -> (state, metrics)`; `jit_train_step` compiles it.
 
@@ -37,6 +38,8 @@ def make_train_step(
       gradients: of a batch; see `make_gradients` and `make_cached_gradients`.
       tx: the optimizer.
       schedule: learning rate of an update from the number of updates before it.
+      pass_over_empty: a batch whose mask is all 0 changes nothing but the step's number, and the metric "examples" says
+        how many there were. For several processes, of which none knows whether the others' parts hold an example.
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
 
     Raises ConfigError for numbers that cannot be meant and, when traced, for a batch that does not divide.
@@ -62,9 +65,13 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "learning_rate": schedule(state.step),
         }
+        after = {"params": params, "collections": collections, "opt_state": opt_state, "ema": ema}
+        if pass_over_empty:
+            examples = metrics["examples"] = batch["mask"].sum()
+            before = {name: getattr(state, name) for name in after}
+            after = jax.tree.map(lambda new, old: jnp.where(examples > 0, new, old), after, before)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        state = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state, ema=ema)
-        return state, metrics
+        return state.replace(step=state.step + 1, **after), metrics
 
     return train_step
 
