@@ -1,6 +1,7 @@
 """Sources: what `open` finds, in which order, and what it says when there is nothing to find."""
 
 import gzip
+import shutil
 import struct
 
 import numpy as np
@@ -298,3 +299,27 @@ def test_a_stamp_that_vanishes_is_unreadable(cutouts):
     (cutouts / name).unlink()
     with pytest.raises(UnreadableImage, match=name):
         source[0]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00"])
+def test_damaged_descriptions_of_a_prepared_set_are_one_line(tmp_path, name, content):
+    copy = shutil.copytree(prepared.EMOJI, tmp_path / "set")
+    (copy / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"dataset_info\.json or features\.json is gone or damaged") as error:
+        sources.open(f"tfds:{copy}", "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut"])
+def test_records_that_cannot_be_read_any_more_are_unreadable_images(tmp_path, damage):
+    copy = shutil.copytree(prepared.EMOJI, tmp_path / "set")
+    (file,) = copy.glob("*train*array_record*")
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    source = prepared.TfdsSource(tfds.builder_from_directory(copy), "train", "group")
+    with pytest.raises(UnreadableImage, match="emoji-train-3: its record cannot be read: ") as error:
+        source[3]
+    assert "\n" not in str(error.value)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from jaxtyping import Int
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import stat_data
-from vitvlm.data.errors import DataError
+from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.idx import IdxSource
 
@@ -135,7 +136,12 @@ class TfdsSource(Source):
 
     def _fields(self, index: int) -> Mapping[str, Any]:
         # TFDS's own way to here goes by NumPy arrays, and takes as long as the rest of reading.
-        return tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        try:
+            return tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        except (RuntimeError, OSError, DecodeError) as error:  # ArrayRecord's own are RuntimeErrors
+            raise UnreadableImage(
+                f"its record cannot be read: {_first_line(error)}", f"{self._prefix}-{index}"
+            ) from error
 
     def _id(self, fields: Mapping[str, Any], index: int) -> str:
         return _contents(fields, "id")[0].decode() if "id" in self._texts else f"{self._prefix}-{index}"
@@ -155,7 +161,7 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
     download and prepare.
     """
     if (Path(name) / "dataset_info.json").is_file():
-        return TfdsSource(tfds.builder_from_directory(name), split)
+        return TfdsSource(_from_directory(name), split)
     looked_in = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     prepared = any((looked_in / name).rglob("dataset_info.json"))
     if name == "fashion_mnist" and not prepared and DEBIAN_FASHION_MNIST.is_dir():
@@ -170,6 +176,16 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
     if not builder.is_prepared():
         _prepare(builder, looked_in)
     return TfdsSource(builder, split)
+
+
+def _from_directory(path: str) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # TFDS lets through what its parsers of JSON and of protocol buffers raise.
+        raise DataError(
+            f"tfds:{path}: its dataset_info.json or features.json is gone or damaged ({_first_line(error)}); "
+            "restore it, or prepare the set again"
+        ) from error
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
