@@ -1,4 +1,4 @@
-"""What is known before the first step is checked before it: evaluators against their data; strings in a batch."""
+"""Checks before the first step: evaluators against their data, and strings in a batch."""
 
 import json
 

@@ -108,7 +108,7 @@ def odd(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(odd, tmp_path_factory):
-    """What the command said, and its workdir."""
+    """Trains by the command; returns its messages and its workdir."""
     root, _ = odd
     where = tmp_path_factory.mktemp("jobs")
     (where / "config.py").write_text(

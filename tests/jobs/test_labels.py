@@ -1,4 +1,4 @@
-"""What a job does with class weights, balanced sampling, several labels an image and labelled shards, end to end."""
+"""Jobs with class weights, balanced sampling, several labels an image and labelled shards, end to end."""
 
 import csv
 import io

@@ -142,7 +142,7 @@ class TrainBatches(Iterator[Batch]):
         self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
 
     def _changes(self, before: Mapping[str, Any] | None) -> str:
-        """What is different from the data of a state. Raises DataError unless changes are accepted."""
+        """Lists what differs from the data of a state. Raises DataError unless changes are accepted."""
         if before is None or self._data is None or before["digest"] == self._data.digest:
             return ""
         changes = self._data.changes(before, self._lists)

@@ -46,13 +46,13 @@ def with_intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, t
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of the data before a model is run.
+    """Facts about an evaluator's data that are known before a model is run.
 
     Attributes:
-      name, train_name: of the evaluated split, and of that which probes and neighbours learn from.
-      labels, train_labels: give every example's label, [n] and [m]; images that cannot be read are among them.
-      arrays: names of what batches hold besides image, label, mask and index.
-      predictions: names of what the task predicts.
+      name, train_name: names of the evaluated split, and of the one that probes and neighbours learn from.
+      labels, train_labels: functions that give every example's label, [n] and [m], unreadable images included.
+      arrays: names of the arrays in batches besides image, label, mask and index.
+      predictions: names of the task's prediction functions.
     """
 
     name: str

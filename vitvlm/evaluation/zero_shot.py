@@ -68,7 +68,7 @@ class ZeroShot:
         _templates(self.templates)
 
     def _words(self) -> tuple[str, ...]:
-        """What each class is called. Raises ConfigError for words that are not those of the classes."""
+        """Returns the words for each class. Raises ConfigError for words that do not fit the classes."""
         given = self.class_names or ()
         if isinstance(given, Mapping):
             for name in given:

@@ -73,7 +73,7 @@ def _ablate(
 
 
 def all_failed(table: Sequence[rows.Row]) -> bool:
-    """Whether a sweep has no result at all."""
+    """Tells whether every row of a sweep has failed."""
     return all(row.status == "failed" for row in table)
 
 

@@ -1,4 +1,4 @@
-"""How the C library hands out the large buffers that JAX computes in on CPU."""
+"""Settings of the C library's allocator for the large buffers that JAX computes in on CPU."""
 
 import ctypes
 import sys

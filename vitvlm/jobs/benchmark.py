@@ -52,7 +52,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was seen of one case. Times in seconds, one per round; `peer_seconds` is empty without a peer.
+    """Measurements of one case. Times in seconds, one per round; `peer_seconds` is empty without a peer.
 
     `temporary_bytes` is the peak of the step's temporary buffers; parameters, gradients and the batch come on top.
     """
@@ -71,7 +71,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run yields.
+    """Result of a benchmark run.
 
     Fields:
       environment: machine, threads and versions.
@@ -229,7 +229,7 @@ def _rate(case: Case, seconds: Sequence[float]) -> str:
 
 
 def table(report: Report) -> Table:
-    """For the terminal: one column per model."""
+    """Makes the table for the terminal: one column per model."""
     shown = Table(title="Forward and backward, float32: medians [quartiles]", caption=_facts(report))
     names, *quantities = zip(COLUMNS, *rows(report.measured), strict=True)
     for name in names:

@@ -51,7 +51,7 @@ def describe(weights: Sequence[float], names: Sequence[str]) -> str:
 
 
 def label_counts(source: Source) -> Int[np.ndarray, " S"]:
-    """How many labels each class has in the data; what cannot be read has none."""
+    """Counts the labels of each class in the data; an unreadable example has none."""
     if source.multi_label:
         counted = collections.Counter(int(label) for labels in source.label_sets for label in labels)
         return np.array([counted[label] for label in range(source.num_classes)])

@@ -102,7 +102,7 @@ def renames(given: Mapping[str, str] | str | None, names: Sequence[str], where: 
 
 
 def unnamed(count: int) -> tuple[str, ...]:
-    """What classes without names are called."""
+    """Names for classes without names: LABEL_0, LABEL_1, …"""
     return tuple(f"LABEL_{place}" for place in range(count))
 
 

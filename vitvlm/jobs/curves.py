@@ -36,7 +36,7 @@ def save(folder: epath.Path) -> epath.Path:
 
 
 def headlines(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[str, list[tuple[int, float]]]]:
-    """For each evaluation: the label of its headline figure, and its (step, value) pairs."""
+    """Returns, for each evaluation, the label of its headline figure and its (step, value) pairs."""
     found: dict[str, tuple[str, list[tuple[int, float]]]] = {}
     for row in rows:
         groups = {name.rpartition("/")[0] for name in row} - {"", "train", "time"}

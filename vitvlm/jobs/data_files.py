@@ -1,4 +1,4 @@
-"""What became of the files of a job's data: a line at its start, and files.json in the workdir."""
+"""Account of the files of a job's data: a line at its start, and files.json in the workdir."""
 
 import json
 from collections.abc import Mapping, Sequence

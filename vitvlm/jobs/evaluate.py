@@ -107,7 +107,7 @@ def _run(
 
 
 def results_folder(folder: epath.Path, step: int) -> epath.Path:
-    """Where the evaluations of a checkpoint are."""
+    """Folder with the evaluations of a checkpoint."""
     return folder / EVALUATIONS / f"{step:08d}"
 
 
@@ -172,13 +172,13 @@ def _write(path: epath.Path, rows: Sequence[Row]) -> None:
 
 
 def _results_before(path: epath.Path) -> dict[str, Any]:
-    """What the file holds; where it is damaged, what each evaluation has written of itself."""
+    """Reads the results in a file; if it is damaged, collects them from each evaluation's own file."""
     if not path.exists():
         return {}
     found = own_files.read(path)
     if found is None or not all(isinstance(value, Mapping) and "metrics" in value for value in found.values()):
         aside = own_files.set_aside(path)
-        _LOG.warning("%s: is put together again from each evaluation's own file; as it was, it is %s", path, aside.name)
+        _LOG.warning("%s: was damaged; it is rebuilt from each evaluation's own file, and kept as %s", path, aside.name)
         each = {
             file.parent.name: own_files.read(file, "protocol", "metrics") for file in path.parent.glob("*/result.json")
         }

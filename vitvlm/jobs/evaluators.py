@@ -120,12 +120,12 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """What an evaluator sees, its labels under the classes that it scores.
+    """Data of an evaluator, its labels under the classes that it scores.
 
     Attributes:
-      source: of the evaluated split.
-      train_source: opens what probes and neighbours learn from.
-      given: what the evaluator is told of the classes.
+      source: the evaluated split.
+      train_source: opens the data that probes and neighbours learn from.
+      given: the evaluator's arguments about classes.
       defaults: fields of its section that depend on the job.
     """
 
@@ -187,7 +187,7 @@ def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None
 
 
 def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
-    """What pictures of this model's inputs need; only what the model and the operations do have."""
+    """Arguments of evaluators that the model and the operations give, such as patch size, mean and tokenizer."""
     facts: dict[str, Any] = {"texts_rule": texts_rule(pipeline)}
     if tokenizer := text.tokenizer_of(pipeline):
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode

@@ -13,7 +13,7 @@ Section = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Which examples, and what is done to each.
+    """Section of a config that chooses examples and the operations on them.
 
     Attributes:
       split: "train", "test[:10%]", …
@@ -82,7 +82,7 @@ def _kind(source: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """When the state is saved and what is kept.
+    """Section of a config that says when the state is saved and which checkpoints are kept.
 
     Attributes:
       every: duration between saves.
@@ -99,7 +99,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """Where metrics go besides the terminal and metrics.jsonl; may change when a job goes on.
+    """Section of a config for metrics besides the terminal and metrics.jsonl; may change when a job resumes.
 
     Attributes:
       every: steps between rows of training metrics.

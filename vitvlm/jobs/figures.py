@@ -1,4 +1,4 @@
-"""How every plot looks, and how it is saved. Import pyplot from here: it draws to files and needs no display."""
+"""Style and saving of every plot. Import pyplot from here: it draws to files and needs no display."""
 
 import matplotlib
 

@@ -48,7 +48,7 @@ def apply(job: Setup, state: TrainState) -> TrainState:
 
 
 def _sections(section: fields.Section) -> list[tuple[str, fields.Section]]:
-    """What error messages call each source, and the source: one, or several by name."""
+    """Returns each source with its name for error messages: one source, or several by name."""
     if section and all(isinstance(value, Mapping) for value in section.values()):
         return [(f"config.init_from.{name}", source) for name, source in section.items()]
     return [("config.init_from", section)]

@@ -1,7 +1,7 @@
-"""How fast images and captions become batches, against PyTorch's DataLoader with Pillow, on the same JPEGs.
+"""Speed of making batches from images and captions, against PyTorch's DataLoader with Pillow, on the same JPEGs.
 
-Everything runs in this process, ours in the one thread that makes batches ahead: what is compared is work on one core.
-Images per second of CPU time are what another job on the machine disturbs least.
+Everything runs in this process, ours in the one thread that makes batches ahead, so work on one core is compared. Other
+jobs on the machine disturb images per second of CPU time the least.
 """
 
 import io
@@ -108,7 +108,7 @@ def table(seen: dict[str, list[Speed]]) -> Table:
 
 
 def _speed(batches: Iterator[Any], count: int, batch_size: int) -> Speed:
-    """Of making batches, which takes longer than taking them: as many are begun as are done between two readings."""
+    """Measures the making of `count` batches, which is slower than taking them, so as many begin as end meanwhile."""
     for _ in range(WARM):
         next(batches)
     start, cpu_start = time.perf_counter(), time.process_time()

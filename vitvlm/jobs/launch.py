@@ -1,4 +1,4 @@
-"""What every script does at its start and end: flags, many processes, one-line errors."""
+"""Start and end of every script: flags, many processes, one-line errors."""
 
 import ast
 import difflib

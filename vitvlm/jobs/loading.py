@@ -1,4 +1,4 @@
-"""How long loading weights takes, and how much memory, against reading the same file into NumPy."""
+"""Time and memory of loading weights, against reading the same file into NumPy."""
 
 import ctypes
 import threading

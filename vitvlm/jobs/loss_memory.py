@@ -1,4 +1,4 @@
-"""What the contrastive losses cost a device in memory: compiled for machines that need not be there."""
+"""Memory of the contrastive losses on a device: compiled for machines that need not be there."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def devices(topology: str | None) -> Sequence[Any]:
-    """Those of this machine, or of a TPU topology such as "v5e:4x4", for which libtpu compiles without one.
+    """Devices of this machine, or of a TPU topology such as "v5e:4x4", for which libtpu compiles without a TPU.
 
     Raises ConfigError for a topology that libtpu does not know, or without libtpu.
     """

@@ -1,4 +1,4 @@
-"""What ours is timed against: transformers' ViT and ViTMAE with its fused attention (SDPA); PyTorch's DataLoader."""
+"""Peers of benchmarks: transformers' ViT and ViTMAE with fused attention (SDPA); PyTorch's DataLoader."""
 
 import importlib
 import json

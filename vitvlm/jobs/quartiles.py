@@ -1,4 +1,4 @@
-"""How times and rates of alternating rounds are shown."""
+"""Medians and quartiles of times and rates from alternating rounds, as text."""
 
 from collections.abc import Sequence
 

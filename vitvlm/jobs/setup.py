@@ -1,4 +1,4 @@
-"""From a config to the pieces of a job: data, task, mesh, optimizer and state. Nothing here compiles or trains."""
+"""Setup of a job's parts from its config: data, task, mesh, optimizer and state. Nothing here compiles or trains."""
 
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ class Setup:
         return optimizer.build(self.job.optimizer, self.job.schedule, params, self.clock, self.roles(params))
 
     def roles(self, params: Any) -> dict[str, Role]:
-        """What each parameter is to the model, by path. Raises ConfigError for one without a role."""
+        """Returns the role of each parameter by its path. Raises ConfigError for one without a role."""
         return roles_of(self.task.model, flatten(params))
 
     def init_variables(self, rng: jax.Array) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -
 
 
 def _classes(section: fields.Section, loaded: pretrained.Pretrained, names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which of the teacher's classes are the student's; None if they are the same in the same order."""
+    """Finds the student's classes among the teacher's; None if they are the same in the same order."""
     if not (count := getattr(loaded.model, "num_classes", 0)):
         return None  # the task says that it needs a classifier
     renames = classes.renames(section.get("class_names"), names, f"{WHERE}.class_names")

@@ -137,7 +137,7 @@ def compiled_step(job: Setup) -> Any:
 
 
 def _gradients(job: Setup) -> Gradients:
-    """By GradCache, if there are micro-batches and the task compares all examples of a batch with each other."""
+    """Chooses how gradients are computed: by GradCache for micro-batches of a task that compares a batch's examples."""
     trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
     pairwise = getattr(job.task, "pairwise", None)
     if pairwise and job.job.accumulate > 1:
@@ -195,7 +195,7 @@ def describe(job: Setup, start: resume.Start) -> str:
 
 
 def best_checkpoint(job: Setup) -> Best | None:
-    """By which metric checkpoints are the best. Raises ConfigError for a metric of no evaluation of the config."""
+    """Returns the rule for the best checkpoint. Raises ConfigError for a metric of no evaluation of the config."""
     metric = job.checkpoint.best
     if not metric:
         return None

@@ -108,7 +108,7 @@ class ListedSource(Source):
         return value if name == "caption" else as_fields({name: value}).get(name)
 
     def stamps(self) -> Mapping[str, str]:
-        """Of an image its file, and what its row says."""
+        """Returns, for each image, its file's size and time, and a checksum of its row."""
         paths = {id_: self._root / name for id_, name in zip(self._ids, self._names, strict=True)}
         files = stat_data.described(paths)
         said = (repr(sorted(row.items())).encode("utf-8", "replace") for row in self._rows)

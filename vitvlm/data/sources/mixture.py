@@ -68,7 +68,7 @@ class MixedSource(Source):
         return [own[which][place] for which, place in map(self._place, range(len(self)))]
 
     def stamps(self) -> Mapping[str, str]:
-        """Those of all sources, and the weight of each."""
+        """Returns the stamps of all sources, and the weight of each source."""
         parts = list(zip(self._specs, self._weights, self._sources, strict=True))
         own = {f"{spec}: {name}": stamp for spec, _, source in parts for name, stamp in source.stamps().items()}
         return own | {f"weight {number}, of {spec}": str(weight) for number, (spec, weight, _) in enumerate(parts, 1)}

@@ -1,4 +1,4 @@
-"""What a sweep's table shows: its columns, and numbers as people read them."""
+"""Columns of a sweep's table, and numbers as people read them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def si(value: float, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """At least three significant digits, no exponent: 0.123, 1.23, 12.3, 123, 1,234."""
+    """Formats a number with three or more significant digits, no exponent: 0.123, 1.23, 12.3, 123, 1,234."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) >= 1 and abs(value) < 10 else 1 if abs(value) >= 10 else 3}f}"

@@ -1,4 +1,4 @@
-"""What an ablation config means: for each variant, one resolved training config per stage. Nothing here runs."""
+"""Plan of an ablation config: for each variant, one resolved training config per stage. Nothing here runs."""
 
 import dataclasses
 import re

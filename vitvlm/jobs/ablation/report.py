@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: table.csv, table.md, plots, and one page that needs nothing but a browser."""
+"""Report of a sweep: table.csv, table.md, plots, and one page that needs nothing but a browser."""
 
 import csv
 import io
@@ -117,7 +117,7 @@ def protocols(sweep: Plan, table: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _data(sweep: Plan, table: Sequence[Row], costs: Sequence[columns.Cost]) -> dict[str, Any]:
-    """What the page's charts read."""
+    """Returns the data of the page's charts."""
     return {
         "axis": sweep.axis,
         "scores": [{"label": columns.heading(score), "scale": 100 if score.percent else 1} for score in sweep.scores],

@@ -111,11 +111,12 @@ def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -
 
 
 def facts(job: Setup) -> dict[str, float]:
-    """What follows from the config alone.
+    """Returns the costs of a job that follow from its config alone.
 
-    parameters; forward FLOPs per image and training FLOPs in all (analytic); step bytes: peak memory of the compiled
-    training step on each device, as the compiler plans it. For patch models also the tokens of an image, and the
-    tokens that its encoder sees while training, CLS, distillation token and registers included.
+    These are the number of parameters; forward FLOPs per image and training FLOPs in all (analytic); steps and
+    examples; and step bytes, the peak memory of the compiled training step on each device as the compiler plans it. For
+    patch models also the tokens of an image, and the tokens that the encoder sees while training, CLS, distillation
+    token and registers included.
     """
     found = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))),
@@ -128,8 +129,11 @@ def facts(job: Setup) -> dict[str, float]:
 
 
 def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
-    """What this process saw: median step time (over the rows of metrics.jsonl, each a mean over log.every steps), and
-    peak memory: resident of the process (data and compiler included) and, where the device counts it, the device's."""
+    """Returns the costs that this process measured: median step time and peak memory.
+
+    The median is over the rows of metrics.jsonl, each a mean over log.every steps. Memory is the resident memory of the
+    process (data and compiler included) and, where devices count it, the largest of a device.
+    """
     rows = writers.read(folder / "metrics.jsonl")
     seconds = [value for _, value in writers.numbers(rows, "time/step_seconds")]
     kilobyte = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""What can be wrong with a caption by itself, and when two captions are the same."""
+"""Problems of a caption by itself, and equality of two captions."""
 
 import re
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def fault(caption: str, name: str) -> str | None:
 
 
 def names_the_file(caption: str, name: str) -> bool:
-    """Whether a caption says no more than what the file is called: "IMG_1234", "DSC0001.jpg", the stem of its own file.
+    """Tells whether a caption is only a file's name: "IMG_1234", "DSC0001.jpg", or the stem of its own file.
 
     Spaces, hyphens and underscores count as the same, and so do upper and lower case.
     """

@@ -31,7 +31,7 @@ def difference_hash(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt16[np.ndarray, "8
 
 
 def colour_thumbnail(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "8 8 3"]:
-    """What tells flags, and other images of one brightness, from one another."""
+    """Makes a thumbnail that tells flags, and other images that differ only in colour, from one another."""
     return geometry.resize(pixels, THUMBNAIL)
 
 

@@ -139,12 +139,12 @@ def _open(source: str, read: Sequence[str], data_dir: str | None) -> dict[str, S
 
 
 def _files(opened: Mapping[str, Source]) -> dict[str, Sequence[Files]]:
-    """What became of the source's files, by split."""
+    """Returns the accounts of the source's files, by split."""
     return {name: split.files for name, split in opened.items() if split.files}
 
 
 def _multi_label(opened: Mapping[str, Source]) -> bool:
-    """Whether images have several labels. Raises DataError if those of some splits do and of others do not."""
+    """Tells whether images have several labels each. Raises DataError if only those of some splits do."""
     kinds = {split.multi_label: split.name for split in opened.values()}
     if len(kinds) > 1:
         raise DataError(f"the images of {kinds[True]} have several labels each, those of {kinds[False]} have one")
@@ -199,6 +199,6 @@ def _stored(value: Any, several: bool, separator: str | None) -> str | list[str]
 
 
 def _file_name(out: Path) -> str:
-    """What TFDS calls the set: lower case letters, digits and underscores, a letter first."""
+    """Returns the set's name in TFDS: lower-case letters, digits and underscores, a letter first."""
     name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in out.name.lower())
     return name if name[:1].isalpha() else f"set_{name}"

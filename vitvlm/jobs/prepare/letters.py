@@ -1,4 +1,4 @@
-"""Whether an image shows text: small parts of high contrast that stand in a row, are drawn with one pen, and differ."""
+"""Detection of text in images: small parts of high contrast in a row, drawn with one pen, that differ in shape."""
 
 from collections.abc import Iterator
 
@@ -29,11 +29,11 @@ COMPARED = 32  # letters of a row that are looked at; the last ones of a longer 
 
 
 def letters_in_rows(pixels: UInt8[np.ndarray, "H W 3"]) -> int:
-    """How many letter-like parts stand in rows like text; SUSPECT of them or more are probably text.
+    """Counts letter-like parts that stand in rows like text; SUSPECT or more of them are probably text.
 
-    A heuristic; docs/results.md has its precision and recall. Light parts on dark and dark ones on light are looked for
-    apart. Handwriting and scripts whose letters join are missed, and so is text of little contrast or below some 8
-    pixels, or on a ground as lively as itself.
+    This is a heuristic; docs/results.md has its precision and recall. Light parts on dark and dark parts on light are
+    counted separately, and the larger number is returned. Handwriting and scripts with joined letters are missed, and
+    so is text of low contrast, below about 8 pixels, or on a background as busy as the text.
     """
     scale = LONGER_SIDE / max(pixels.shape[:2])
     if scale < 1:
@@ -45,7 +45,7 @@ def letters_in_rows(pixels: UInt8[np.ndarray, "H W 3"]) -> int:
 
 
 def _letters(mask: Bool[np.ndarray, "H W"], grey: Float[np.ndarray, "H W"], beyond: Float[np.ndarray, "H W"]) -> int:
-    """How many of the mask's parts belong to rows that are like text."""
+    """Counts the mask's parts that belong to rows like text."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     boxes, names = _parts(stats, mask.shape[0])
     return sum(len(row) for row in _rows(boxes) if _is_written(boxes[row], names[row], labels, grey, beyond))
@@ -89,7 +89,7 @@ def _is_written(
     grey: Float[np.ndarray, "H W"],
     beyond: Float[np.ndarray, "H W"],
 ) -> bool:
-    """Whether the parts of a row, from left to right, are like letters: see ALIKE, PEN, THIN, GAPS and EDGED."""
+    """Tells whether the parts of a row, from left to right, are like letters: see ALIKE, PEN, THIN, GAPS, EDGED."""
     height = boxes[:, 3] - boxes[:, 1]
     gap = np.median(boxes[1:, 0] - boxes[:-1, 2]) / np.median(height)
     if not GAPS[0] <= gap <= GAPS[1]:

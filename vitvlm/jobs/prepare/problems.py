@@ -1,4 +1,4 @@
-"""What is wrong with a scanned set, by kind, and what goes when a kind is dropped."""
+"""Problems of a scanned set by kind, and the examples and captions that dropping a kind removes."""
 
 import collections
 import dataclasses
@@ -61,7 +61,7 @@ Findings = Mapping[str, Sequence[Finding]]
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What is kept.
+    """Examples and captions that are kept, and counts of those that are dropped.
 
     Attributes:
       captions: by position in the scan, the captions that an example keeps; positions that are not here are dropped.
@@ -118,11 +118,11 @@ def check(drop: Collection[str], has_captions: bool) -> None:
 
 
 def decide(scan: Scan, found: Findings, drop: Collection[str]) -> Decision:
-    """What stays when the kinds in `drop` go; the unreadable always go. Nothing goes twice, or is counted twice.
+    """Decides what stays when the kinds in `drop` are dropped; unreadable examples always are. Nothing counts twice.
 
-    First goes what is wrong by itself, so that of two equal images the one with a good caption stays. Of duplicates,
-    one stays: the one outside "train", since a test set must stay what it is; among equals the first. Kinds of captions
-    take captions away, and an example that loses its last one so.
+    Examples that are wrong by themselves are dropped first, so that of two equal images the one with a good caption
+    stays. One of several duplicates stays: one outside "train", since a test set must stay what it is, otherwise the
+    first. Kinds of captions remove captions, and with its last caption the example.
     """
     order = _keeping_order(scan)
     kept = {i: scan.seen[i].captions for i in order}
@@ -174,7 +174,7 @@ def decide(scan: Scan, found: Findings, drop: Collection[str]) -> Decision:
 
 
 def across_splits(scan: Scan, finding: Finding) -> bool:
-    """Whether a pair has its sides in different splits."""
+    """Tells whether the examples of a finding are in different splits."""
     return len({scan.seen[i].split for i in finding.examples}) > 1
 
 

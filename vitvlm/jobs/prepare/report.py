@@ -1,4 +1,4 @@
-"""What people read of a prepared set: report.json with every finding, one HTML page, a table for the terminal."""
+"""Report about a prepared set: report.json with every finding, one HTML page, tables for the terminal."""
 
 import collections
 import dataclasses
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def captions(self) -> tuple[int, int]:
-        """How many there were, and how many there are."""
+        """Number of captions before, and after dropping."""
         return sum(len(one.captions) for one in self.scan.seen), sum(map(len, self.decision.captions.values()))
 
     @property
@@ -151,7 +151,7 @@ def as_page(report: Report, example: Callable[[int], Example]) -> str:
 
 
 def tables(report: Report) -> list[Table]:
-    """For the terminal: what was found, and what is left."""
+    """Makes the tables for the terminal: problems found, and examples before and after."""
     problems = Table(title=report.source, title_justify="left")
     problems.add_column("problem", no_wrap=True)
     for heading in ("found", "across splits", "dropped", "captions"):
@@ -204,7 +204,7 @@ def _shown(report: Report, finding: Finding, example: Callable[[int], Example]) 
 
 
 def _label(low: float, high: float) -> str:
-    """Of whole numbers the last one that is in the bin, of others the bound."""
+    """Labels a bin of a histogram; a bin of whole numbers ends with its last number, others with their bound."""
     if isinstance(low, float) or isinstance(high, float):
         return f"{low:g} to {high:g}"
     return f"{low}" if high - low == 1 else f"{low} to {high - 1}"
