@@ -60,11 +60,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
-        """The same under other names, without those that have none. Raises WeightsError if two would have the same."""
+        """The same under other names, without those that have none. Raises ValueError if two would have the same."""
         found: dict[str, Entry] = {}
         for name, entry in self.entries.items():
             if (new := rename(name)) in found:
-                raise WeightsError(f"two tensors are {new}, under different spellings; one of them is {name}")
+                raise ValueError(f"two tensors are {new}, under different spellings; one of them is {name}")
             if new is not None:
                 found[new] = entry
         return Tensors(found, self.opaque)

@@ -15,6 +15,7 @@ from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.open_clip_models import FAMILIES, TEXT, VISION, architecture
 from vitvlm.pretrained.tensors import open_folder, open_safetensors, read_json, write_folder
 from vitvlm.pretrained.torch_files import open_torch
+from vitvlm.pretrained.wrappers import unwrap
 
 CONFIG, SINGLE = "open_clip_config.json", "open_clip_model.safetensors"
 FORMATS = (
@@ -47,15 +48,22 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
         vision, text = VISION | described["vision_cfg"], TEXT | described["text_cfg"]
         inputs = image_inputs(vision["image_size"], 3) + text_inputs(text["context_length"])
         family = FAMILIES[architecture(described)]
-        tensors = open_folder(folder, FORMATS) if tensors is None else tensors
-        section, model, variables = assemble(family, described, tensors, inputs, fields)
+        inside = unwrap(open_folder(folder, FORMATS) if tensors is None else tensors)
+        section, model, variables = assemble(family, described, inside.tensors, inputs, fields)
         preprocessing = operations(source.get("preprocess_cfg", {}), vision["image_size"])
+    inside.say(folder)
     return Pretrained(
         model=model,
         variables=variables,
         preprocessing=preprocessing,
         texts=texts.open_clip(folder, text["context_length"], text["vocab_size"]),
-        source={"path": str(folder), "format": "open_clip", "model": section, "config": source},
+        source={
+            "path": str(folder),
+            "format": "open_clip",
+            "model": section,
+            "config": source,
+            "left_out": list(inside.left_out),
+        },
     )
 
 

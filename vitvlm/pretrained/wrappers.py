@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import logging
 
-from vitvlm.pretrained.entries import Tensors, WeightsError
+from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.tables import listed
 
 # Entries of a file with a model in each; of several the first is read: averages, which published figures are of, before
@@ -52,13 +52,13 @@ class Unwrapped:
 def unwrap(tensors: Tensors, subtree: str = "") -> Unwrapped:
     """Takes off all wrappers, or first the one that is asked for.
 
-    Raises WeightsError if there is no such subtree, or two tensors would have one name.
+    Raises ValueError if there is no such subtree, or two tensors would have one name.
     """
     opaque, taken, left, others = tensors.opaque, [], [], ()
     if subtree:
         inside = tensors.under(f"{subtree}.")
         if not inside:
-            raise WeightsError(f"no subtree {subtree!r}: its tensors lie under {listed(_tops(tensors))}")
+            raise ValueError(f"no subtree {subtree!r}: its tensors lie under {listed(_tops(tensors))}")
         left += [name for name in tensors if not name.startswith(f"{subtree}.")]
         tensors, taken = inside, [subtree]
     while True:
