@@ -27,7 +27,7 @@ FORCE = launch.define_force("evaluation")
 def main() -> None:
     if WEIGHTS.value is None:
         if FIELDS.value:
-            raise ConfigError("--fields: say something of --weights, and there are none")
+            raise ConfigError("--fields describe --weights: give both, or neither")
         results = {
             folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value, FORCE.value)
             for folder in WORKDIRS.value

@@ -112,7 +112,7 @@ def test_coco(images):
         ('{"image": "a.png", "label": "x"}\n{"image": "b.png"}', "'b.png' has no label, and others have"),
         ("", "lists no image"),
         ('{"image": "a.png"}\n{"image": "\udcff"}', "line 2: is not UTF-8"),
-        ('{"image": "a.png", "label": [{"x": 1}]}', "line 1: 'label': is no list of names or numbers: \\[{'x'"),
+        ('{"image": "a.png", "label": [{"x": 1}]}', "line 1: 'label': is not a list of names or numbers: \\[{'x'"),
         ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "'a' is listed with label '1' and '2'"),
         ('{"image": "a", "split": "train"}\n{"image": "a", "split": "test"}', "'a' is listed with split 'train' and"),
     ],
@@ -160,7 +160,7 @@ def test_a_column_that_some_rows_lack_is_none_there(images):
             {"id": 5, "image_id": 9, "caption": "a"},
             "annotation 5: there is no image 9",
         ),
-        ({"id": 1, "file_name": "0.png"}, {"id": 5, "image_id": 1}, "is no COCO captions file: KeyError 'caption'"),
+        ({"id": 1, "file_name": "0.png"}, {"id": 5, "image_id": 1}, "is not a COCO captions file: KeyError 'caption'"),
     ],
 )
 def test_mistakes_in_a_coco_file(images, image, annotation, message):
@@ -173,7 +173,7 @@ def test_files_that_are_not_there(tmp_path):
         with pytest.raises(DataError, match="there is no such file"):
             sources.open(f"{kind}:{tmp_path}/none", "all")
     (tmp_path / "a.json").write_text('{"images": []}')
-    with pytest.raises(DataError, match="is no COCO captions file: KeyError 'annotations'"):
+    with pytest.raises(DataError, match="is not a COCO captions file: KeyError 'annotations'"):
         sources.open(f"coco:{tmp_path}/a.json:{tmp_path}", "all")
     source = sources.open(write_jsonl(tmp_path, [{"image": "gone.png"}]), "all")
     with pytest.raises(UnreadableImage, match="No such file"):

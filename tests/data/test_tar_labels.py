@@ -124,7 +124,7 @@ def test_several_labels(tmp_path):
     with pytest.raises(DataError, match="several labels each"):
         _ = source.labels
     mixed = opened(write(tmp_path, [["dog"], "cat", ["cat"]], field("label")))
-    with pytest.raises(UnreadableImage, match="its label is no list, and others are"):
+    with pytest.raises(UnreadableImage, match="its label is not a list, and others are"):
         mixed[1]
 
 
@@ -138,7 +138,7 @@ def test_a_worker_has_the_same_classes(tmp_path):
     [
         (("a", "a"), "names 'a' twice"),
         ("no.txt", "label_names=no.txt: cannot be read"),
-        ((1, 2), "is no list of names"),
+        ((1, 2), "is not a list of names"),
     ],
 )
 def test_classes_that_cannot_be_meant(tmp_path, classes, message):

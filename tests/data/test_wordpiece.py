@@ -67,7 +67,7 @@ def test_texts_and_pairs_equal_transformers(folder):
 
 def test_what_is_no_vocabulary_or_no_pair(tmp_path):
     (tmp_path / "vocab.txt").write_text("the\ncat\n")
-    with pytest.raises(DataError, match=r"vocab\.txt: no vocabulary of BERT: it has no line \[UNK\], \[CLS\]"):
+    with pytest.raises(DataError, match=r"vocab\.txt: not a vocabulary of BERT: it lacks the line \[UNK\], \[CLS\]"):
         tokenizers.open(f"hf:{tmp_path}")
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"vocab\.txt: is not UTF-8"):

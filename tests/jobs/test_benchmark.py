@@ -62,7 +62,7 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("name", ["vit_x16", "vit-s16", "swin_s16", "vit_s"])
 def test_what_names_no_model_is_an_error(name):
-    with pytest.raises(ConfigError, match=rf"--models: '{name}' is no family_sizepatch"):
+    with pytest.raises(ConfigError, match=rf"--models: '{name}' is not family_sizepatch"):
         benchmark.parse_case(name, 224, 8)
 
 

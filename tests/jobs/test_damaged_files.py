@@ -106,14 +106,14 @@ def test_a_stage_that_leaves_a_damaged_outcome_is_a_failed_row(tmp_path, content
 @damages
 def test_evaluations_whose_weights_nobody_knows_any_more_are_set_aside(tmp_path, content, caplog):
     folder = epath.Path(tmp_path)
-    weights._claim(folder, "first")
+    weights._claim(folder, "first", {})
     with pytest.raises(WorkdirError, match="holds evaluations of first"):
-        weights._claim(folder, "second")
+        weights._claim(folder, "second", {})
     (tmp_path / "evaluations").mkdir()
     (tmp_path / "evaluations" / "old").touch()
     damage(tmp_path / "weights.json", content)
-    weights._claim(folder, "second")
+    weights._claim(folder, "second", {})
     assert json.loads((tmp_path / "weights.json").read_text()) == {"path": "second"}
     if content is not None:
         assert (tmp_path / "evaluations.damaged" / "old").exists() and not (tmp_path / "evaluations").exists()
-        assert "nothing says any more whose evaluations these were" in caplog.text
+        assert "the record of whose evaluations these are is damaged" in caplog.text

@@ -136,7 +136,7 @@ def test_several_labels_in_csv_need_a_separator_that_is_asked_for(tmp_path):
     [
         ([["cat"], "dog"], r"the label of '0\.png' is a list, and that of '1\.png' is not"),
         ([[], []], "every list of labels is empty"),
-        ([["cat"], [["dog"]]], r"line 2: 'label': is no list of names or numbers"),
+        ([["cat"], [["dog"]]], r"line 2: 'label': is not a list of names or numbers"),
         ([["cat"], None], r"'1\.png' has no label, and others have"),
     ],
 )

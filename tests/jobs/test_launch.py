@@ -146,5 +146,5 @@ def test_what_weights_do_not_say_is_given_by_name():
     texts = ["heads=6", "subtree=student", "image_size=(8, 12)", "norm_pix=False"]
     values = {"heads": 6, "subtree": "student", "image_size": (8, 12), "norm_pix": False}
     assert launch.named_values(texts) == values
-    with pytest.raises(config_lib.ConfigError, match="--fields: 'heads' is no name=value"):
+    with pytest.raises(config_lib.ConfigError, match="--fields: 'heads' is not name=value"):
         launch.named_values(["heads"])

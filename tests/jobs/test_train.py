@@ -136,7 +136,7 @@ def test_a_workdir_is_claimed_with_its_first_step(images, tmp_path):
 def test_the_best_metric_is_of_an_evaluation(images, tmp_path, best):
     config = a_config("vit", images)
     config.checkpoint.best = best
-    with pytest.raises(ConfigError, match=rf"config\.checkpoint\.best: '{best}' is no metric of an evaluation"):
+    with pytest.raises(ConfigError, match=rf"config\.checkpoint\.best: '{best}' is not a metric of an evaluation"):
         train.train(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -212,7 +212,7 @@ def test_fine_tuning_starts_from_a_hugging_face_folder_just_the_same(images, aut
     jax.tree.map(np.testing.assert_array_equal, start, expected)
     config = a_config("vit", images, f",init={tmp_path}")
     config.init_from.step = 3
-    with pytest.raises(ConfigError, match="is no workdir: it has no step and no ema"):
+    with pytest.raises(ConfigError, match="is not a workdir: it has no step and no ema"):
         train.first_state(setup(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*no whole safetensors file"):
@@ -284,7 +284,7 @@ def test_a_patch_that_does_not_divide_the_image_names_both(images):
     ("changes", "message"),
     [
         ({"sed": 1}, r'config\.sed: no such field; did you mean "seed"'),
-        ({"total": "0 steps"}, r"config\.total: .* no whole step"),
+        ({"total": "0 steps"}, r"config\.total: .* less than one step"),
         ({"sharding": "fdsp"}, r'config\.sharding: no preset \'fdsp\'; did you mean "fsdp"'),
         ({"mesh": {"data": 3}}, r"config\.mesh: .* devices"),
         ({"log": {"evry": 1}}, r'config\.log\.evry: no such field; did you mean "every"'),

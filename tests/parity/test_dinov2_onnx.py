@@ -73,9 +73,9 @@ def a_tensor(name):
 
 def test_files_that_hold_no_dinov2(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
-    with pytest.raises(pretrained.WeightsError, match=r"broken\.onnx: no ONNX file"):
+    with pytest.raises(pretrained.WeightsError, match=r"broken\.onnx: not an ONNX file"):
         pretrained.load(tmp_path / "broken.onnx")
-    with pytest.raises(pretrained.WeightsError, match=r"absent\.onnx: no ONNX file"):
+    with pytest.raises(pretrained.WeightsError, match=r"absent\.onnx: not an ONNX file"):
         pretrained.load(tmp_path / "absent.onnx")
     write(tmp_path / "other.onnx", a_tensor("decoder.weight"))
     with pytest.raises(pretrained.WeightsError, match=r"has no tensor …embeddings\.cls_token"):

@@ -310,9 +310,9 @@ def test_operations_written_for_transformers(model_type, text, tmp_path, photogr
 
 def test_what_transformers_does_not_do():
     for text, message in [
-        ("decode|resize_pad(8)|normalize", "resize_pad is nothing"),
+        ("decode|resize_pad(8)|normalize", "resize_pad has no counterpart"),
         ("decode|resize_small(8)|central_crop(9, 255)|normalize", "a border of 255"),
-        ("decode|flip|normalize", "flip is none of"),
+        ("decode|flip|normalize", "flip does not fit"),
     ]:
         with pytest.raises(ConfigError, match=message):
             preprocessing.described(text, {})
@@ -329,15 +329,15 @@ def test_what_transformers_does_not_do():
         ({"do_resise": True}, 'do_resise = True: .* did you mean "do_resize"'),
         ({"do_thumbnail": True}, "do_thumbnail = True: ViTImageProcessor has no such setting"),
         ({"do_pad": True, "pad_size": 300}, "do_pad to 300"),
-        ({"do_resize": "yes"}, "do_resize = 'yes'; true or false"),
-        ({"size": {"longest_edge": 3}}, r"size \{'longest_edge': 3\}; a number, a shortest_edge"),
+        ({"do_resize": "yes"}, "do_resize = 'yes'; write true or false"),
+        ({"size": {"longest_edge": 3}}, r"size \{'longest_edge': 3\}; write a number, a shortest_edge"),
         ({"size": {"shortest_edge": 3, "longest_edge": 9}}, "size"),
         ({"size": 224.5}, "size 224.5"),
         ({"do_center_crop": True}, "do_center_crop without a crop_size"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size"),
         ({"resample": 9}, "resample 9; there is"),
-        ({"rescale_factor": 0}, "rescale_factor 0; a number above 0"),
-        ({"image_mean": [0.5]}, r"image_mean \[0.5\]; a number, or one for each of 3"),
+        ({"rescale_factor": 0}, "rescale_factor 0; write a number above 0"),
+        ({"image_mean": [0.5]}, r"image_mean \[0.5\]; write a number, or one for each of 3"),
         ({"image_std": [0.5, 0, 0.5]}, "image_std .* must be above 0"),
         ({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 9, "width": 9}}, "needs a number"),
     ],

@@ -92,7 +92,7 @@ def test_images_of_one_shape_and_padding_make_no_difference():
     close(model.apply(variables, padded).pooled, plain.pooled, "pooled")
     empty = jax.tree.map(jnp.zeros_like, padded)  # a row that fills up a batch
     assert np.isfinite(model.apply(variables, empty).pooled).all()
-    with pytest.raises(ConfigError, match=r"model\.pool: 'maps' is none; did you mean"):
+    with pytest.raises(ConfigError, match=r"model\.pool: no such choice 'maps'; did you mean"):
         model.clone(pool="maps").init(jax.random.key(0), images)
 
 

@@ -95,7 +95,7 @@ def test_preprocessing_is_read_saved_and_written(tmp_path, caplog):
     framed = dataclasses.replace(loaded, preprocessing="decode(3)|resize_pad(12)|normalize('half')")
     pretrained.save(framed, tmp_path / "none")
     assert pretrained.load(tmp_path / "none").preprocessing is None
-    assert "resize_pad is nothing that an image processor of transformers does" in caplog.text
+    assert "resize_pad has no counterpart in an image processor of transformers" in caplog.text
 
 
 def test_the_processors_file_decides(tmp_path):

@@ -128,7 +128,7 @@ def test_the_teacher_sees_the_mixed_images(batch, teacher):
     ("fields", "message"),
     [
         ({"kind": "harsh"}, r"task\.distillation\.kind: no kind 'harsh'; did you mean \"hard\""),
-        ({"weight": 1.5}, r"task\.distillation\.weight: 1.5 is no share"),
+        ({"weight": 1.5}, r"task\.distillation\.weight: 1.5 is not a share"),
         ({"kind": "soft", "temperature": 0.0}, r"task\.distillation\.temperature: 0.0 is not above 0"),
         ({"temperature": 3.0}, r'task\.distillation\.temperature: 3.0, but a "hard" decision has none'),
     ],

@@ -382,8 +382,12 @@ def test_trainable_is_the_complement_of_freeze():
             ConfigError,
             r"lr_rules: 0 for 'head/.* freeze it",
         ),
-        ({"name": "sgd", "lr_rules": [(".*", "half")]}, ConfigError, r"lr_rules: 'half' for .* is no number"),
-        ({"name": "sgd", "weight_decay_rules": [(".*", -1.0)]}, ConfigError, r"decay_rules: -1.0 for .* is no number"),
+        ({"name": "sgd", "lr_rules": [(".*", "half")]}, ConfigError, r"lr_rules: 'half' for .* is not a number"),
+        (
+            {"name": "sgd", "weight_decay_rules": [(".*", -1.0)]},
+            ConfigError,
+            r"decay_rules: -1.0 for .* is not a number",
+        ),
         ({"name": "sgd", "lr_rules": [("head/.*", 2.0)]}, RuleError, r"lr_rules: no rule covers"),
         ({"name": "sgd", "weight_decay_rules": [(".*", 1.0), ("cls", 0.0)]}, RuleError, r"never used: 'cls'"),
         (

@@ -41,4 +41,5 @@ def _convert(name: str, value: str, default: Any) -> Any:
     try:
         return type(default)(value)
     except ValueError:
-        raise ConfigError(f"config argument {name}={value}: {value!r} is no {type(default).__name__}") from None
+        kind = type(default).__name__
+        raise ConfigError(f"config argument {name}={value}: {value!r} is not of type {kind}") from None

@@ -180,7 +180,7 @@ class LogisticProbe:
     def _split(self, labels: Int[np.ndarray, " m"]) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " k"]]:
         """Places of the examples that C is chosen on, and of those that are fitted; ConfigError where these lack."""
         if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out: {self.held_out:g} is no share between 0 and 1")
+            raise ConfigError(f"held_out: {self.held_out:g} is not a share between 0 and 1")
         order = np.random.default_rng(self.seed).permutation(len(labels))
         held, kept = np.split(order, [round(self.held_out * len(labels))])
         if not len(held) or len(np.unique(labels[kept])) < 2:

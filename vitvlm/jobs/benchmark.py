@@ -90,7 +90,7 @@ def parse_case(name: str, image_size: int, batch_size: int) -> Case:
     parsed = re.fullmatch(r"(vit|mae)_([a-z]+)(\d+)", name)
     if parsed is None or parsed[2] not in sizes:
         near = suggest(name, [f"{family}_{size}16" for family in ("vit", "mae") for size in sizes])
-        raise ConfigError(f"--models: {name!r} is no family_sizepatch such as vit_s16; {near}")
+        raise ConfigError(f"--models: {name!r} is not family_sizepatch, such as vit_s16; {near}")
     family, size, patch = parsed[1], sizes[parsed[2]], int(parsed[3])
     name = f"{'ViT' if family == 'vit' else 'MAE'}-{size}/{patch}"
     return Case(name, family, SIZES[size] | {"patch_size": patch}, image_size, batch_size)

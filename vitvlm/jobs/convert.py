@@ -25,7 +25,7 @@ def convert(source: str, target: str, format: str, **fields: Any) -> Pretrained:
         raise ConfigError(str(error)) from error
     before, after = (flatten(unstack_blocks(each.variables)) for each in (loaded, again))
     if different := [path for path in before if not np.array_equal(before[path], after.get(path))]:
-        raise ConfigError(f"{target}: what was written is not what was read: {', '.join(different)}")
+        raise ConfigError(f"{target}: the written weights differ from those read: {', '.join(different)}")
     return loaded
 
 

@@ -101,7 +101,7 @@ def _load(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
     own: dict[str, Any] = {"step": wanted.step, "ema": wanted.ema}
     if not (epath.Path(wanted.path) / pretrained.CHECKPOINTS).is_dir():
         if wanted.step is not None or wanted.ema:
-            raise config_lib.ConfigError(f"{where}: {wanted.path} is no workdir: it has no step and no ema")
+            raise config_lib.ConfigError(f"{where}: {wanted.path} is not a workdir: it has no step and no ema")
         own = {}
     try:
         return pretrained.load(wanted.path, **own, **wanted.fields)

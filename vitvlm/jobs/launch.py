@@ -46,13 +46,13 @@ def define_fields() -> flags.FlagHolder:
 def named_values(texts: Sequence[str]) -> dict[str, Any]:
     """`["heads=6", "subtree=student"]` as {"heads": 6, "subtree": "student"}.
 
-    Raises ConfigError for a text that is no name=value.
+    Raises ConfigError for a text that is not name=value.
     """
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--fields: {text!r} is no name=value")
+            raise ConfigError(f"--fields: {text!r} is not name=value")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -116,7 +116,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
             config.keys()  # a file that failed to load only raises when it is looked at
             apply_overrides(config, overrides)
         elif overrides:
-            raise ConfigError(f"--config.{overrides[0][0]}: give a --config to set a field of")
+            raise ConfigError(f"--config.{overrides[0][0]}: there is no config to set it in; give --config")
         return arguments
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(flag_values), n=1)

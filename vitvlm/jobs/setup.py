@@ -160,7 +160,7 @@ def setup(
     clock = dataclasses.replace(clock, total_steps=clock.steps(job.total, "config.total"))
     if not clock.total_steps:
         raise config_lib.ConfigError(
-            f"config.total: {job.total!r} is no whole step at batch size {job.batch_size} and {source}"
+            f"config.total: {job.total!r} is less than one step at batch size {job.batch_size} and {source}"
         )
     checked = Setup(
         config=plain,

@@ -202,7 +202,7 @@ def best_checkpoint(job: Setup) -> Best | None:
     name = metric.rpartition("/")[0]
     if name not in job.job.evals:
         raise ConfigError(
-            f"config.checkpoint.best: {metric!r} is no metric of an evaluation such as test/top1; "
+            f"config.checkpoint.best: {metric!r} is not a metric of an evaluation such as test/top1; "
             f"of evaluations, {suggest(name, job.job.evals)}"
         )
     return Best(metric, job.checkpoint.best_mode)

@@ -118,6 +118,6 @@ def _claim(folder: epath.Path, weights: str, fields: Mapping[str, Any]) -> epath
         folder.mkdir(parents=True, exist_ok=True)
         if before is None and (folder / evaluate.EVALUATIONS).exists():
             aside = own_files.set_aside(folder / evaluate.EVALUATIONS)
-            _LOG.warning("%s: nothing says any more whose evaluations these were; they are %s now", folder, aside)
+            _LOG.warning("%s: the record of whose evaluations these are is damaged; they are kept as %s", folder, aside)
         own_files.write(record, own)
     return folder

@@ -153,7 +153,7 @@ class CoCa(TwoTowers):
             near = config.suggest(self.pooling, POOLINGS)
             raise config.ConfigError(f"model.pooling: no pooling {self.pooling!r}; {near}")
         if not self.text.causal:
-            raise config.ConfigError("model.text.causal: False; the decoder would be shown the tokens it shall predict")
+            raise config.ConfigError("model.text.causal: False; the decoder would see the tokens that it predicts")
         if self.pooling == "joint" and self.queries < 2:
             raise config.ConfigError(
                 f'model.queries: {self.queries}; "joint" pools one and needs others for the decoder'

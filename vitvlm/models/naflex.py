@@ -136,7 +136,7 @@ class NaFlex(nn.Module):
     def _check(self) -> None:
         for field, allowed in (("pool", POOLS), ("head_input", HEAD_INPUTS)):
             if (value := getattr(self, field)) not in allowed:
-                raise config.ConfigError(f"model.{field}: {value!r} is none; {config.suggest(value, allowed)}")
+                raise config.ConfigError(f"model.{field}: no such choice {value!r}; {config.suggest(value, allowed)}")
 
     def _attend(
         self, tokens: Float[Array, "B N D"], real: Float[Array, "B N"], dtypes: dict[str, DTypeLike]

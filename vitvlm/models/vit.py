@@ -228,7 +228,7 @@ class ViT(nn.Module):
             raise config.ConfigError(f"model.positions: no positions {self.positions!r}; {near}")
         if self.head_input not in HEAD_INPUTS:
             near = config.suggest(self.head_input, HEAD_INPUTS)
-            raise config.ConfigError(f"model.head_input: {self.head_input!r} is nothing that a head reads; {near}")
+            raise config.ConfigError(f"model.head_input: no input {self.head_input!r}; {near}")
         if self.pool in CLS_POOLS and not self.has_cls:
             raise config.ConfigError(f'model.cls_token: False, but model.pool is "{self.pool}": use "gap" or "map"')
         if self.distillation and self.pool != "cls":

@@ -69,7 +69,7 @@ def image_fields(source: Json) -> dict[str, Any]:
     """Fields that CLIP's and SigLIP's image towers share. Both leave out pixels that fill no whole patch."""
     patch, size = source["patch_size"], source["image_size"]
     if not isinstance(patch, int) or not isinstance(size, int):
-        raise ConfigError(f"config.json: patch_size {patch}, image_size {size}: `transformers` runs squares alone")
+        raise ConfigError(f"config.json: patch_size {patch}, image_size {size}: `transformers` takes squares only")
     return block_fields(source) | {"patch_size": patch, "image_size": size, "crop": bool(size % patch)}
 
 

@@ -42,7 +42,7 @@ def take_apart(text: str) -> ImageSteps:
         kind = "resize" if name in _RESIZES else "crop" if name == "central_crop" else name
         if kind not in _ORDER or any(kind == each or _ORDER.index(kind) < _ORDER.index(each) for each in found):
             raise ConfigError(
-                f"{operation.text} is none of decode, one resize, central_crop and normalize in this order"
+                f"{operation.text} does not fit: decode, one resize, central_crop and normalize, in this order"
             )
         found[kind] = operation
     decode = _arguments(found["decode"]) if "decode" in found else {"channels": 3, "background": 255}

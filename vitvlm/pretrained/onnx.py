@@ -70,7 +70,7 @@ class Graph:
         try:
             graph = onnx.load(path, load_external_data=False).graph
         except (OSError, DecodeError) as error:
-            raise WeightsError(f"{path}: no ONNX file: {error}") from None
+            raise WeightsError(f"{path}: not an ONNX file: {error}") from None
         if elsewhere := [each.name for each in graph.initializer if each.data_location == each.EXTERNAL]:
             raise WeightsError(f"{path}: keeps its tensors in another file, which is not read: {elsewhere[0]} and more")
         whole = next((each.name.removesuffix(CLS) for each in graph.initializer if each.name.endswith(CLS)), None)

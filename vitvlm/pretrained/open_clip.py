@@ -101,7 +101,7 @@ def _with_preprocessing(config: Json, preprocessing: str | None) -> dict[str, An
     try:
         said, differences = described(preprocessing, tuple(size))
     except ConfigError as error:
-        logging.warning("%s says nothing of preprocessing, which is %r: %s", CONFIG, preprocessing, error)
+        logging.warning("%s does not express the preprocessing, which is %r: %s", CONFIG, preprocessing, error)
         return kept
     for difference in differences:
         logging.warning("%s: %s", CONFIG, difference)

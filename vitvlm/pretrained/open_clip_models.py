@@ -74,7 +74,7 @@ def clip_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("two_towers", ...)` from a model_cfg."""
     vision, text = _section(source, "vision_cfg", VISION), _section(source, "text_cfg", TEXT)
     if vision["attentional_pool"]:
-        raise ConfigError("model_cfg.vision_cfg.attentional_pool: understood of CoCa alone")
+        raise ConfigError("model_cfg.vision_cfg.attentional_pool: supported for CoCa only")
     pooled = vision["pool_type"] == "tok" or vision["final_ln_after_pool"]  # of CLS alone it makes no difference
     return _fields(source, {**_image_fields(vision, source), "norm_pooled": pooled}, text)
 
@@ -86,7 +86,7 @@ def coca_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
     if decoder["width"] != text["width"] or decoder["mlp_ratio"] != 4:
         raise ConfigError("model_cfg.multimodal_cfg: width is that of text_cfg, and mlp_ratio 4, in open_clip's CoCa")
     if vision["norm_kwargs"]:
-        raise ConfigError("model_cfg.vision_cfg.norm_kwargs: not understood of CoCa")
+        raise ConfigError("model_cfg.vision_cfg.norm_kwargs: not supported for CoCa")
     pooling = POOLINGS.get(vision["attentional_pool"])
     if pooling is None or (pooling == "joint" and vision["pool_type"] != "tok"):
         raise ConfigError(f"model_cfg.vision_cfg: attentional_pool {vision['attentional_pool']!r} is not understood")

@@ -72,7 +72,7 @@ def _fit_patches(settings: Json, where: str) -> list[str]:
 def _patches(settings: Json, where: str) -> str:
     numbers = [settings[key] for key in ("patch_size", "max_num_patches")]
     if not all(map(_is_side, numbers)):
-        raise WeightsError(f"{where}: patch_size, max_num_patches {numbers}; two whole numbers above 0 are understood")
+        raise WeightsError(f"{where}: patch_size, max_num_patches {numbers}; write two whole numbers above 0")
     return ", ".join(map(str, numbers))
 
 
@@ -217,7 +217,7 @@ def complete(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> dict[
                 f"pixel; {suggest(key, defaults)}"
             )
         if key in flags and not isinstance(value, bool):
-            raise WeightsError(f"{where}: {key} = {value!r}; true or false is understood")
+            raise WeightsError(f"{where}: {key} = {value!r}; write true or false")
     settings = {**defaults, **given}
     if settings["do_pad"]:
         raise WeightsError(f"{where}: do_pad to {settings['pad_size']!r}: images are not padded here")
@@ -248,13 +248,13 @@ def described(text: str, config: Json) -> tuple[dict[str, Any], list[str]]:
     if steps.resize is not None:
         operation, arguments = steps.resize
         if operation not in ("resize", "resize_small"):
-            raise ConfigError(f"{operation} is nothing that an image processor of transformers does")
+            raise ConfigError(f"{operation} has no counterpart in an image processor of transformers")
         method = "bilinear" if arguments["method"] == "fast" else arguments["method"]
         found["resample"] = next(number for number, name in METHODS.items() if name == method)
         found["size"] = {"shortest_edge": arguments["size"]} if small else _square_or_not(arguments["size"])
     if steps.crop is not None:
         if steps.crop["fill"] not in (None, 0):
-            raise ConfigError(f"a border of {steps.crop['fill']} is nothing that an image processor does: it is black")
+            raise ConfigError(f"a border of {steps.crop['fill']}: the border of an image processor is black")
         found["crop_size"] = _square_or_not(steps.crop["size"])
     return found, near_misses(steps, "down")
 
@@ -283,7 +283,7 @@ def _sides(size: Any, name: str, where: str) -> tuple[int, int]:
     if isinstance(sides, list | tuple) and len(sides) == 2 and all(map(_is_side, sides)):
         return tuple(sides)
     shortest = ", a shortest_edge" if name == "size" else ""
-    raise WeightsError(f"{where}: {name} {size!r}; a number{shortest}, or height and width, is understood")
+    raise WeightsError(f"{where}: {name} {size!r}; write a number{shortest}, or height and width")
 
 
 def _is_side(value: Any) -> bool:
@@ -340,12 +340,12 @@ def _per_channel(settings: Json, key: str, channels: int, where: str) -> tuple[f
     value = settings[key]
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels or not all(type(x) in (int, float) for x in values):
-        raise WeightsError(f"{where}: {key} {value!r}; a number, or one for each of {channels} channels, is understood")
+        raise WeightsError(f"{where}: {key} {value!r}; write a number, or one for each of {channels} channels")
     return tuple(map(float, values))
 
 
 def _number(settings: Json, key: str, where: str) -> float:
     value = settings[key]
     if type(value) not in (int, float) or value <= 0:
-        raise WeightsError(f"{where}: {key} {value!r}; a number above 0 is understood")
+        raise WeightsError(f"{where}: {key} {value!r}; write a number above 0")
     return value

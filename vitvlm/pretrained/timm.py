@@ -99,7 +99,7 @@ def _with_preprocessing(described: Json, preprocessing: str | None) -> dict[str,
     try:
         said, differences = timm_preprocessing.described(preprocessing, described["input_size"][1:])
     except ConfigError as error:
-        logging.warning("%s says nothing of preprocessing, which is %r: %s", CONFIG, preprocessing, error)
+        logging.warning("%s does not express the preprocessing, which is %r: %s", CONFIG, preprocessing, error)
         return kept
     for difference in differences:
         logging.warning("%s: %s", CONFIG, difference)

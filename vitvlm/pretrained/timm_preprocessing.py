@@ -80,7 +80,7 @@ def described(text: str, size: Sequence[int]) -> tuple[dict[str, Any], list[str]
     """
     steps, size = take_apart(text), tuple(size)
     if steps.resize is None:
-        raise ConfigError("timm resizes always, these operations do not")
+        raise ConfigError("timm always resizes, and these operations do not")
     name, arguments = steps.resize
     method = "bilinear" if arguments["method"] == "fast" else arguments["method"]
     scale, fill = pair(arguments["size"]), arguments.get("fill")

@@ -67,7 +67,7 @@ class Distillation:
         if self.kind not in KINDS:
             raise ConfigError(f"{where}.kind: no kind {self.kind!r}; {suggest(self.kind, KINDS)}")
         if not 0 <= self.weight <= 1:
-            raise ConfigError(f"{where}.weight: {self.weight} is no share: it lies from 0 (labels only) to 1")
+            raise ConfigError(f"{where}.weight: {self.weight} is not a share: it lies from 0 (labels only) to 1")
         if self.temperature <= 0:
             raise ConfigError(f"{where}.temperature: {self.temperature} is not above 0")
         if self.kind == "hard" and self.temperature != 1:

@@ -17,7 +17,7 @@ class Best:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise config_lib.ConfigError(f'config.checkpoint.best_mode: {self.mode!r} is none of "max" and "min"')
+            raise config_lib.ConfigError(f'config.checkpoint.best_mode: {self.mode!r} is neither "max" nor "min"')
 
     def score(self, metrics: Mapping[str, Any]) -> float | None:
         """Higher is better; None where the metric is not, or is no number."""

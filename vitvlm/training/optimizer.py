@@ -164,7 +164,7 @@ def _numbers(by: rules.Rules, paths: Iterable[str], where: str) -> dict[str, flo
     values = rules.match(by, paths, where)
     for path, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise config.ConfigError(f"{where}: {value!r} for {path!r} is no number from 0 upwards")
+            raise config.ConfigError(f"{where}: {value!r} for {path!r} is not a number of 0 or more")
     return values
 
 

@@ -95,7 +95,7 @@ def _began(workdir: epath.Path) -> dict[str, Any] | None:
             _LOG.warning("%s: is gone or damaged; checkpoint %d holds the config too", file, step)
             return config
     if file.exists():
-        _LOG.warning("%s: is damaged, and no checkpoint holds the config: it is that of this job from now on", file)
+        _LOG.warning("%s: is damaged, and no checkpoint holds the config: this job's config replaces it", file)
     return None
 
 

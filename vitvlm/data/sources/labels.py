@@ -35,7 +35,7 @@ class Labelling:
         """The classes that were given; empty if they are to be collected. Raises ConfigError."""
         names = _read(self.label_names) if isinstance(self.label_names, str) else self.label_names
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
-            raise ConfigError(f"label_names={self.label_names!r}: is no list of names")
+            raise ConfigError(f"label_names={self.label_names!r}: is not a list of names")
         repeated = next((name for name in names if list(names).count(name) > 1), None)
         if repeated is not None:
             raise ConfigError(f"label_names: names {repeated!r} twice")
@@ -93,7 +93,7 @@ def written(value: Any, where: str, separator: str | None = None) -> Written | N
         return None
     if isinstance(value, (list, tuple)):
         if not all(isinstance(name, (str, int)) and name != "" for name in value):
-            raise DataError(f"{where}: is no list of names or numbers: {value!r:.60}")
+            raise DataError(f"{where}: is not a list of names or numbers: {value!r:.60}")
         return tuple(map(str, value))
     if isinstance(value, dict):
         raise DataError(f"{where}: is neither a name nor a number nor a list of them: {value!r:.60}")

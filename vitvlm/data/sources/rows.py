@@ -107,7 +107,7 @@ def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
     except DataError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: is no COCO captions file: {type(error).__name__} {error}") from None
+        raise DataError(f"{file}: is not a COCO captions file: {type(error).__name__} {error}") from None
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:

@@ -316,7 +316,7 @@ class TarSource(Source):
         if label is None:
             raise UnreadableImage(f"has no label in {self._field!r}, and others have", name)
         if isinstance(label, tuple) != self.multi_label:
-            reason = "its label is no list, and others are" if self.multi_label else "its label is a list"
+            reason = "its label is not a list, and others are" if self.multi_label else "its label is a list"
             raise UnreadableImage(reason, name)
         try:
             return self._classes.label(label, "")
@@ -328,7 +328,7 @@ def _json(sample: tars.Sample) -> dict[str, Any]:
     """Reads a sample's JSON object, empty without one. Raises ValueError for anything else."""
     about = json.loads(sample.files.get("json", b"{}"))
     if not isinstance(about, dict):
-        raise UnreadableImage(f"its JSON is no object, but {type(about).__name__}", sample.key)
+        raise UnreadableImage(f"its JSON is not an object but {type(about).__name__}", sample.key)
     return about
 
 

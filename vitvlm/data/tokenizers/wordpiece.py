@@ -33,7 +33,7 @@ def read(path: Path, config: Mapping[str, Any]) -> "tokenizers.Tokenizer":
     vocabulary = {piece: number for number, piece in enumerate(pieces if pieces[-1] else pieces[:-1])}
     special = {name: config.get(f"{name}_token", token) for name, token in SPECIAL.items()}
     if missing := [special[name] for name in ("unk", "cls", "sep", "pad") if special[name] not in vocabulary]:
-        raise DataError(f"{path}: no vocabulary of BERT: it has no line {', '.join(missing)}")
+        raise DataError(f"{path}: not a vocabulary of BERT: it lacks the line {', '.join(missing)}")
     fast = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
     fast.normalizer = normalizers.BertNormalizer(
         clean_text=True,

@@ -179,7 +179,7 @@ def _examples(
             image = reduce(example["image"], max_side)
         except UnreadableImage as error:
             raise DataError(
-                f"{one.id}: could be read a while ago, and now: {error.reason}; prepare it again"
+                f"{one.id}: was readable when the source was scanned, and is not now: {error.reason}; prepare it again"
             ) from error
         record = {"image": image, "id": example["id"]}
         if label_names:
