@@ -11,7 +11,9 @@ from vitvlm.core.config import ConfigError
 from vitvlm.jobs.ablate import ablate, all_failed
 from vitvlm.jobs.ablation import columns, report, rows
 from vitvlm.jobs.ablation.plan import plan
+from vitvlm.training import lock
 from vitvlm.training.interrupts import Interrupted
+from vitvlm.training.workdir import WorkdirError
 
 QUIET = {"say": lambda line: None}
 
@@ -250,3 +252,17 @@ def test_long_curves_are_thinned_by_means(tmp_path):
     curve = rows._curve(tmp_path)
     assert 200 < len(curve) <= 300 and curve[-1][0] == 1000
     assert math.isclose(curve[0][1], sum(range(1, 5)) / 4)
+
+
+def test_a_folder_that_another_sweep_holds_is_refused_and_one_that_is_broken_into_stops(tmp_path, no_plots):
+    with lock.hold(tmp_path / "work"), pytest.raises(WorkdirError, match="is in use by process"):
+        ablate(sweep(tmp_path), tmp_path / "work", Trainings(), **QUIET)
+    trainings = Trainings()
+
+    def broken_into(config, folder):
+        with lock.hold(tmp_path / "work", force=True):
+            return trainings(config, folder)
+
+    with pytest.raises(WorkdirError, match=r"its lock.* was (broken by|removed)"):
+        ablate(sweep(tmp_path), tmp_path / "work", broken_into, **QUIET)
+    assert {name for name, _ in trainings.ran} == {"patch_2"}, "the next variant is not begun"
