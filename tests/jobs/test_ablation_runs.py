@@ -121,7 +121,8 @@ def test_one_process_per_stage_and_its_failures(base, tmp_path, capfd):
 
 
 def test_the_command_of_a_sweep_in_which_all_fail_ends_with_an_error(base, tmp_path):
-    config = sweep(base, ("four",))  # no number: nothing has to be trained to fail
+    wrong = {"name": "patch_four", "overrides": {"train": {"model": {"patch_size": "four"}}}}  # fails untrained
+    config = sweep(base, (4,)) | {"variants": (wrong,)}
     (tmp_path / "sweep.py").write_text(
         f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({config})"
     )
