@@ -124,7 +124,7 @@ def read_emoji(path: Path) -> list[Emoji]:
 
 
 def read_annotations(root: Path, language: str) -> dict[str, tuple[str, str]]:
-    """(name, keywords joined by "|") by emoji, written without variation selectors as CLDR does."""
+    """Reads (name, keywords joined by "|") by emoji, written without variation selectors as CLDR does."""
     names, keywords = {}, {}
     for folder in ("annotations", "annotationsDerived"):
         path = root / ANNOTATIONS.format(folder=folder, language=language)

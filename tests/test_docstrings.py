@@ -19,7 +19,10 @@ CONTINUED = (
 # "Those of them that have a position", "Its config": the noun is somewhere else.
 PRONOUNS = "it its itself they them their theirs he she his her this that these those"
 MID_SENTENCE = {*QUESTIONS.split(), *CONTINUED.split(), *PRONOUNS.split()}
-PERHAPS = re.compile(rf"""^\s*[ru]?["']+\s*({"|".join(MID_SENTENCE)})\b""", re.IGNORECASE | re.MULTILINE)
+# "Fields:", "(height, width) of …": nothing is named at all.
+NAMELESS = r"(?:args|attributes|fields|raises|returns|yields):|[(\[{]"
+FIRST_WORD = re.compile(rf"(?:{'|'.join(MID_SENTENCE)})\b|{NAMELESS}", re.IGNORECASE)
+PERHAPS = re.compile(rf"""^\s*[ru]?["']+\s*(?:{FIRST_WORD.pattern})""", re.IGNORECASE | re.MULTILINE)
 
 
 def in_mid_sentence(text: str) -> Iterator[tuple[int, str]]:
@@ -34,7 +37,7 @@ def in_mid_sentence(text: str) -> Iterator[tuple[int, str]]:
             continue
         if isinstance(node, ast.Module) or not node.name.startswith("test_"):
             docstring = ast.get_docstring(node) or ""
-            if re.split(r"\W", docstring, maxsplit=1)[0].lower() in MID_SENTENCE:
+            if FIRST_WORD.match(docstring):
                 yield node.body[0].lineno, docstring.splitlines()[0]
 
 
@@ -53,5 +56,7 @@ def test_first_lines_stand_alone():
 def test_a_line_in_mid_sentence_is_found():
     code = '"""Of the encoder."""\nclass A:\n    def f(self):\n        r"""\n        Whether: it fits.\n        """\n'
     assert list(in_mid_sentence(code)) == [(1, "Of the encoder."), (4, "Whether: it fits.")]
+    code = 'class A:\n    """\n    Fields:\n      a: a field."""\ndef f():\n    """(h, w) of a grid."""\n'
+    assert [line for _, line in in_mid_sentence(code)] == ["Fields:", "(h, w) of a grid."]
     code = '"""Office."""\ndef width():\n    """Returns it."""\ndef test_width():\n    """As published."""\n'
     assert not list(in_mid_sentence(code + "ITS = 'its width'\n"))

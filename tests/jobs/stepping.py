@@ -16,7 +16,7 @@ def towers(path, **fields):
 
 
 def stepped(config):
-    """(state, metrics) after the first step."""
+    """Returns (state, metrics) after the first step."""
     job = setup(config)
     state = train.first_state(job)
     with train.open_batches(job) as batches:

@@ -58,7 +58,7 @@ def perfect(*names):
 
 
 def scored(config, predict, tmp_path):
-    """{evaluation: result} of a job's evaluators; a model without classes is one that came from elsewhere."""
+    """Returns {evaluation: result} of a job's evaluators; a model without classes is one that came from elsewhere."""
     model = dict(config["model"])
     task = None if model["num_classes"] else Encode(models.build(model.pop("name"), **model))
     job = setup(config, task is None, task)

@@ -39,7 +39,7 @@ def answer(**fields):
 
 
 def looks(attention):
-    """[B, queries, keys]: whether a query looks at a key, in all layers and heads alike."""
+    """Mask [B, queries, keys] of the keys that each query attends to, the same in all layers and heads."""
     seen = np.asarray(attention) > 0
     assert (seen.all(axis=(0, 2)) == seen.any(axis=(0, 2))).all()
     return seen.all(axis=(0, 2))

@@ -54,7 +54,7 @@ MODELS = {
 
 @functools.cache
 def shapes_of(name):
-    """(the model, the shapes of its parameters)."""
+    """Returns (the model, the shapes of its parameters)."""
     model = models.build(name, **MODELS[name])
     images, texts = jnp.zeros((1, 8, 12, 3)), jnp.zeros((1, 5), jnp.int32)
     inputs = {"text": (texts,), "bert": (texts,), "two_towers": (images, texts), "coca": (images, texts)}

@@ -80,7 +80,7 @@ def looped(loaded: pretrained.Pretrained) -> Any:
 
 
 def pixels(images: np.ndarray) -> torch.Tensor:
-    """[B, H, W, C] as they have it, [B, C, H, W]."""
+    """Converts [B, H, W, C] to PyTorch's [B, C, H, W]."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 

@@ -36,7 +36,7 @@ SHAPES = {"first_version_gelu_batch_of_one": (1, 64, 64)}
 
 
 def feature_map(level: jax.Array) -> jax.Array:
-    """[B, h, w, D] as they have it, [B, D, h, w]."""
+    """Converts [B, h, w, D] to PyTorch's [B, D, h, w]."""
     return jnp.moveaxis(level, -1, 1)
 
 

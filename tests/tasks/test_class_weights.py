@@ -45,7 +45,7 @@ def a_batch(size=6, several=False):
 
 
 def ours(task, batch, accumulate=1):
-    """(loss, gradient of the kernel), in training."""
+    """Returns (loss, gradient of the kernel), in training."""
     variables = Linear().init(RNG, batch["image"])
     gradients = make_gradients(task.loss, accumulate=accumulate, whole_batch=task.whole_batch)
     grads, metrics, _ = gradients(variables["params"], {}, batch, RNG)

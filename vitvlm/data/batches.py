@@ -48,7 +48,7 @@ class TrainBatches(Iterator[Batch]):
       bad: the unreadable images among the batches taken so far.
       skipped: batches without a single readable image, which are not given out.
       changes: how the data differ from those of the state that `set_state` was given; "" where they do not.
-      say: takes a line for people: each unreadable image as it is met, each batch that is skipped. The log by default.
+      say: receives messages: each unreadable image when it is found, each batch that is skipped. The log by default.
       image_shape: (H, W, C).
     """
 
@@ -76,10 +76,10 @@ class TrainBatches(Iterator[Batch]):
         weakref.finalize(self, _close, self._running)  # for scripts that end without close()
 
     def __next__(self) -> Batch:
-        """The next batch. Raises TooManyUnreadable; ValueError once closed.
+        """Returns the next batch. Raises TooManyUnreadable, and ValueError once closed.
 
-        One without a readable image is no batch to learn from, and is passed over. Of several processes each has a part
-        of a batch, and cannot tell: theirs is given out, and the step leaves the state as it is if no part holds one.
+        A batch without a readable image is skipped. One of several processes sees only its part of a batch and cannot
+        tell, so it returns the part, and the step leaves the state unchanged if no part holds a readable image.
         """
         if self._closed:
             raise ValueError("these batches are closed")
@@ -118,11 +118,11 @@ class TrainBatches(Iterator[Batch]):
         return json.dumps(state, sort_keys=True).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Goes on from a state, with any number of workers and processes.
+        """Continues from a state, with any number of workers and processes.
 
-        A stream asks for as many as before; one whose shards are others now, if that is accepted, begins anew.
+        A stream needs as many of both as before. If its shards have changed, and changes are accepted, it starts over.
 
-        Raises ConfigError if the state belongs to another seed, batch size, number of examples or, of a stream, to
+        Raises ConfigError if the state belongs to another seed, batch size or number of examples or, for a stream, to
         other shards, processes or workers, and DataError if the data have changed since.
         """
         saved = json.loads(state)
@@ -232,12 +232,12 @@ def train_batches(
       workers: processes that make batches ahead; with 0, a thread of this process does. A small data set
         (plans.KEPT_BYTES) is decoded once and kept in memory.
       bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
-      bad_after: the share is taken of at least so many images (or of one epoch, where that is shorter).
+      bad_after: least number of images to take the share of (one epoch, if that is shorter).
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
       balance: 1 draws each class equally often, 0 each example once an epoch; see `balance.Balance`. A streamed source
         is then read by random access.
-      data: what the examples are read from; a state is then only gone on from with the same data.
-      accept_changes: go on with other data too.
+      data: identity of the data; a state is then only accepted with the same data.
+      accept_changes: continue with changed data too.
       lists: the folder where `data` was listed, for naming what has changed.
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).
 
@@ -278,7 +278,7 @@ def eval_batches(
 
 
 def zero_batch(source: Source, operations: str, batch_size: int) -> Batch:
-    """A batch of padding, in the shapes and dtypes that `operations` give: what a model is initialised with."""
+    """Returns a batch of padding with the shapes and dtypes that `operations` give, to initialise a model with."""
     batch = make_loader(source, parse(operations), seed=0, tries=1000).batch([None] * batch_size)
     del batch[UNREADABLE], batch[EPOCHS]
     return batch

@@ -2,13 +2,13 @@
 
 
 class DataError(ValueError):
-    """A data set that is not there, or that cannot be used as it is; the message says what to do."""
+    """A data set that is missing or cannot be used as it is; the message says what to do."""
 
 
 class UnreadableImage(DataError):
     """One image that cannot be read; `name` is the example's id. Batches count and name such images and go on.
 
-    `examples` is how many are lost with it: those of a whole shard, of which nothing is left to be read one by one.
+    `examples` is the number of examples lost with it: more than one for a shard whose rest cannot be read.
     """
 
     def __init__(self, reason: str, name: str = "", examples: int = 1):

@@ -9,7 +9,7 @@ _MOST = 200_000  # files of a set that are asked for; of a larger one, as many a
 
 
 def stamps(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[int, int]]:
-    """(size in bytes, time of the last change in nanoseconds) of each file; (-1, 0) of one that is not there."""
+    """Returns (size in bytes, time of the last change in nanoseconds) of each file; (-1, 0) for a missing one."""
     paths = list(paths)
     if len(paths) <= _THREADS:
         return [_stamp(path) for path in paths]
@@ -18,7 +18,7 @@ def stamps(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[int, int]]:
 
 
 def described(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
-    """ "SIZE TIME" of each file by name; of a set of more than 200,000, of so many of them, and "" of the others."""
+    """Returns "SIZE TIME" of each file by name; of a large set only for up to 200,000 files, and "" for the others."""
     asked = sorted(paths)[:: -(-len(paths) // _MOST) or 1]
     found = stamps(paths[name] for name in asked)
     return dict.fromkeys(paths, "") | {name: f"{size} {time}" for name, (size, time) in zip(asked, found, strict=True)}

@@ -101,7 +101,7 @@ def _lost(record: Record) -> list[Any]:
 
 
 def _with_lost(record: Record, lost: list[Any]) -> Record:
-    """The record that was saved; as it is now, if it can be read again."""
+    """Returns the saved record, or the record as it is now if it can be read again."""
     again = lost and isinstance(record.found, UnreadableImage)
     return dataclasses.replace(record, found=UnreadableImage(*lost)) if again else record
 

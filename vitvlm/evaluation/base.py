@@ -36,7 +36,7 @@ _BOUNDS = ("_low", "_high")
 
 
 def with_intervals(metrics: Mapping[str, float]) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
-    """(name, value, bounds of its interval) of each metric; the bounds are none of their own."""
+    """Yields (name, value, bounds of its interval) of each metric; bounds are not metrics of their own."""
     for name, value in metrics.items():
         if name.endswith(_BOUNDS) and name.rpartition("_")[0] in metrics:
             continue
@@ -117,7 +117,7 @@ def labelled(whole: Arrays) -> Arrays:
 
 
 def per_example(predict: Predict, name: str, variables: Variables, batches: Batches) -> Arrays:
-    """`collect` of a prediction function's outputs."""
+    """Collects a prediction function's outputs by `collect`."""
     return collect(
         batches, lambda batch: {key: _float32(value) for key, value in predict(name, variables, batch).items()}
     )

@@ -63,7 +63,7 @@ class Classification:
         return page.write(folder, ours, base.Result(metrics, protocol), self.shown, self.picture, self.example_id)
 
     def _choice(self, classes: int) -> tuple[Int[np.ndarray, " c"], str]:
-        """The classes to choose from, in order, and what the protocol says of them."""
+        """Returns the classes to choose from, in order, and the protocol's words about them."""
         named = np.arange(classes) if self.data_classes is None else np.array(self.data_classes)
         if len(named) == classes:
             return named, ""
@@ -81,7 +81,7 @@ def save(
     example_id: Callable[[int], str],
     classes: Int[np.ndarray, " C"] | None = None,
 ) -> None:
-    """Writes examples.npz: by example its index, what is known of it (`answers.told`), and `answers.answered`."""
+    """Writes examples.npz: each example's index, and the arrays of `answers.told` and `answers.answered`."""
     known = answers.told(index, labels, label_names, example_id)
     bootstrap.save_examples(folder, index, **known, **answers.answered(logits, labels, label_names, classes))
 
@@ -136,9 +136,9 @@ def write_classes(
     names: tuple[str, ...],
     chosen: Sequence[int] | None = None,
 ) -> None:
-    """A CSV row per class: its examples, the share that was right, and what it was most often taken for.
+    """Writes a CSV with a row per class: its examples, its accuracy, and the class it was most often taken for.
 
-    `chosen` are the classes that there are rows of: all by default.
+    `chosen` are the classes with a row: all by default.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """`count` examples of class `label` were taken for `prediction`, `share` of that class; `wrong` are some places."""
+    """Two classes: `count` examples of `label`, a `share` of it, were taken for `prediction`; `wrong` holds some."""
 
     label: int
     prediction: int
@@ -19,7 +19,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Worst:
-    """A class of n examples of which `accuracy` were right; `wrong` are places of some that were not."""
+    """A class with its number of examples `n`, its accuracy, and the places of some that were wrong."""
 
     label: int
     n: int

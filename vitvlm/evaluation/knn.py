@@ -23,8 +23,8 @@ class NearestNeighbours:
     the test set. Writes `examples.npz`: index, `answers.told`, k20 (whether it is correct) … and the rest of
     `answers.answered` for each k, as k20_prediction_name; the probabilities are shares of the votes.
 
-    With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. For sets too
-    small to be cut.
+    With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. This is for
+    sets that are too small to split.
     """
 
     labelled: ClassVar[bool] = True

@@ -18,7 +18,7 @@ _CHUNK = 64  # texts whose neighbours are found at once while there is room on t
 def top(
     queries: Float[np.ndarray, "q E"], candidates: Float[np.ndarray, "c E"], k: int, block: int = BLOCK
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
-    """(places, similarities) of the k most similar candidates of each query, the best first; all, if there are fewer.
+    """Finds (places, similarities) of each query's k most similar candidates, best first; all, if there are fewer.
 
     Of candidates that are as similar (to 1e-7) the earlier comes first. Block by block: memory does not grow with c.
     """

@@ -116,7 +116,7 @@ def write(
 
 
 def _facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of each metric, for the head of the page."""
+    """Lists (name, value, interval) of each metric, for the head of the page."""
     return [
         (
             name,
@@ -128,7 +128,7 @@ def _facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def _search(searchable: Searchable, shown: int, first: Iterable[int]) -> tuple[dict[str, Any], str]:
-    """The search's data without pictures, and what of the set it holds, in a sentence."""
+    """Returns the search's data without pictures, and a sentence that says which part of the set it holds."""
     pairs = searchable.pairs
     found = nearest.search(pairs, searchable.order, shown, NEIGHBOURS, first)
     data = nearest.page_data(pairs, found, searchable.text_ranks, searchable.image_ranks)

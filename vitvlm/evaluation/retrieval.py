@@ -144,7 +144,7 @@ def with_texts(predict: base.Predict, variables: base.Variables, batches: base.B
 def ranks(
     image: Float[np.ndarray, "n E"], text: Float[np.ndarray, "m E"], owner: Int[np.ndarray, " m"], block: int = BLOCK
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """(rank of the best of each image's texts among all texts, rank of each text's image among all images), from 0.
+    """Ranks, from 0, the best of each image's texts among all texts, and each text's image among all images.
 
     A candidate comes before the right one if it is more similar, or as similar and earlier in the set: a model whose
     embeddings are all the same is at chance. Similarities are made block by block, so that a set of any size fits into

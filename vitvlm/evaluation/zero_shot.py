@@ -33,16 +33,16 @@ TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-    """The class whose embedding is nearest to the image's.
+    """Zero-shot classification: the class whose embedding is nearest to the image's.
 
     A class's embedding is the mean of those of its sentences, each normalised, normalised again.
 
     Fields:
       templates: sentences with one {} for the class's name, or the name of a set of such: "name", "photo", "clip_7".
-      class_names: what a class is called in the sentences, {class of the data: words}, or as many words as there are
-        classes, in the order of the data's.
-      scale: what cosines are multiplied with for the probabilities in examples.npz, which no metric hangs on; 100 is
-        what CLIP's ends at.
+      class_names: words for the classes in the sentences, {class of the data: words}, or a word for each class in the
+        order of the data's.
+      scale: factor of the cosines for the probabilities in examples.npz, on which no metric depends; 100 is CLIP's
+        after training.
       shown: the most images on the page; 0 for no page.
 
     Metrics and files are those of `Classification`, but for the loss. Where pictures are given, `page.html` shows what

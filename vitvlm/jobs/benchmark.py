@@ -85,7 +85,7 @@ class Report:
 
 
 def parse_case(name: str, image_size: int, batch_size: int) -> Case:
-    """`"vit_s16"` or `"mae_b16"`: family, size and patch side. Raises ConfigError for what names no model."""
+    """Parses `"vit_s16"` or `"mae_b16"`: family, size and patch side. Raises ConfigError for an unknown model."""
     sizes = {size.lower(): size for size in SIZES}
     parsed = re.fullmatch(r"(vit|mae)_([a-z]+)(\d+)", name)
     if parsed is None or parsed[2] not in sizes:

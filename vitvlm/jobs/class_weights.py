@@ -24,7 +24,7 @@ def resolve(given: Any, names: Sequence[str], source: Source) -> tuple[float, ..
       names: the job's classes.
       source: the training data.
 
-    Raises ConfigError for an unknown class, naming the nearest, for what is no weight, and for "balanced" where a class
+    Raises ConfigError for an unknown class, naming the nearest, for an invalid weight, and for "balanced" where a class
     has no image; DataError for unlabelled data.
     """
     check_classes(source, WHERE)

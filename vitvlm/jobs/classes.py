@@ -1,4 +1,4 @@
-"""The classes of a job's head: what the labelled data that it is trained or scored on is put under, by name."""
+"""Classes of a job's head: labelled data for training and evaluation are put under them by name."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class Head:
 def find(
     names: Sequence[str], known: Sequence[str] | None, count: int, where: str, whose: str, remedy: str
 ) -> tuple[list[int], str]:
-    """The place of each name among the classes of a head, and a note of what is not plain in that.
+    """Finds the place of each name among a head's classes, with a note about anything unusual in the matching.
 
     Args:
       known: the head's `count` classes; None if they have no names: then they are LABEL_0 and so on, or, if no name is

@@ -144,7 +144,7 @@ def _short(folders: Sequence[str]) -> dict[str, str]:
 
 
 def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of each metric; an interval's bounds are no rows of their own."""
+    """Lists (name, value, interval) of each metric; an interval's bounds have no rows of their own."""
     return [
         (name, f"{value:.4g}", f"{bounds[0]:.4g} to {bounds[1]:.4g}" if bounds else "")
         for name, value, bounds in evaluation.with_intervals(metrics)

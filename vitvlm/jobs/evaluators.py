@@ -138,9 +138,9 @@ class _Labels:
 def _labels(
     job: Setup, kind: str, own: fields.Section, split: fields.Split, train_split: fields.Split, where: str
 ) -> _Labels:
-    """The classes are those of what has learned them: the head, or the data that a probe learns from.
+    """Puts an evaluator's labels under the classes that it scores: those of the head, or of a probe's training data.
 
-    Where nothing has learned any, as in zero-shot classification, they are those of the evaluated data.
+    Where nothing has learned classes, as in zero-shot classification, they are those of the evaluated data.
 
     Raises DataError for an unlabelled source and for classes that were not learned, ConfigError for a model without a
     head where one is scored.
@@ -202,7 +202,7 @@ def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
 
 
 def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str, Any]:
-    """Random access to what the model sees, its normalisation undone; nothing, if pixels are not normalised."""
+    """Argument `picture`: the model's input images with normalisation undone; empty if pixels are not normalised."""
     if (statistics := colour.normalization(pipeline)) is None:
         return {}
     loader, (mean, std) = Loader(source, pipeline, seed=0), statistics
@@ -217,7 +217,7 @@ def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str
 def _pass(
     job: Setup, split: fields.Split, opened: sources.Source | Callable[[], sources.Source], batch_size: int | None
 ) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """A function that starts one exact pass over a split, whose source may be one that is opened when it is needed."""
+    """Returns a function that starts one exact pass over a split; its source may be opened only when it is needed."""
     return lambda: eval_batches(
         opened() if callable(opened) else opened,
         split.ops,

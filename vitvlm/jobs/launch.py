@@ -44,7 +44,7 @@ def define_fields() -> flags.FlagHolder:
 
 
 def named_values(texts: Sequence[str]) -> dict[str, Any]:
-    """`["heads=6", "subtree=student"]` as {"heads": 6, "subtree": "student"}.
+    """Parses `["heads=6", "subtree=student"]` as {"heads": 6, "subtree": "student"}.
 
     Raises ConfigError for a text that is not name=value.
     """
@@ -104,7 +104,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses flags as absl does, sets the overridden fields of the config, and returns what is no flag.
+    """Parses flags as absl does, sets overridden fields of the config, and returns the arguments that are not flags.
 
     A mistake is one line that names the nearest flag or field, and ends the program with status 2.
     """

@@ -28,7 +28,7 @@ def write_example(folder: Path, variant: str) -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(seconds, bytes of memory on top) of each round, alternating, after one of each that does not count."""
+    """Measures (seconds, bytes of added memory) of each round, alternating, after an uncounted round of each."""
     ways: dict[str, Callable[[], Any]] = {
         "NumPy": lambda: load_file(folder / SINGLE),
         "pretrained.load": lambda: jax.block_until_ready(pretrained.load(folder).variables),

@@ -16,7 +16,7 @@ Override = tuple[str, str]
 
 
 def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Parts a command line into what is no override of a config field, and the overrides in their order.
+    """Splits a command line into its other arguments and the overrides of config fields, in their order.
 
     `--config.log.tensorboard` and `--noconfig.log.tensorboard` stand for True and False.
     """
@@ -36,7 +36,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[Override]) -> None:
     Sections that the config does not name are made; a section that is set to None is taken out, which leaves it at its
     default. Values are Python literals, and anything else is text: `16`, `1e-3`, `(8, 4)`, `None`, `S/16`.
 
-    Raises ConfigError for a field of what is no section, and for text where the config holds a number or a flag.
+    Raises ConfigError for a field of something that has no fields, and for text in place of a number or a flag.
     """
     for path, text in overrides:
         *sections, field = path.split(".")

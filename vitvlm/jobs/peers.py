@@ -104,7 +104,7 @@ def photograph_batches(folder: Path, batch_size: int, size: int, length: int) ->
 
 
 def _window(W: int, H: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of torchvision's RandomResizedCrop, for images within its ratios."""
+    """Draws (left, top, right, bottom) of torchvision's RandomResizedCrop, for images within its ratios."""
     while True:
         area, ratio = H * W * random.uniform(0.08, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

@@ -58,7 +58,7 @@ def _classes(section: fields.Section, loaded: pretrained.Pretrained, names: Sequ
 
 
 def _between(ours: str, theirs: str | None) -> tuple[Any, Any]:
-    """(scale, shift), float32, that take pixels normalised by one string of operations to those of the other."""
+    """Returns (scale, shift), float32, from pixels normalised by one string of operations to those of the other."""
     student = colour.normalization(parse(ours))
     teacher = colour.normalization(parse(theirs)) if theirs else None
     if student is None or teacher is None:

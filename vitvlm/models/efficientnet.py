@@ -167,7 +167,7 @@ class EfficientNet(nn.Module):
         stem's output, then each block's. In training, rng "dropout" is used if dropout or drop_path is on.
 
         Raises ConfigError for an unknown pool, fields of stages of different lengths, or a capture of "attention",
-        which there is none of.
+        which the model does not have.
         """
         check_capture(capture, self.captures, type(self).__name__)
         self._check()

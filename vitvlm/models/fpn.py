@@ -16,7 +16,7 @@ from vitvlm.nn.stack import CAPTURES
 
 
 class FPN(nn.Module):
-    """An image encoder whose pyramid is made over: levels of one width, each with what the coarser ones know.
+    """Image encoder with a feature pyramid: levels of one width, each informed by the coarser ones.
 
     Fields:
       backbone: an image encoder; its dtypes are those of the FPN too.
@@ -31,9 +31,9 @@ class FPN(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
     ) -> EncoderOutput:
-        """The backbone's answer, with another pyramid: tokens, grid, pooled, logits and captures stay the backbone's.
+        """Returns the backbone's output with another pyramid: tokens, grid, pooled, logits and captures stay the same.
 
-        So a classifier, a probe or a connector reads the same with and without FPN. Raises what the backbone raises.
+        So a classifier, a probe or a connector reads the same with and without FPN. Raises the backbone's errors.
         """
         encoded = self.backbone(images, train=train, capture=capture)
         pyramid = FeaturePyramid(

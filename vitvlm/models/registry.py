@@ -18,7 +18,7 @@ def module_fields(module: type[nn.Module]) -> list[str]:
 
 
 def named_variant(variants: Mapping[str, Mapping[str, Any]], variant: str | None) -> dict[str, Any]:
-    """The fields of a published size; none without a name. Raises ConfigError for a name that there is not."""
+    """The fields of a published size; none without a name. Raises ConfigError for an unknown name."""
     if variant is None:
         return {}
     if variant not in variants:
@@ -27,7 +27,7 @@ def named_variant(variants: Mapping[str, Mapping[str, Any]], variant: str | None
 
 
 def build_backbone(backbone: Mapping[str, Any], where: str = "model.backbone") -> nn.Module:
-    """The encoder inside another model, by its `name` and fields. Raises ConfigError for what there is not.
+    """The encoder inside another model, by its `name` and fields. Raises ConfigError for an unknown name or field.
 
     Args:
       where: its name in the config, for error messages.

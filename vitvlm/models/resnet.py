@@ -124,7 +124,7 @@ class ResNet(nn.Module):
         level's positions, row by row. `capture` takes "hidden": the stem's output, then each stage's.
 
         Raises ConfigError for an unknown layer, widths and depths of different lengths, or a capture of "attention",
-        which there is none of.
+        which the model does not have.
         """
         check_capture(capture, self.captures, type(self).__name__)
         self._check()

@@ -228,7 +228,7 @@ class Swin(nn.Module):
 
     @property
     def table_grid(self) -> Pair:
-        """(h, w) of the table of absolute positions: the patches that image_size fills."""
+        """Grid (h, w) of the table of absolute positions: the patches that image_size fills."""
         patch = as_pair(self.patch_size)
         return patch_grid(whole_patches(as_pair(self.image_size), patch), patch)
 

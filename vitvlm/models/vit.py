@@ -216,7 +216,7 @@ class ViT(nn.Module):
 
     @property
     def table_grid(self) -> Pair:
-        """(h, w) of the table of positions."""
+        """Grid (h, w) of the table of positions."""
         size, patch = as_pair(self.image_size), as_pair(self.patch_size)
         return self.position_grid or patch_grid(whole_patches(size, patch) if self.crop else size, patch)
 
@@ -300,7 +300,7 @@ def build_vit(variant: str | None = None, **fields: Any) -> ViT:
 
 
 def variant_fields(variant: str | None) -> dict[str, int]:
-    """`"B/16"` as width, depth, heads, mlp_width and patch_size. Raises ConfigError for what is no variant."""
+    """Expands `"B/16"` to width, depth, heads, mlp_width and patch_size. Raises ConfigError for an unknown variant."""
     if variant is None:
         return {}
     size, slash, patch = variant.partition("/")

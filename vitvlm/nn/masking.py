@@ -17,7 +17,9 @@ from vitvlm.nn.patches import Pair
 
 @flax.struct.dataclass
 class Masking:
-    """Fields:
+    """Masks of a batch of images with N patches each, n of them visible.
+
+    Fields:
     keep [B, n]: indices of the visible patches, in the order in which the encoder sees them.
     restore [B, N]: place of each patch in (visible, masked) order, so `ordered[restore]` is the patches' own order.
     mask [B, N]: 1 where a patch is masked, 0 where it is kept.

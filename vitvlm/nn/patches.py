@@ -34,7 +34,7 @@ class Patches:
 
 
 def as_pair(size: int | Pair) -> Pair:
-    """`16` as `(16, 16)`; a pair (height, width) stays."""
+    """Returns `(16, 16)` for `16`; a pair (height, width) stays."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

@@ -33,7 +33,9 @@ Captured = tuple[Float[Array, "B _N _D"] | None, Weights | None]
 
 @flax.struct.dataclass
 class Stacked:
-    """Fields:
+    """Output of a stack of blocks.
+
+    Fields:
     tokens [B, N, D]: after the last block.
     hidden [depth + 1, B, N, D]: before the first block and after each, if captured.
     attention [depth, B, K, N, N]: each block's attention weights, if captured; if a block has two attentions, a pair of

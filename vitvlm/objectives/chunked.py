@@ -27,7 +27,7 @@ def softmax(
     axes: tuple[str, ...] = (),
     block: int | None = None,
 ) -> Float[Array, ""]:
-    """`contrastive.softmax` by running log-sums: a row's stays on its device, a column's travels with the text."""
+    """Computes `contrastive.softmax` by running log-sums: rows' stay on a device, columns' travel with the texts."""
 
     def on_device(image, text, scale, mask):
         def fold(rows, columns, row_logs, column_logs):
@@ -58,7 +58,7 @@ def sigmoid(
     axes: tuple[str, ...] = (),
     block: int | None = None,
 ) -> Float[Array, ""]:
-    """`contrastive.sigmoid`, as the paper's section 3.3 has it."""
+    """Computes `contrastive.sigmoid` in chunks, as in section 3.3 of the paper."""
 
     def on_device(image, text, scale, bias, mask):
         def fold(rows, columns, sums, _):
@@ -82,7 +82,7 @@ def accuracies(
     axes: tuple[str, ...] = (),
     block: int | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """`contrastive.accuracies`."""
+    """Computes `contrastive.accuracies` in chunks."""
 
     def on_device(image, text, mask):
         def fold(rows, columns, row_best, column_best):

@@ -139,7 +139,7 @@ def _scanned(fold: Fold) -> Fold:
 
 
 def _cut(leaf: Array, block: int) -> Array:
-    """[b, …] as [blocks, block, …], filled up with zeros: rows of mask 0."""
+    """Reshapes [b, …] to [blocks, block, …], padded with zeros, which are rows of mask 0."""
     missing = -len(leaf) % block
     leaf = jnp.pad(leaf, ((0, missing), *((0, 0) for _ in leaf.shape[1:])))
     return leaf.reshape(-1, block, *leaf.shape[1:])

@@ -39,7 +39,7 @@ def vision_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def align_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of an AlignModel. Raises ConfigError for what it cannot express."""
+    """The config.json of an AlignModel. Raises ConfigError for a field that it cannot express."""
     check_expressible(
         {
             "image": isinstance(model.image, EfficientNet),
@@ -73,7 +73,7 @@ def vision_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, A
 
 
 def align_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
-    """AlignModel."""
+    """Rows of an AlignModel."""
     yield row("temperature", "log_scale", temperature)
     yield from dense("text_projection", "project_text/out")
     yield from under("vision_model.", "image/", efficientnet.encoder_rows(model.image))

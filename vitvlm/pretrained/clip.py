@@ -92,7 +92,7 @@ def block_fields(source: Json) -> dict[str, Any]:
 
 
 def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a CLIPModel. Raises ConfigError for what it cannot express."""
+    """The config.json of a CLIPModel. Raises ConfigError for a field that it cannot express."""
     check_expressible(
         {
             "image": isinstance(model.image, ViT),
@@ -224,7 +224,7 @@ def block_config(model: ViT | TextTransformer, family: str) -> dict[str, Any]:
 
 
 def clip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
-    """CLIPModel."""
+    """Rows of a CLIPModel."""
     yield row("logit_scale", "log_scale", same)
     yield row("visual_projection.weight", "project_image/out/kernel", linear)
     yield row("text_projection.weight", "project_text/out/kernel", linear)

@@ -29,7 +29,7 @@ def fields(source: Json, tensors: Tensors) -> dict[str, Any]:
     Args:
       source: keywords: activation, head_width and image_size.
 
-    Raises ConfigError for what neither the tensors nor the keywords say.
+    Raises ConfigError for a field that neither the tensors nor the keywords tell.
     """
     shapes = tensors.shapes()
     width, patch = shapes["visual.conv1.weight"][0], shapes["visual.conv1.weight"][2:]

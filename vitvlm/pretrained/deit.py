@@ -29,7 +29,7 @@ def deit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
-    """All three."""
+    """Rows of all three DeiT classes."""
     yield from under("deit." if model.num_classes else "", "", encoder_rows(model))
     if model.representation:
         yield from dense("pooler.dense", "representation")

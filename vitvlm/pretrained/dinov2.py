@@ -43,7 +43,7 @@ def hidden_width(width: int, mlp_ratio: float, swiglu: bool) -> int:
 
 
 def dinov2_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of one of the four. Raises ConfigError for what none can express."""
+    """The config.json of one of the four. Raises ConfigError for a field that none can express."""
     check_expressible(
         {
             "pool": model.pool == ("cls_and_gap" if model.num_classes else "cls"),

@@ -23,7 +23,7 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
     Their momentum is TensorFlow's, 0.99 of the old; `transformers` hands it to PyTorch, which keeps 0.01 instead.
 
-    Raises ConfigError for a pooling that there is not.
+    Raises ConfigError for an unknown pooling.
     """
     if source["pooling_type"] not in POOLS:
         raise ConfigError(f"config.json: pooling_type {source['pooling_type']!r}; there is: {', '.join(POOLS)}")

@@ -42,15 +42,16 @@ class Family:
 
     Fields:
       model: its name for `models.build`; kind: the module that this builds.
-      fields: their config and tensors to the model's fields.
-      rows: the model and the names of the tensors (none when writing) to the rows of the table.
-      config: the model and its parameters to their config; raises ConfigError for a model that they cannot express.
-      model_type: of the config.json of `transformers`, whose defaults are those of `config_defaults`; "" elsewhere.
-      inputs: the config.json of `transformers` to shapes that the model may be called with.
-      rename: a tensor's name in a file to that in the rows: files from elsewhere and from other times have prefixes and
-        spellings of their own. None for a tensor that the model has no use for, such as a head of another task.
-      texts: how the tokenizer's files beside the weights are read, see `pretrained.texts`; None of what reads no texts.
-      read_beside: the folder and the fields that are asked for to those that other files than config.json say.
+      fields: (their config, tensors) -> the model's fields.
+      rows: (model, names of the tensors, none when writing) -> rows of the table.
+      config: (model, parameters) -> their config; raises ConfigError for a model that it cannot express.
+      model_type: entry in the config.json of `transformers`, which selects the defaults in `config_defaults`; "" for
+        other formats.
+      inputs: config.json of `transformers` -> shapes that the model may be called with.
+      rename: a tensor's name in a file -> its name in the rows: other tools and older versions have prefixes and
+        spellings of their own. None for a tensor that the model does not use, such as the head of another task.
+      texts: reader of the tokenizer's files beside the weights, see `pretrained.texts`; None for a model without texts.
+      read_beside: (folder, requested fields) -> fields that files other than config.json hold.
       write_beside: writes these files for a model.
     """
 

@@ -73,7 +73,7 @@ def near_misses(steps: ImageSteps, rounding: str) -> list[str]:
 
 
 def pair(size: int | tuple) -> tuple[int, int]:
-    """(height, width) of a size as operations have it."""
+    """Returns (height, width) of an operation's size."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

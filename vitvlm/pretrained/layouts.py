@@ -1,7 +1,7 @@
-"""Files of weights without a config: which published layout they are of, by what their tensors are called.
+"""Layouts of files of weights without a config, recognised by the names of their tensors.
 
-One table, LAYOUTS, has them all: how each is recognised, and what its names and shapes say of the model. What a file
-does not say is as published, and said in the log, or has to be given.
+One table, LAYOUTS, holds them all: how each is recognised, and what its names and shapes tell about the model. Anything
+else is as published, which the log says, or has to be given.
 """
 
 import dataclasses

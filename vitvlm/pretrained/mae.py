@@ -32,7 +32,7 @@ def mae_fields(source: Json, tensors: Mapping[str, np.ndarray]) -> dict[str, Any
 
 
 def mae_config(model: MAE, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a ViTMAEForPreTraining. Raises ConfigError for what it cannot express."""
+    """The config.json of a ViTMAEForPreTraining. Raises ConfigError for a field that it cannot express."""
     check_expressible({"masking": model.masking == "random"}, model, "ViTMAE")
     check_expressible({"positions": model.vit.positions in ("sincos", "learned")}, model.vit, "ViTMAE")
     return encoder_config(model.vit, params["vit"], "ViTMAE") | {
@@ -55,7 +55,7 @@ def _fixed(source: Json, tensors: Mapping[str, np.ndarray]) -> bool:
 
 
 def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
-    """ViTMAEForPreTraining.
+    """Rows of a ViTMAEForPreTraining.
 
     Recent `transformers` save the decoder's layers as "decoder.decoder_encoder.layer"; the hub has the older name.
     """

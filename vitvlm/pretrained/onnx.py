@@ -93,7 +93,7 @@ class Graph:
 
     @property
     def _patches(self) -> np.ndarray:
-        """[D, C, p, q]."""
+        """Kernel of the patch embedding, [D, C, p, q]."""
         return self.arrays["embeddings.patch_embeddings.projection.weight"]
 
     def tensors(self) -> dict[str, np.ndarray]:

@@ -188,7 +188,7 @@ def _refuse(given: Json, understood: Collection[str], where: str) -> None:
 
 
 def clip_config(model: TwoTowers, params: Mapping[str, Any], custom: bool = False) -> dict[str, Any]:
-    """The model_cfg of a CLIP, or of a CustomTextCLIP. Raises ConfigError for what it cannot express."""
+    """The model_cfg of a CLIP, or of a CustomTextCLIP. Raises ConfigError for a field that it cannot express."""
     check_expressible(
         {
             "image_projection": model.image_projection == "linear",
@@ -208,7 +208,7 @@ def clip_config(model: TwoTowers, params: Mapping[str, Any], custom: bool = Fals
 
 
 def coca_config(model: CoCa, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The model_cfg of a CoCa. Raises ConfigError for what it cannot express."""
+    """The model_cfg of a CoCa. Raises ConfigError for a field that it cannot express."""
     width = model.embed_dim if model.pooling != "none" else model.image.width
     pooled_twice = model.pooling in ("parallel", "cascade")
     check_expressible(

@@ -36,7 +36,7 @@ def clip_rows(model: TwoTowers, names: Collection[str], text: str = "") -> Itera
 
 
 def coca_rows(model: CoCa, names: Collection[str]) -> Iterator[Row]:
-    """A CoCa."""
+    """Rows of a CoCa."""
     yield from _shared_rows(model, "text.")
     width = model.image.width
     if model.pooling == "joint":
@@ -117,7 +117,7 @@ def _attention_rows(theirs: str, ours: str, fused: bool = True) -> Iterator[Row]
 
 
 def _pool_rows(theirs: str, ours: str, fused: bool, context_norm: str) -> Iterator[Row]:
-    """`nn.pooling.QueryPool`; the norm of its context may be the image tower's."""
+    """Rows of `nn.pooling.QueryPool`; the norm of its context may be the image tower's."""
     yield row(f"{theirs}.query", f"{ours}/queries", same)
     yield from layer_norm(f"{theirs}.ln_q", f"{ours}/query_norm")
     yield from layer_norm(f"{theirs}.ln_k", context_norm)

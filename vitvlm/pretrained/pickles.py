@@ -80,7 +80,7 @@ class Strided:
 
 
 class Object(dict):
-    """An object of a class of which only the name is kept: a module's tensors, a dictionary's items, or nothing."""
+    """Stand-in for an object: its class's name, and a module's tensors or a dictionary's items if it has any."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -210,7 +210,7 @@ class _Machine:
         return Object(made.name)
 
     def _build(self, state: Any) -> None:
-        """Attributes of an object: of a module its tensors; those of others, and of a state_dict, are of no use."""
+        """Sets attributes of an object: a module keeps its tensors; those of other objects are ignored."""
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise WeightsError(f"{self.path}: sets attributes of {target!r}; only tensors are read")
@@ -241,7 +241,7 @@ def _module(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _storage(path: Path, identity: tuple) -> Storage:
-    """("storage", its type, its key, device, number of elements); older files add what part of another it is."""
+    """Makes a storage from ("storage", type, key, device, number of elements); older files add a part of another."""
     _, kind, key, _, size, *view = identity
     name = kind.name.rpartition(".")[2]
     if name not in DTYPES:

@@ -265,7 +265,7 @@ def _square_or_not(size: int | tuple[int, int]) -> dict[str, int]:
 
 
 def _size(settings: Json, where: str) -> dict[str, int]:
-    """{"shortest_edge"} or {"height", "width"}; what a bare number means hangs on the class (default_to_square)."""
+    """Returns {"shortest_edge"} or {"height", "width"}; the class's default_to_square decides for a bare number."""
     size = settings["size"]
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"} and _is_side(size["shortest_edge"]):
         return dict(size)
@@ -276,7 +276,7 @@ def _size(settings: Json, where: str) -> dict[str, int]:
 
 
 def _sides(size: Any, name: str, where: str) -> tuple[int, int]:
-    """(height, width); a single number is both."""
+    """Returns (height, width); a single number is both."""
     sides = (size, size) if _is_side(size) else size
     if isinstance(size, Mapping) and set(size) == {"height", "width"}:
         sides = size["height"], size["width"]

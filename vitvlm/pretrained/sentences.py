@@ -16,7 +16,7 @@ UNDERSTOOD = ("Transformer", "Pooling", "Normalize")
 
 
 def fields(folder: Path) -> dict[str, Any]:
-    """{"pool": …} as the folder says; nothing for one that is not of sentence-transformers.
+    """Reads {"pool": …} of a folder of sentence-transformers; returns nothing for other folders.
 
     Raises WeightsError for a pooling, or a layer after it, that we do not have.
     """

@@ -67,7 +67,7 @@ def text_fields(source: Json) -> dict[str, Any]:
 
 
 def siglip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a SiglipModel. Raises ConfigError for what it cannot express."""
+    """The config.json of a SiglipModel. Raises ConfigError for a field that it cannot express."""
     check_expressible(
         {
             "image": isinstance(model.image, ViT),
@@ -141,7 +141,7 @@ def tanh_name(model: ViT | TextTransformer) -> dict[str, str]:
 
 
 def siglip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
-    """SiglipModel."""
+    """Rows of a SiglipModel."""
     yield row("logit_scale", "log_scale", scalar)
     yield row("logit_bias", "bias", scalar)
     yield from under("vision_model.", "image/", vision_rows(model.image))
@@ -172,7 +172,7 @@ def tower_rows(model: ViT) -> Iterator[Row]:
 
 
 def _pooling_rows() -> Iterator[Row]:
-    """`nn.pooling.MapHead`."""
+    """Rows of `nn.pooling.MapHead`."""
     projections = ("query", "key", "value")
     yield row("probe", "probe", tokens)
     yield row("attention.in_proj_weight", tuple(f"attention/{name}/kernel" for name in projections), qkv)

@@ -70,7 +70,7 @@ def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def model_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a Siglip2Model. Raises ConfigError for what it cannot express."""
+    """The config.json of a Siglip2Model. Raises ConfigError for a field that it cannot express."""
     check_expressible(
         {
             "image": isinstance(model.image, NaFlex),
@@ -128,7 +128,7 @@ def text_config(model: TextTransformer) -> dict[str, Any]:
 
 
 def model_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
-    """Siglip2Model."""
+    """Rows of a Siglip2Model."""
     yield row("logit_scale", "log_scale", scalar)
     yield row("logit_bias", "bias", scalar)
     yield from under("vision_model.", "image/", vision_rows(model.image))
@@ -153,7 +153,7 @@ def vision_rows(model: NaFlex) -> Iterator[Row]:
 
 
 def linear_patches(patch: Pair) -> Transform:
-    """[D, P*P*C], row, column and channel of a patch in order; ours [P, P, C, D]."""
+    """Transform from [D, P*P*C], row, column and channel of a patch in order, to our [P, P, C, D]."""
     return Transform(
         read=lambda x: (np.ascontiguousarray(x.T).reshape(*patch, -1, x.shape[0]),),
         write=lambda kernel: (kernel.reshape(-1, kernel.shape[-1]).T,),

@@ -61,7 +61,7 @@ def backbone_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a SwinForImageClassification, a SwinBackbone for norms of levels, else of a SwinModel.
 
-    Raises ConfigError for what it cannot express.
+    Raises ConfigError for a field that it cannot express.
     """
     check_expressible(
         {

@@ -99,7 +99,7 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
-    """timm's SwinTransformer."""
+    """Rows of timm's SwinTransformer."""
     yield row("patch_embed.proj.weight", "patches/kernel", conv)
     yield row("patch_embed.proj.bias", "patches/bias", same)
     yield from layer_norm("patch_embed.norm", "patches_norm")

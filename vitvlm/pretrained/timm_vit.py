@@ -55,7 +55,7 @@ def todays_names(tensors: Tensors) -> Tensors:
 def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
     """Fields of `models.build("vit", ...)` from timm's config.json and the tensors' shapes.
 
-    Raises ConfigError for what neither says.
+    Raises ConfigError for a field that neither tells.
     """
     given = source.get("model_args", {})
     if source["global_pool"] not in POOLS:
@@ -160,7 +160,7 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
-    """timm's VisionTransformer."""
+    """Rows of timm's VisionTransformer."""
     yield from encoder_rows(model)
     if model.representation:
         yield from dense("pre_logits.fc", "representation")

@@ -167,7 +167,7 @@ def sides(size: int | Pair) -> int | list[int]:
 
 
 def block_rows(theirs: str, ours: str, qkv_bias: bool) -> Iterator[Row]:
-    """One block."""
+    """Rows of one block."""
     yield from layer_norm(f"{theirs}.layernorm_before", f"{ours}/attention_norm")
     yield from attention_rows(f"{theirs}.attention", f"{ours}/attention", qkv_bias)
     yield from layer_norm(f"{theirs}.layernorm_after", f"{ours}/mlp_norm")

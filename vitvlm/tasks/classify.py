@@ -27,7 +27,7 @@ class Classify:
     With `distillation`, training adds what a teacher says of the same mixed and augmented images. A model with two
     heads (DeiT) learns the labels with one and the teacher with the other; a model with one learns both with that.
 
-    A batch has `label [B]`, or where examples have any number of labels `labels [B, S]`, multi-hot, which loss_kind
+    A batch has `label [B]` or, if examples have any number of labels, multi-hot `labels [B, S]`, which loss_kind
     "sigmoid" learns.
 
     Attributes:
@@ -39,7 +39,7 @@ class Classify:
         of PyTorch's CrossEntropyLoss(weight=w): over the sum of the labels' weights, or under mixup and cutmix, where
         targets are distributions, over the number of examples. With "sigmoid" each class's cross-entropy is weighted.
         In a config "balanced" or {class: weight}; see `jobs.class_weights`.
-      patch_sizes: of which each training step draws one, for a model that can be called with any (Beyer et al. 2023,
+      patch_sizes: each training step draws one of them, for a model that can be called with any (Beyer et al. 2023,
         FlexiViT); `logits_2`, `logits_4`, … predict with each. None: always the model's own.
       distillation: a teacher with the same classes, or None.
     """
@@ -114,9 +114,9 @@ class Classify:
         return loss, {**self._accuracy(output.logits, batch), **terms}, dict(updated)
 
     def whole_batch(self, batch: Batch) -> Batch:
-        """The batch with what the loss needs of all its examples, before micro-batches are taken of it.
+        """Adds to a batch what the loss must know of all its examples, before it is split into micro-batches.
 
-        With class weights that is `loss_scale [B]`: the loss of an example times that is its part in a plain mean.
+        With class weights that is `loss_scale [B]`: an example's loss times its scale is its part in a plain mean.
         """
         if self.class_weights is None or "loss_scale" in batch:
             return batch

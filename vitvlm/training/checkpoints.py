@@ -77,7 +77,8 @@ class Checkpoints:
         best: Best | None = None,
         read_only: bool = False,
     ):
-        """
+        """Opens a folder of checkpoints.
+
         Args:
           folder: made if it is not there; unfinished checkpoints of a killed job are cleared from it.
           config: the resolved config, JSON values only; goes into every checkpoint.
@@ -382,7 +383,7 @@ def _like(target: Tree, arrays: Mapping[str, Any]) -> Tree:
 
 
 def _key_impl(key: Any) -> Any:
-    """`jax.random.key_impl`, of a `jax.ShapeDtypeStruct` too, which it takes only while tracing."""
+    """Returns `jax.random.key_impl` of a key or of a `jax.ShapeDtypeStruct`, which JAX takes only while tracing."""
     impls = []
     jax.eval_shape(lambda traced: impls.append(jax.random.key_impl(traced)), key)
     return impls[0]

@@ -71,7 +71,7 @@ def make_cached_gradients(
 
 
 def cached_gradients(encode: Encode, loss: PairLoss, *, accumulate: int, trainable: Tree | None = None) -> Gradients:
-    """`make_cached_gradients` as `make_gradients` gives them, for a model without collections besides parameters.
+    """Wraps `make_cached_gradients` in the form of `make_gradients`, for a model without collections.
 
     Args:
       trainable: see `make_gradients`.

@@ -31,7 +31,7 @@ def restore(
     where: str = "config.init_from.rules",
     ignore: Sequence[str] = (),
 ) -> Tree:
-    """`params` with the values of `source` where the rules say so.
+    """Replaces values of `params` by those of `source` as the rules say.
 
     Each rule is `(regex over the paths of params, template of a path in source)`, the template in the syntax of
     `re.Match.expand`, or None to keep the initial value. The first that matches wins and every parameter must be
@@ -130,6 +130,6 @@ def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[
 
 
 def _like(target: Any, value: np.ndarray) -> Any:
-    """`value` with the dtype of the parameter that it replaces, and where that one lies."""
+    """Gives `value` the dtype and the placement of the parameter that it replaces."""
     value = value.astype(target.dtype)
     return jax.device_put(value, target.sharding) if isinstance(target, jax.Array) else value

@@ -28,7 +28,8 @@ class Progress:
     def __init__(
         self, total_steps: int, *, lines_every: int = 100, console: Console | None = None, quiet: bool = False
     ):
-        """
+        """Makes a display that appears when it is entered.
+
         Args:
           total_steps: where the bar ends.
           lines_every: steps between lines where the output is no terminal.

@@ -1,4 +1,4 @@
-"""The record of a checkpoint: what its arrays must be, and all about it that is no array, under one digest."""
+"""Record of a checkpoint: shapes and checksums of its arrays, and everything else about it, under one digest."""
 
 import dataclasses
 import hashlib
@@ -20,12 +20,13 @@ class DamagedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """
+    """Content of a checkpoint's record.
+
     Attributes:
       arrays: shape, dtype name and fingerprint of each array, by its path.
       config: the resolved config of the job that wrote it.
-      metrics: of the evaluations at this step.
-      resume: what the loop saved for itself.
+      metrics: metrics of the evaluations at this step.
+      resume: state of the loop, such as the places of iterators and writers.
     """
 
     arrays: Mapping[str, tuple[tuple[int, ...], str, str]]

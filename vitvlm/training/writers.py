@@ -254,7 +254,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Value]]:
 
 
 def numbers(rows: Sequence[Mapping[str, Value]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric, where it is there and a number."""
+    """Returns (step, value) of a metric in the rows that hold it as a number."""
     return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
 
 

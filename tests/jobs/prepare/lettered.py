@@ -232,7 +232,7 @@ def with_text(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def made(seed: int) -> list[tuple[str, bool, np.ndarray]]:
-    """(ground, whether there is text, pixels) once without and once with text for every ground; "plain" has text."""
+    """Makes (ground, whether there is text, pixels) without and with text for every ground; "plain" has text."""
     images = []
     for number, (name, ground) in enumerate({**WITHOUT, "plain": plain}.items()):
         rng = np.random.default_rng((seed, number))

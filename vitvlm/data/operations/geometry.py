@@ -161,7 +161,7 @@ def _blur_between(stride: float) -> float:
 
 
 def _window(H: int, W: int, scale: tuple, ratio: tuple, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop; every try draws the same count of numbers."""
+    """Draws (top, left, height, width) of a crop; every try draws the same count of numbers."""
     for _ in range(10):
         area = H * W * rng.uniform(*scale)
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -181,7 +181,7 @@ def _pair(size: int | tuple) -> tuple[int, int]:
 
 
 def _scaled(image: np.ndarray, size: int | tuple, least: Callable[..., float]) -> tuple[int, int]:
-    """(height, width) of the image over the least, or the largest, of the ratios of its sides to those of `size`."""
+    """Returns (height, width) divided by the least, or the largest, of the ratios of its sides to those of `size`."""
     ratio = least(side / target for side, target in zip(image.shape, _pair(size)))
     height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
     return height, width

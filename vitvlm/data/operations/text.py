@@ -17,10 +17,10 @@ from vitvlm.data.operations.parsing import Operation, Pipeline, example_operatio
 def pick_text(
     example: dict[str, Any], *names: str, separator: str | None = None, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """One text at random, as field "caption": from these fields, of which each may hold several.
+    """Draws one text from these fields as field "caption"; each field may hold several texts.
 
-    Several texts are a tuple. A string is one text, whatever is in it; only with a `separator` is it several. An
-    example without any text counts as unreadable.
+    Several texts are a tuple. A string is one text, whatever it contains, unless a `separator` splits it. An example
+    without any text counts as unreadable.
     """
     texts = [text for name in names for text in texts_of(_field(example, name), separator)]
     if not texts:
@@ -41,9 +41,9 @@ def tokenize(
 ) -> dict[str, Any]:
     """Adds text and text_mask int32 [L], tokens of the field `name` and 1 where they are real; see `data.tokenizers`.
 
-    With `most` above 1 the field holds so many texts or fewer (see `pick_text`), and both are [most, L]: rows of zeros
-    are no text. Of more texts than `most`, surplus="first" takes the first ones (CLIP's protocol is the first five);
-    by default they are an error. An example whose field is None counts as unreadable. The rules are those of
+    With `most` above 1 the field holds at most that many texts (see `pick_text`), and both arrays are [most, L], with
+    rows of zeros for missing texts. More texts than `most` are an error; with surplus="first" the first ones are taken
+    (CLIP's protocol is the first five). An example whose field is None counts as unreadable. The rules are those of
     `tokenizers.open`: lower_case=True, padding='left'.
     """
     value = _field(example, name)

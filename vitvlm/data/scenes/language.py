@@ -17,7 +17,9 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Fields:
+    """Texts of a scene.
+
+    Fields:
     captions: true ones: the whole sentence, the same from the other side, and in short.
     negatives: one false sentence per kind of NEGATIVES, each with the words and length of the first caption.
     questions, answers: one per kind of QUESTIONS.

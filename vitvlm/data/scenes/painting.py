@@ -17,7 +17,9 @@ PERIODS = 2.5  # stripes or rows of dots in a radius
 
 @dataclasses.dataclass(frozen=True)
 class Painted:
-    """Fields:
+    """Image of a scene with the masks and boxes of its things.
+
+    Fields:
     pixels: RGB [H, W, 3].
     masks: [n, H, W], the pixels of which a thing covers half or more.
     boxes: [n, 4] as left, top, right, bottom in pixels, of the masks; right and bottom are the first pixel outside.
@@ -44,7 +46,7 @@ def paint(scene: Scene, side: int = 64) -> Painted:
 
 
 def box(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 4"]:
-    """Left, top, right, bottom of what is True."""
+    """Left, top, right and bottom of the True pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 

@@ -46,7 +46,7 @@ USUAL = Labelling()
 
 
 class Classes:
-    """The classes of a data set, by what is written of them.
+    """Classes of a data set, which are found by labels as they are written.
 
     Attributes:
       names: in the order of their index.
@@ -65,7 +65,7 @@ class Classes:
         return cls(sorted(names, key=lambda name: (len(name) if name.isdigit() else 0, name)), collected=True)
 
     def label(self, written: Written, where: str) -> int | Int[np.ndarray, " k"]:
-        """The index of a label, or sorted those of several. Raises DataError for what is no class."""
+        """Returns the index of a label, or the sorted indices of several. Raises DataError for an unknown class."""
         if isinstance(written, str):
             return self._place(written, where)
         return np.array(sorted({self._place(name, where) for name in written}), np.int32)

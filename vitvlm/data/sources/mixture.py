@@ -111,7 +111,7 @@ class MixedSource(Source):
         return self._patterns * len(self._pattern)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """(which source, the position in it)."""
+        """Returns (number of the source, position in it)."""
         round_, slot = divmod(index, len(self._pattern))
         which, turn = self._pattern[slot]
         return which, (round_ * self._weights[which] + turn) % len(self._sources[which])
@@ -137,6 +137,6 @@ def open_mixture(parts: str, kinds: Collection[str], open_one: Callable[[str], S
 
 
 def spread(weights: Sequence[int]) -> list[tuple[int, int]]:
-    """(source, which of its turns) for each slot of a pattern: turn t of weight w is at (t + 1/2) / w of the way."""
+    """Returns (source, turn) for each slot of a pattern: turn t of weight w is at (t + 1/2) / w of the way."""
     turns = [((turn + 0.5) / weight, which, turn) for which, weight in enumerate(weights) for turn in range(weight)]
     return [(which, turn) for _, which, turn in sorted(turns)]

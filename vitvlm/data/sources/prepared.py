@@ -90,7 +90,7 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def _index(self) -> tuple[list[Any], list[str]]:
-        """(labels, ids), which takes a pass over the records."""
+        """Reads (labels, ids), which takes a pass over the records."""
         labels, ids = [], []
         for i in range(len(self)):
             fields = self._fields(i)

@@ -27,7 +27,7 @@ def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
 
 
 def _tables(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(lines, cells) of each record of a table: commas and quotes as in RFC 4180, or tabs in a .tsv, and no quotes."""
+    """Yields (lines, cells) of a table's records: commas and quotes as in RFC 4180, or tabs and no quotes in a .tsv."""
     if file.suffix.lower() == ".tsv":
         for number, line in _lines(file):
             if line:
@@ -70,7 +70,7 @@ def csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) without its end, which is \\n or \\r\\n; other line separators are characters of a text."""
+    """Yields (number, line) without the line's end, which is \\n or \\r\\n; other separators belong to a text."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

@@ -39,7 +39,7 @@ def read(shards: Sequence[str]) -> dict[int, int]:
 
 
 def _of_folder(folder: Path, names: set[str]) -> Iterator[tuple[str, int]]:
-    """(shard's file name, count), from files about all shards of a folder."""
+    """Yields (shard's file name, count) from files about all shards of a folder."""
     for name in sorted(names):
         if not name.endswith(".json") or not (name == "sizes.json" or "index" in name):
             continue

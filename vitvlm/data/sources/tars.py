@@ -1,4 +1,4 @@
-"""Tar archives of samples, read from front to back or from any sample on; what is damaged is told, not raised.
+"""Tar archives of samples, read from front to back or from any sample on; damage is reported, not raised.
 
 A sample is a run of files whose names are the same up to the first dot of the last part: 000/12.jpg, 000/12.txt.
 The headers are gone through here, since `tarfile` takes a damaged one in mid-archive for the archive's end.
@@ -27,7 +27,7 @@ class Sample:
       key: their common name; "" where a damaged place of the archive has none.
       offset: byte at which its first header is; reading from there gives it again.
       end: byte at which the next sample begins; END after the last one.
-      files: contents by extension, in lower case: {"jpg": …, "txt": …}; b"" where one is not asked for.
+      files: contents by extension, in lower case: {"jpg": …, "txt": …}; b"" for an extension that was not requested.
       damage: what is wrong with this part of the archive; "" for nothing.
       rest: what becomes of all that should follow: "whole" (it is read, or this is the end), "cut" (the archive ends
         too early) or "unreadable" (the system does not give it, or it is damaged).
@@ -174,7 +174,7 @@ def _plain_header(block: bytes) -> _Header | None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(key, extension) of a file's name; no extension if it has none or is hidden."""
+    """Returns (key, extension) of a file's name; no extension if it has none or is hidden."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower() if stem else ""

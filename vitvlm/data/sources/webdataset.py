@@ -90,22 +90,22 @@ class TarSource(Source):
         return self._classes.names
 
     def read(self, shard: int, offset: int = 0) -> Iterator[Record]:
-        """A shard's records from a byte on; whatever is wrong is a record of its own, an UnreadableImage."""
+        """Yields a shard's records from a byte on; each damaged sample is a record with an UnreadableImage."""
         for sample in self._samples(shard, offset):
             yield self._record(shard, sample)
 
     def read_at(self, shard: int, offsets: Sequence[int]) -> Iterator[Record]:
-        """A shard's records at some bytes in ascending order; a gzipped shard is decompressed once for all."""
+        """Yields a shard's records at given bytes in ascending order; a gzipped shard is decompressed only once."""
         points = Points()
         for offset in offsets:
             with contextlib.closing(self._samples(shard, offset, points=points)) as samples:
                 yield self._record(shard, next(samples))
 
     def with_lost(self, shard: int, record: Record, before: int, counted: int | None = None) -> Record:
-        """A record with the number of examples that are lost with it, if the rest of the shard is.
+        """Returns the record with the number of examples lost with it, if the rest of the shard is lost.
 
-        That is what the shard should hold, less those before: by an index beside it (`shard_counts`), or as it was
-        `counted` in an earlier pass, or else in proportion to its size when the source was opened.
+        That number is what the shard should hold, less those before: by an index beside it (`shard_counts`), as
+        `counted` in an earlier pass, or else in proportion to the shard's size when the source was opened.
         """
         if record.rest == "whole" or not isinstance(record.found, UnreadableImage):
             return record
@@ -202,7 +202,7 @@ class TarSource(Source):
 
     @functools.cached_property
     def _index(self) -> tuple[Int[np.ndarray, "n 2"], list[str], list[Written | None]]:
-        """(shard and offset, id, label as written) of every record, which takes a pass over the headers."""
+        """Returns (shard and offset, id, label as written) of every record, which takes a pass over the headers."""
         places, ids, labels = [], [], []
         wanted = () if self._field is None else (CLS,) if self._field == CLS else ("json",)
         for shard in range(len(self.shards)):
@@ -242,7 +242,7 @@ class TarSource(Source):
         raise DataError(f"{self._where}: no sample of its first shard has a label in {field!r}; it has {seen}")
 
     def _readable_label(self, sample: tars.Sample, name: str) -> Written | None:
-        """The label as it is written; None where there is none or it is not as the first sample's."""
+        """Returns the label as written; None if there is none, or if it is of another kind than the first sample's."""
         if self._field is None or sample.damage:
             return None
         try:
@@ -282,7 +282,7 @@ class TarSource(Source):
         return f"{self.shard_names[shard]}/{readable(sample.key) or f'byte {sample.offset}'}"
 
     def _example(self, shard: int, sample: tars.Sample) -> Example:
-        """Raises UnreadableImage."""
+        """Makes the example of a sample. Raises UnreadableImage."""
         name = self._id(shard, sample)
         if sample.damage:
             raise UnreadableImage(sample.damage, name)
@@ -310,7 +310,7 @@ class TarSource(Source):
         }
 
     def _label(self, label: Written | None, name: str) -> int | Int[np.ndarray, " k"]:
-        """Raises UnreadableImage."""
+        """Returns the index of a label, or the indices of several. Raises UnreadableImage."""
         if self._field is None:
             return 0
         if label is None:
@@ -333,7 +333,7 @@ def _json(sample: tars.Sample) -> dict[str, Any]:
 
 
 def _written_label(sample: tars.Sample, field: str, where: str) -> Written | None:
-    """Raises ValueError."""
+    """Reads a sample's label as it is written; None if it has none. Raises ValueError."""
     if field == CLS:
         return written(sample.files[CLS].decode().strip(), where) if CLS in sample.files else None
     return written(_json(sample).get(field), f"{where}: {field!r}")

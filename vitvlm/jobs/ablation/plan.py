@@ -38,10 +38,10 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row.
+    """Variant of a sweep: one row of its table.
 
     Attributes:
-      name: of its folder and its row.
+      name: name of its folder and its row.
       overrides: nested fields by stage, {"train": {"model": {"patch_size": 4}}}.
       value: its place on the axis of the plots; without it, its place in the list.
     """

@@ -41,7 +41,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One variant.
+    """Results of one variant of a sweep.
 
     Attributes:
       status: "done", "failed" or "waiting".
@@ -83,7 +83,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(sweep: Plan) -> list[tuple[str, list[Any], bool]]:
-    """(field, its value in each variant, whether a variant sets it itself) of every field that is not the same in all.
+    """Lists (field, its value in each variant, whether a variant sets it itself) of all fields that differ.
 
     Fields that no variant sets follow from others by reference: they are what the sweep carried along.
     """
@@ -186,7 +186,7 @@ def _difference(pair: list[epath.Path | None], key: str) -> Interval | None:
 
 
 def _curve(workdir: epath.Path) -> list[tuple[int, float]]:
-    """(step, training loss), thinned to a few hundred points by means of neighbours."""
+    """Returns pairs (step, training loss), thinned to a few hundred points by means of neighbours."""
     if not (workdir / "metrics.jsonl").exists():
         return []
     points = writers.numbers(writers.read(workdir / "metrics.jsonl"), "train/loss")

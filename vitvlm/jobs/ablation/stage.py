@@ -75,10 +75,10 @@ def run_apart(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: b
 
 
 def _run_child(command: list[str]) -> tuple[int, bool]:
-    """A process's exit status, and whether we were told to stop while it ran.
+    """Runs a process; returns its exit status, and whether this one received SIGTERM or SIGINT meanwhile.
 
-    It is told of our SIGTERM and SIGINT, on which a training saves and ends; we outlive it. It has a session of its
-    own, so that a terminal's Ctrl-C reaches it once.
+    Both signals are passed on, and a training then saves and ends; this process waits for it. The child has a session
+    of its own, so that a terminal's Ctrl-C reaches it once.
     """
     received: list[int] = []
     child: subprocess.Popen | None = None

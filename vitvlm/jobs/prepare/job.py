@@ -90,7 +90,7 @@ def prepare(
 
 
 def parse_shares(parts: Sequence[str]) -> dict[str, float]:
-    """{"test": 0.1} of ["test:0.1"]. Raises ConfigError for what is not NAME:SHARE."""
+    """Parses ["test:0.1"] as {"test": 0.1}. Raises ConfigError for a part that is not NAME:SHARE."""
     shares = {}
     for part in parts:
         name, _, share = part.partition(":")

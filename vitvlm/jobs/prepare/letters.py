@@ -52,7 +52,7 @@ def _letters(mask: Bool[np.ndarray, "H W"], grey: Float[np.ndarray, "H W"], beyo
 
 
 def _parts(stats: Int[np.ndarray, "p 5"], H: int) -> tuple[Float[np.ndarray, "k 4"], Int[np.ndarray, " k"]]:
-    """(left, top, right, bottom) and label of the connected parts that may be letters by their size and shape."""
+    """Returns (left, top, right, bottom) and label of connected parts with the size and shape of letters."""
     left, top, width, height, area = stats[1:].T.astype(np.float32)
     kept = (height >= SMALLEST) & (height <= TALLEST * H)
     kept &= (width <= WIDEST * height) & (area >= FILLED * width * height)

@@ -43,7 +43,7 @@ WITHOUT_CAPTIONS = "without_captions"  # how examples are dropped whose captions
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One problem.
+    """A problem found in a set.
 
     Attributes:
       examples: positions in the scan: one, or a pair of which the first is kept.
@@ -105,7 +105,7 @@ def find(scan: Scan) -> Findings:
 
 
 def check(drop: Collection[str], has_captions: bool) -> None:
-    """Raises ConfigError for a kind that there is not, or that cannot be dropped here."""
+    """Raises ConfigError for an unknown kind, or one that cannot be dropped here."""
     for kind in drop:
         if kind not in KINDS:
             raise ConfigError(f"--drop={kind}: no such kind; {suggest(kind, KINDS)}")

@@ -47,7 +47,7 @@ class Report:
 
     @property
     def examples(self) -> dict[str, tuple[int, int]]:
-        """(before, after) for each split, in the order in which they come up."""
+        """Counts examples (before, after) for each split, in order of appearance."""
         before = collections.Counter(one.split for one in self.scan.seen)
         after = collections.Counter(self.scan.seen[i].split for i in self.decision.captions)
         return {split: (count, after[split]) for split, count in before.items()}
@@ -82,7 +82,7 @@ class Report:
 
     @property
     def histograms(self) -> dict[str, list[tuple[str, int]]]:
-        """(bin, count) pairs over all readable images, and over all captions, as they were before anything went."""
+        """Counts readable images and all captions by bins, as (bin, count) pairs, before anything was dropped."""
         sizes = np.array([one.size for one in self.scan.seen if not one.unreadable], float).reshape(-1, 2)
         charts = {
             "width in pixels": bins(sizes[:, 1], SIDES),
