@@ -1,4 +1,4 @@
-"""Runs a sweep under one budget and writes its table, plots and page; run again on the same workdir, it goes on.
+"""Runs a sweep under one budget and writes its table, plots and page; run again on the same workdir, it resumes.
 
     python scripts/ablate.py --config=configs/ablations/patch_size.py --workdir=workdirs/patch_size
     python scripts/ablate.py --config=configs/ablations/mask_ratio.py --workdir=workdirs/mask_ratio \

@@ -1,4 +1,4 @@
-"""Trains a job from a config file; run again on the same workdir, it goes on.
+"""Trains a job from a config file; run again on the same workdir, it resumes.
 
 python scripts/train.py --config=configs/vit_fashion.py --workdir=workdirs/vit --config.model.patch_size=7
 """

@@ -9,7 +9,7 @@ from vitvlm.core.config import ConfigError, suggest
 def parse(text: str, /, **defaults: Any) -> SimpleNamespace:
     """Reads "name=value" parts separated by commas; a bare name switches a flag on.
 
-    A bare part that names no argument is the value of the first argument that is no flag, so that "B/32" can stand for
+    A bare part that names no argument is the value of the first argument that is not a flag: "B/32" can stand for
     "variant=B/32".
 
     Args:

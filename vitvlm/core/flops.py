@@ -1,6 +1,6 @@
 """Analytic FLOPs of a JAX function, counted on its jaxpr before anything is compiled.
 
-The compiler's own `cost_analysis` counts the body of a scan once, whatever its length; this counts every trip.
+The compiler's own `cost_analysis` counts the body of a scan only once; this counts every iteration.
 Only products count (matrix products and convolutions, 2 FLOPs per multiply-add), as papers and MFU figures do.
 """
 

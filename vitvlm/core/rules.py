@@ -13,7 +13,7 @@ Rules = Sequence[tuple[str, Any]]
 
 
 class RuleError(ValueError):
-    """A rule list that leaves a path uncovered, holds an unused rule, or holds a pattern that is no regex."""
+    """A rule list that leaves a path uncovered, holds an unused rule, or holds an invalid regex."""
 
 
 def match(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Tally:
 
 
 def tallies() -> dict[str, Tally]:
-    """Tallies by name, each made when it is first asked for."""
+    """Makes a mapping of tallies by name, each created at its first use."""
     return collections.defaultdict(Tally)
 
 
@@ -45,8 +45,8 @@ class Files:
       place: the source whose files they are: "folder:PATH".
       images: how many images there are, the unreadable ones among them.
       used: how many of them this split and slice has and can read, as far as it shows without decoding them.
-      skipped: files that are no images of the set, by the rule that leaves them out.
-      unreadable: why an image cannot be read, by its name; in whatever split it is.
+      skipped: files that are not images of the set, by the rule that leaves them out.
+      unreadable: reasons why images of any split cannot be read, by their names.
       notes: what may be a mistake but leaves no file out.
       prefix: what the names in `unreadable` have before the ids of this split: "train/".
     """

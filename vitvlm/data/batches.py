@@ -105,7 +105,7 @@ class TrainBatches(Iterator[Batch]):
         self._naming.say = say
 
     def get_state(self) -> bytes:
-        """JSON from which `set_state` goes on with the batch after the last one taken."""
+        """Returns JSON from which `set_state` continues with the batch after the last one taken."""
         state = {
             "step": self._step,
             "bad": self.bad.state(),

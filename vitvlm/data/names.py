@@ -6,7 +6,7 @@ import os
 def readable(name: str | os.PathLike[str]) -> str:
     """The name as text that any file, page or terminal can hold: `caf\\xe9.jpg` for a Latin-1 `café.jpg`.
 
-    Bytes that are no UTF-8 are written as \\xNN; a name that is UTF-8 stays as it is. The result is for people and for
+    Bytes that are not UTF-8 are written as \\xNN; a name that is UTF-8 stays as it is. The result is for people and for
     ids; a file is opened by its own name.
     """
     text = os.fspath(name)

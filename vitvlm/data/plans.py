@@ -80,7 +80,7 @@ class Loader:
     def collate(
         self, rows: Sequence[Callable[..., Example] | None], places: Sequence[tuple[int, int]]
     ) -> dict[str, Any]:
-        """A batch of what the rows make; those that raise UnreadableImage are masked and listed; None is padding.
+        """Makes a batch of examples from rows; those that raise UnreadableImage are masked and listed; None is padding.
 
         A row is called with `out`, its place in the batch, and may put its image there. `places` are (epoch, index).
         """

@@ -39,9 +39,9 @@ class Survey:
     Attributes:
       images: their paths from the folder, in order, with "/"; as the file system gives them, for opening.
       directories: all that no rule leaves out, in order, with nothing for `root` itself.
-      skipped: files that are no data, by the rule that says so.
+      skipped: files that are not data, by the rule that says so.
       unreadable: images that cannot be read, by path, with the reason: empty, a broken link, no permission.
-      notes: what does not decide anything, but that one may want to know.
+      notes: facts that change nothing, but may be of interest.
     """
 
     images: list[str] = dataclasses.field(default_factory=list)

@@ -68,7 +68,7 @@ class Unreadable:
         return new
 
     def state(self) -> dict[str, Any]:
-        """JSON of what was counted."""
+        """Returns the counts as JSON."""
         counted = {"seen": self.seen, "count": self.count, "names": self.names}
         return counted | {"epochs": [[epoch, *counts] for epoch, counts in self.epochs.items()]}
 

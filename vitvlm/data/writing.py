@@ -19,7 +19,7 @@ INFO = "dataset_info.json"  # what makes a directory a prepared data set
 def whole(folder: Path) -> Iterator[Path]:
     """A hidden folder beside `folder` to write into; it takes that name once all has been written, and not before.
 
-    After an error nothing is left. Of a process that was killed, the hidden folder may be; the next one removes it.
+    After an error nothing is left. A process that is killed may leave the hidden folder; the next one removes it.
 
     Raises DataError if `folder` is there already, or cannot be made.
     """
@@ -87,7 +87,7 @@ def write(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silences TFDS's progress bars and announcements, which name folders that nobody has asked for."""
+    """Silences TFDS's progress bars and announcements, which name irrelevant folders."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):

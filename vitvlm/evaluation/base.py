@@ -70,7 +70,7 @@ class Evaluator(Protocol):
     classes or more; with one label per image, unless it has the class attribute `multi_label = True` too.
 
     One whose fields depend on the data has `check(facts)` too: it raises ConfigError, whose message begins with the
-    field, for what `run` could only raise once the model is trained.
+    field, for errors that `run` could only raise once the model is trained.
     """
 
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...

@@ -1,4 +1,4 @@
-"""Linear probes of frozen features, in two protocols that are told apart by name.
+"""Linear probes of frozen features, in two protocols with names of their own.
 
 `linear_probe_mae`: batch normalisation and a linear layer trained with LARS (MAE, appendix A.1).
 `linear_probe_logistic`: logistic regression, its C chosen on a held-out part of the training set (CLIP, appendix A.3).

@@ -1,4 +1,4 @@
-"""Masked autoencoding: the loss over a data set under fixed masks, and pictures of what was reconstructed."""
+"""Masked autoencoding: the loss over a data set under fixed masks, and pictures of the reconstructions."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""A sweep: every variant under one budget, then a table, plots and a page. Run again, it goes on."""
+"""A sweep: every variant under one budget, then a table, plots and a page. Run again, it resumes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,8 @@ def ablate(
 ) -> tuple[rows.Row, ...]:
     """Runs or resumes every variant, writes the report, and returns its rows.
 
-    A variant that is finished is not run again; one that failed is, and one that was interrupted goes on. The report
-    (table.csv, table.md, plots/*.png, index.html) is written before each variant and at the end: a sweep can be
-    watched.
+    A finished variant is not run again; a failed one is, and an interrupted one resumes. The report (table.csv,
+    table.md, plots/*.png, index.html) is written before each variant and at the end, so a sweep can be watched.
 
     Args:
       config: see `ablation.plan.Ablation`.

@@ -1,7 +1,7 @@
 """Step time of models against their PyTorch peers on the same machine, in one run.
 
 A step is the loss and its gradient by every parameter, without an optimizer. Rounds alternate between the two, so that
-whatever else slows the machine slows both; what is reported is medians, their quartiles, and the median of the ratios.
+other load slows both alike. Medians, their quartiles, and the median of the ratios are reported.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def shown(values: Sequence[float], digits: int) -> str:
-    """Median [lower quartile, upper quartile], with so many digits after the point; "-" without values."""
+    """Median [lower quartile, upper quartile], with `digits` digits after the point; "-" without values."""
     if not len(values):
         return "-"
     low, middle, high = np.percentile(values, [25, 50, 75])

@@ -120,7 +120,7 @@ def setup(
     Args:
       training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out, and
         data.train need not have the head's classes.
-      task: instead of what config.model and config.task would name, with its `head` if it has one.
+      task: a task to use instead of the one in config.model and config.task, with its `head`, if any.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """

@@ -1,4 +1,4 @@
-"""Trains a job from its config in a workdir; called again on the same workdir, it goes on where it was."""
+"""Trains a job from its config in a workdir; called again on the same workdir, it resumes."""
 
 import contextlib
 import functools

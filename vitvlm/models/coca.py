@@ -122,7 +122,7 @@ class CaptionDecoder(nn.Module):
 
 
 class CoCa(TwoTowers):
-    """Two towers, of which the image's is pooled by attention, and a decoder from both towers' tokens to the caption.
+    """Two towers, the image's pooled by attention, and a decoder from both towers' tokens to the caption.
 
     Fields, besides those of `TwoTowers`:
       text: a causal text encoder, whose tokens the decoder goes on with. Its activation, dropout, scan and remat are

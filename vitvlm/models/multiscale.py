@@ -23,7 +23,7 @@ class MultiScale(nn.Module):
     """The levels of a backbone's pyramid as one token sequence [B, N, D], pre-norm blocks, a final norm, the mean.
 
     A convolutional pyramid (ResNet, with or without FPN) and a hierarchical transformer (Swin) end in the same
-    sequence, so whatever takes tokens takes either.
+    sequence, so any module that takes tokens takes either.
 
     Fields:
       backbone: an image encoder; its dtypes are those of the rest too.

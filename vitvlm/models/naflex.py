@@ -28,7 +28,7 @@ POOLS = ("map", "gap")
 class NaFlex(nn.Module):
     """Patches of images of every shape, positions resampled for each, pre-norm blocks, a norm, one pooled vector.
 
-    Each image is at most so many patches as the batch has room for, in a grid of its own; what is left of the row is
+    Each image has a grid of its own, of at most as many patches as the batch has room for; the rest of the row is
     padding, which nothing looks at.
 
     Fields:
@@ -78,7 +78,7 @@ class NaFlex(nn.Module):
     ) -> EncoderOutput:
         """Encodes images of shapes of their own, as `Patches`; or of one shape, which the patch divides.
 
-        Of Patches the output's grid is (1, N), its `mask` says which tokens are real, and there is no pyramid.
+        For Patches the output's grid is (1, N), its `mask` marks the real tokens, and there is no pyramid.
         `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
 
         Raises ValueError if the patch does not divide the images, ConfigError for an unknown pool, head_input or

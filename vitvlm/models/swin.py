@@ -59,7 +59,7 @@ class PatchMerge(nn.Module):
 
 
 class Stage(nn.Module):
-    """Merges patches, except in the first stage; then blocks, of which every second has shifted windows.
+    """Stage: merges patches, except in the first one, then applies blocks; every second has shifted windows.
 
     Fields:
       make_block, make_attention, make_merge: make a `Block`, a `WindowAttention` and, except in the first stage, a

@@ -58,8 +58,8 @@ class Block(nn.Module):
 
     Fields:
       post_norm: LN(x + Attention(x)), then LN(x + MLP(x)) instead (BERT).
-      mlp: "plain", or "swiglu", which has no use for `activation`.
-      mlp_width: hidden width of the MLP; of SwiGLU's gate, and of what it gates.
+      mlp: "plain", or "swiglu", which does not use `activation`.
+      mlp_width: hidden width of the MLP; for SwiGLU that of each of its two branches.
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
       dropout: of each branch's output; attention_dropout: of the attention weights (rng "dropout").
       make_attention: makes the attention; another kind takes the fields of `Attention` and is called like it, and its

@@ -68,7 +68,7 @@ def count_kept(kind: str, grid: Pair, ratio: float) -> int:
 
 
 def grid_side(grid: Pair, ratio: float) -> int:
-    """The side s of the squares of which grid masking keeps one patch each: ratio = 1 - 1/s^2.
+    """Returns the side s of the squares; grid masking keeps one patch of each: ratio = 1 - 1/s^2.
 
     Raises ConfigError if there is no such s, or it does not divide the grid.
     """

@@ -35,7 +35,7 @@ class Role:
         id; "scale", a learned factor or offset.
       part: where it stands: "embedding", before the first block; "block"; "top", after the last block, or on top of an
         encoder; "head", a last layer whose outputs are the task's, such as classes.
-      resample: for what has the size of an image, a patch or a window: `(value, shape) -> value` of another such size.
+      resample: `(value, shape) -> value` for a parameter whose shape depends on the image, patch or window size.
     """
 
     kind: Kind

@@ -123,7 +123,7 @@ def resample_relative_positions(table: Float[Array, "old K"], window: int) -> Fl
 
 
 def _window(rows: int) -> int:
-    """The side of the window whose table of relative positions has so many rows."""
+    """Returns the side of the window whose table of relative positions has `rows` rows."""
     side = math.isqrt(rows)
     if side * side != rows or side % 2 == 0:
         raise ValueError(f"a table of {rows} relative positions does not have (2 window - 1)^2 rows")

@@ -19,7 +19,7 @@ def smooth_multi_hot(labels: Float[Array, "B S"], smoothing: float = 0.0) -> Flo
 def softmax_cross_entropy(
     logits: Float[Array, "B S"], targets: Float[Array, "B S"], weights: Float[Array, "S"] | None = None
 ) -> Float[Array, "B"]:
-    """-sum_s w_s target_s log softmax(logits)_s for each example, in nats; float32 whatever the logits are."""
+    """-sum_s w_s target_s log softmax(logits)_s for each example, in nats; always float32."""
     return -jnp.sum(_weighted(targets, weights) * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 

@@ -28,7 +28,7 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     - a folder of open_clip: open_clip_config.json, and open_clip_model.safetensors or open_clip_pytorch_model.bin;
       where there is a config.json too, that is the one that is read;
     - `file.npz`, or a subtree of one, `file.npz:img`, of big_vision or vision_transformer;
-    - one file of PyTorch's or safetensors, of whatever suffix, in a layout of `layouts.LAYOUTS`, or beside its config;
+    - one file of PyTorch's or safetensors, with any suffix, in a layout of `layouts.LAYOUTS`, or beside its config;
       `subtree=` chooses one of several models in it; a folder without a config that has one such file;
     - `file.onnx` with a DINOv2 in it;
     - a workdir of a training of ours: its latest checkpoint, or that of `step=`.

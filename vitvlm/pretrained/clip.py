@@ -259,7 +259,7 @@ def vision_rows(model: ViT) -> Iterator[Row]:
 
 
 def text_rows(model: TextTransformer) -> Iterator[Row]:
-    """CLIP's text tower, and SigLIP's but for its head."""
+    """Rows of CLIP's text tower, and of SigLIP's without its head."""
     yield row("embeddings.token_embedding.weight", "embed/embedding", same)
     yield row("embeddings.position_embedding.weight", "positions", same)
     yield from layer_rows(model.depth)

@@ -60,7 +60,7 @@ def efficientnet_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[
 
 
 def encoder_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `encoder_fields`, but for the dropout before a head."""
+    """Config entries of an encoder: the inverse of `encoder_fields`, without the dropout before a head."""
     return {
         "num_channels": params["stem"]["conv"]["kernel"].shape[2],
         "width_coefficient": model.width_factor,

@@ -1,4 +1,4 @@
-"""Tensors by name, whatever file they lie in: shapes are known at once, values are read one by one."""
+"""Tensors by name from any kind of file: shapes are known at once, values are read one by one."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ class Entry:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Names to arrays, each read when it is asked for and not kept: a large model is never held twice.
+    """Mapping of names to arrays, each read at its use and not kept: a large model is never held twice.
 
     Fields:
       opaque: names of the classes of objects that lie beside the tensors and are not read.

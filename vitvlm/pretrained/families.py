@@ -79,7 +79,7 @@ def assemble(
       fields: wishes about the model that leave its parameters as they are: scan, remat, dtype.
 
     Nothing is allocated before all names and shapes are known to fit. Raises KeyError for a field that the config
-    lacks, TableError or ConfigError for what does not fit.
+    lacks, TableError or ConfigError for tensors or fields that do not fit.
     """
     chosen = family.fields(source, tensors) | fields
     model = models.build(family.model, **chosen)

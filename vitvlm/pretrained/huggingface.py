@@ -110,7 +110,7 @@ def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
 
 
 def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
-    """The one that the config names; or of those of its model_type the one that the tensors fit best.
+    """Chooses the architecture that the config names, or the one of its model_type that fits the tensors best.
 
     Raises WeightsError if we have no table for it, or there is nothing to go by.
     """
@@ -173,7 +173,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     """Writes what `from_pretrained` loads: config.json, model.safetensors, the preprocessor's config, by which
     `transformers` makes the pixels that `loaded.preprocessing` makes, and the tokenizer's files.
 
-    A warning tells of preprocessing that no image processor follows, and of what one does a little otherwise.
+    Warns of preprocessing that no image processor can express, and of small differences.
 
     Raises ConfigError for a model that no architecture of `transformers` can express, with the reason.
     """
@@ -242,7 +242,7 @@ def _with_kept(config: Json, source: Json) -> dict[str, Any]:
 
 
 def _merged(own: Json, config: Json) -> dict[str, Any]:
-    """Both, also inside (text_config, vision_config); of what both say, ours, but for the names of the classes."""
+    """Merges both configs, also their inner ones; ours decides where both have a field, but for the class names."""
     merged = {**own, **config}
     for name in own.keys() & config.keys():
         if name in ("id2label", "label2id"):

@@ -45,10 +45,10 @@ class Layout:
       marks: names of tensors that a file of this layout has; or patterns of them.
       family: its rows, and its fields by names, shapes and keywords.
       inputs: keywords and tensors to shapes that the model may be called with.
-      asked: keywords of this layout that are no fields of the model as they are.
+      asked: keywords of this layout that are not fields of the model themselves.
       assumed: fields of the model that the file does not say and that are as published; dotted where they are nested.
       renamed: older names to those of the rows.
-      left_out: names of what a training needs besides, such as projection heads; the model has no use for it.
+      left_out: names of tensors that only training needs, such as projection heads.
     """
 
     name: str
@@ -184,7 +184,7 @@ def load(path: Path, subtree: str = "", **fields: Any) -> Pretrained:
     A file of a folder's own, or with names of `transformers`, is read with the config beside it.
 
     Args:
-      subtree: which entry of the file; of several models by default the first of `wrappers.MODELS`.
+      subtree: entry of the file; with several models, the first of `wrappers.MODELS` by default.
       fields: fields of the model, and what the file does not say.
 
     Raises WeightsError for a file that is damaged, of no layout that is read, or that does not say enough.

@@ -1,4 +1,4 @@
-"""The arrays of a .npz by name, each read when it is asked for."""
+"""Arrays of a .npz by name, each read at its use."""
 
 import math
 import zipfile

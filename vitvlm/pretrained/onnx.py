@@ -26,7 +26,7 @@ ACTIVATIONS = {"Erf": "gelu", "Gelu": "gelu", "Tanh": "gelu_tanh", "Relu": "relu
 
 
 def load(path: Path, **fields: Any) -> Pretrained:
-    """A ViT with its weights; without preprocessing, of which the file says nothing.
+    """Loads a ViT with its weights; the file does not describe the preprocessing.
 
     Args:
       fields: fields of the model. Those that leave its parameters as they are: scan, remat, dtype, dropout. And those

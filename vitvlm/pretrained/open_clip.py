@@ -149,7 +149,7 @@ def operations(source: Json, image_size: int | list[int]) -> str:
 
 
 def described(text: str, size: tuple[int, int]) -> tuple[dict[str, Any], list[str]]:
-    """A preprocess_cfg for an operation string, and what open_clip does a little otherwise, in words.
+    """A preprocess_cfg for an operation string, and a list of small differences.
 
     Args:
       size: height and width of the model's images.

@@ -103,7 +103,7 @@ def read(path: Path, pickle: io.BytesIO, storages: dict[str, Storage] | None = N
 def tensors_in(path: Path, content: Any) -> tuple[dict[str, Strided], list[str]]:
     """Tensors of nested dictionaries by their keys joined by dots, and the names of the classes that are opaque.
 
-    Numbers and texts, such as an epoch's, are no weights. Raises WeightsError for absurdly many values.
+    Numbers and texts, such as an epoch's, are not weights. Raises WeightsError for absurdly many values.
     """
     found: dict[str, Strided] = {}
     opaque: dict[str, None] = {}

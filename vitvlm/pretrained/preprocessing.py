@@ -227,7 +227,7 @@ def complete(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> dict[
 
 
 def described(text: str, config: Json) -> tuple[dict[str, Any], list[str]]:
-    """The contents of preprocessor_config.json for an operation string, and what it does a little otherwise, in words.
+    """The contents of preprocessor_config.json for an operation string, and a list of small differences.
 
     Args:
       config: config.json, whose model_type tells which class of image processor its readers expect.

@@ -20,7 +20,7 @@ def resnet_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
     """The same for a ResNetModel or a ResNetBackbone, which have no head.
 
-    Whatever their hidden_act, there is a ReLU between the convolutions of a block.
+    There is always a ReLU between the convolutions of a block, for any hidden_act.
     """
     return {
         "widths": tuple(source["hidden_sizes"]),

@@ -54,7 +54,7 @@ def vision_fields(source: Json) -> dict[str, Any]:
 def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
     """Fields of `models.build("vit", ...)` from the config.json of a SiglipForImageClassification.
 
-    Its head reads the mean of the patch tokens, whatever is pooled.
+    Its head always reads the mean of the patch tokens.
     """
     head = {"num_classes": num_labels(source), "head_input": "mean", "scan": False}
     return vision_fields(source["vision_config"]) | head

@@ -178,7 +178,7 @@ def listed(names: Sequence[str], separator: str = ", ") -> str:
 
 
 def _prefixed(missing: Sequence[str], left: Sequence[str]) -> list[str]:
-    """A remark if most of what is missing is there under a common prefix, or without one that is asked for."""
+    """Remarks that most missing tensors are there under a common prefix, or without the one that rows expect."""
     for names, others, remark in (
         (missing, left, 'most of these begin with "{}" in the checkpoint'),
         (left, missing, 'most of these lack the prefix "{}" in the checkpoint'),

@@ -75,7 +75,7 @@ def _open_shards(folder: Path, index: str, open_one: Callable[[Path], Tensors]) 
 
 
 def open_file(path: Path) -> Tensors:
-    """The tensors of one file, by what it begins with, whatever its suffix: safetensors, or PyTorch's.
+    """Opens the tensors of a safetensors or PyTorch file, recognised by its first bytes, not by its suffix.
 
     Raises WeightsError for any other file, and for a damaged one.
     """
@@ -112,7 +112,7 @@ def open_safetensors(path: Path) -> Tensors:
 
 
 def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry:
-    """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped anew each time, and not for longer."""
+    """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped again for each use."""
     shape, (begin, end) = tuple(described["shape"]), described["data_offsets"]
     dtype = DTYPES[described["dtype"]]
     if begin == end:  # nothing to map

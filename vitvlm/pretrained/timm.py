@@ -73,7 +73,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     """Writes what `timm.create_model("local-dir:FOLDER")` loads, by which timm makes the pixels that
     `loaded.preprocessing` makes.
 
-    A warning tells of preprocessing that timm does not follow, and of what it does a little otherwise.
+    Warns of preprocessing that timm cannot express, and of small differences.
 
     Raises ConfigError for a model that timm cannot express, with the reason.
     """
@@ -92,7 +92,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
 
 def _with_preprocessing(described: Json, preprocessing: str | None) -> dict[str, Any]:
-    """A pretrained_cfg with what it says of pixels put in place of what it said, or with nothing of it."""
+    """Replaces the preprocessing in a pretrained_cfg, or removes it."""
     kept = {key: value for key, value in described.items() if key not in timm_preprocessing.SAID}
     if preprocessing is None:
         return kept

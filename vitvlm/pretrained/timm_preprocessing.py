@@ -71,7 +71,7 @@ def operations(source: Json) -> str | None:
 
 
 def described(text: str, size: Sequence[int]) -> tuple[dict[str, Any], list[str]]:
-    """The keys of a pretrained_cfg for an operation string, and what timm does a little otherwise, in words.
+    """The keys of a pretrained_cfg for an operation string, and a list of small differences.
 
     Args:
       size: height and width of the model's images, its `input_size`.
@@ -104,7 +104,7 @@ def described(text: str, size: Sequence[int]) -> tuple[dict[str, Any], list[str]
 
 
 def _crop_pct(size: tuple[int, ...], scale: tuple[int, ...]) -> float:
-    """The share of which timm makes this scale."""
+    """Returns the crop_pct from which timm computes this scale."""
     for share in (1.0, round(size[0] / scale[0], 3), size[0] / scale[0], size[0] / (scale[0] + 0.5)):
         if all(math.floor(side / share) == scaled for side, scaled in zip(size, scale)):
             return share

@@ -23,7 +23,7 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of a file from before 1.6: its
 def open_torch(path: Path) -> Tensors:
     """The tensors of a file; names inside nested dictionaries are joined by dots: "model.patch_embed.proj.weight".
 
-    `opaque` of what is returned names the classes of objects beside the tensors, which are skipped.
+    The result's `opaque` names the classes of objects beside the tensors, which are skipped.
 
     Raises WeightsError for a file that PyTorch did not write, is cut short, asks to call what no file of tensors
     needs, or holds a tensor that lies outside its storage.

@@ -41,7 +41,7 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
 
 
 def dinov2_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
-    """The same of a DINOv2, of which only the models with registers resample positions with antialias."""
+    """Fields of a DINOv2; only models with registers resample positions with antialias."""
     found = vit_fields(source, tensors)
     return found | {"position_antialias": bool(found["registers"])}
 

@@ -28,7 +28,7 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
       ema: whether to take the averaged parameters; by default, exactly if there are such.
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout.
 
-    Raises WeightsError if there is no whole checkpoint, or it holds no averaged parameters that were asked for.
+    Raises WeightsError if there is no whole checkpoint, or it lacks the averaged parameters that were requested.
     """
     try:
         config = read_config(folder)

@@ -50,7 +50,7 @@ class Unwrapped:
 
 
 def unwrap(tensors: Tensors, subtree: str = "") -> Unwrapped:
-    """Takes off all wrappers, or first the one that is asked for.
+    """Takes off all wrappers, first the requested one, if any.
 
     Raises ValueError if there is no such subtree, or two tensors would have one name.
     """

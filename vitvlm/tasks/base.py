@@ -28,7 +28,7 @@ class Task(Protocol):
     """A model, an objective, and what can be predicted.
 
     Attributes:
-      losses: what training lowers: `loss`, or several such functions of which each step draws one.
+      losses: objectives of training: `loss`, or several such functions; each step draws one.
       predict_fns: what evaluators call, by name.
       constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
         teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.

@@ -20,7 +20,7 @@ class Best:
             raise config_lib.ConfigError(f'config.checkpoint.best_mode: {self.mode!r} is neither "max" nor "min"')
 
     def score(self, metrics: Mapping[str, Any]) -> float | None:
-        """Higher is better; None where the metric is not, or is no number."""
+        """Returns a score, higher is better; None if the metric is missing or not a number."""
         value = metrics.get(self.metric)
         if not isinstance(value, (int, float)) or value != value:
             return None

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on, appear whole or not at all, and are checked when read.
+"""Checkpoints that are written while training continues, appear whole or not at all, and are checked when read.
 
 Orbax writes the arrays. Beside them each checkpoint has a record: shape, dtype and fingerprint of every array, the
 resolved config, the metrics, and where the loop was; with a digest of itself. So a damaged byte is found, where
@@ -121,7 +121,7 @@ class Checkpoints:
         return max(scores, key=scores.__getitem__) if scores else None  # of equal ones the first
 
     def save(self, step: int, state: Tree, *, resume: Json = None, metrics: Mapping[str, Any] | None = None) -> None:
-        """Copies the state to the host and returns; it is written while training goes on.
+        """Copies the state to the host and returns; it is written while training continues.
 
         Args:
           step: names the checkpoint.

@@ -1,7 +1,7 @@
 """One job at a time in a workdir: a file that says which process holds it, and that is void once that process is gone.
 
 The file, `lock.json`, names host, process and the process's start. On the same machine the holder's death is seen at
-once, also after kill -9. Of another machine only the file's age tells: its holder touches it every BEAT_SECONDS, and
+once, also after kill -9. For another machine only the file's age tells: its holder touches it every BEAT_SECONDS, and
 one that was not touched for STALE_SECONDS, by the clock of the file system that both use, is void.
 """
 
@@ -84,7 +84,7 @@ def hold(
 ) -> Iterator[Lock | None]:
     """Holds a folder, which is made if it is not there, for the length of a `with` block.
 
-    Of a job of many processes the first one holds it, and is given the lock; the others are given None. All of them
+    In a job of many processes the first one holds the lock and receives it; the others receive None. All of them
     must enter, and all of them fail if the first one does.
 
     Args:

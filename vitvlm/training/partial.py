@@ -116,7 +116,7 @@ def _by_layer(path: str, leaf: Any) -> dict[str, np.ndarray]:
 
 
 def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[str], where: str) -> list[str]:
-    """Sources that are neither used nor ignored; of a scanned one that is used in part, the layers that are not."""
+    """Lists sources that are neither used nor ignored, and unused layers of scanned sources that are used in part."""
     unused = {path: [part for part in parts if part not in used] for path, parts in layers.items()}
     unused = {path: parts for path, parts in unused.items() if parts}
     for pattern in ignore:

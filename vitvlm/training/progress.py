@@ -32,7 +32,7 @@ class Progress:
 
         Args:
           total_steps: where the bar ends.
-          lines_every: steps between lines where the output is no terminal.
+          lines_every: steps between lines if the output is not a terminal.
           console: standard error by default.
           quiet: print nothing, as on every process but the first.
         """

@@ -40,7 +40,7 @@ class Record:
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Record":
-        """Raises DamagedError if the file is missing, is no record, or does not have its own digest."""
+        """Raises DamagedError if the file is missing, is not a record, or does not match its digest."""
         try:
             found = json.loads(epath.Path(path).read_bytes())
             content = found["content"]

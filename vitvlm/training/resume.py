@@ -1,4 +1,4 @@
-"""Resuming: the place of a training that a checkpoint carries besides the state, so that it goes on bit by bit."""
+"""Resuming: the place of a training that a checkpoint holds besides the state, so that it continues bit by bit."""
 
 import base64
 import dataclasses
@@ -52,13 +52,13 @@ def restore_or_init(
     batches: Batches,
     writer: Writer,
 ) -> Start:
-    """Goes on from the newest whole checkpoint; begins anew where there is none.
+    """Resumes from the newest whole checkpoint; starts afresh without one.
 
     Batches and metrics are put back to the same point: what was written after the checkpoint is forgotten, as those
     steps are done again.
 
     Args:
-      checkpoints: None begins anew.
+      checkpoints: None starts afresh.
       target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`).
       init: makes the fresh state.
       batches: put to the checkpoint's place.

@@ -54,7 +54,7 @@ class Speed:
         return rates
 
     def remaining(self, steps: int) -> float | None:
-        """Seconds that so many steps take at the last lap's rate; None before there is one."""
+        """Returns the seconds that a number of steps takes at the last lap's rate; None before the first lap."""
         return None if self._seconds_per_step is None else steps * self._seconds_per_step
 
     def _restart(self, step: int) -> None:

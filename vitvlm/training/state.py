@@ -24,7 +24,7 @@ class TrainState:
       params: the model's parameters.
       collections: the model's other collections by name, such as batch statistics; most models have none.
       opt_state: the optimizer's state.
-      ema: exponential moving average of the parameters in float32, or None when it is not asked for.
+      ema: exponential moving average of the parameters in float32, or None without `ema_decay`.
       rng: the typed key of the training; step t draws from `fold_in(rng, t)`, so it never changes.
     """
 

@@ -25,7 +25,7 @@ class WorkdirError(RuntimeError):
 
 
 def check(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> epath.Path:
-    """Makes the workdir, and checks that the config is the one that began there, if one did.
+    """Makes the workdir, and checks the config against the one that it began with, if any.
 
     A training claims its workdir (`claim`) with its first step: what failed before may come back with another config.
 

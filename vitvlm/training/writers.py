@@ -69,7 +69,7 @@ class JsonlWriter:
             ) from error
 
     def mark(self) -> dict[str, int]:
-        """The length of what is written in bytes and rows, and its checksum."""
+        """Length of the written file in bytes and rows, and its checksum."""
         self._check()
         self._mend()
         os.fsync(self._file.fileno())

@@ -52,7 +52,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Operations in order; `fields` are those that `keep` asked for."""
+    """Operations in order; `fields` are those that `keep` names."""
 
     text: str
     operations: tuple[Operation, ...]

@@ -18,7 +18,7 @@ LARGEST_SCALE = 100.0
 def fit_patches(
     image: Shaped[np.ndarray, "H W C"], patch_size: int, max_patches: int, method: str = "bilinear"
 ) -> NewPixels:
-    """Resizes to as many whole patches as `max_patches` allows; the shape stays but for less than a patch."""
+    """Resizes to as many whole patches as `max_patches` allows; the shape changes by less than a patch."""
     return resize(image, fitting_size(*image.shape[:2], patch_size, max_patches), method)
 
 

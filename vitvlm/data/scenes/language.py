@@ -59,7 +59,7 @@ def describe(scene: Scene, rng: np.random.Generator, yes: bool = True) -> Texts 
     """Texts of a scene; None if no negative of some kind is certainly false.
 
     Args:
-      yes: the answer of the yes-or-no question, so that whoever asks many can balance them.
+      yes: the answer to the yes-or-no question, so that a set of questions can be balanced.
     """
     a, b = scene.things[:2]
     said = relation(a, b)

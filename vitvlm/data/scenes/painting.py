@@ -21,7 +21,7 @@ class Painted:
 
     Fields:
     pixels: RGB [H, W, 3].
-    masks: [n, H, W], the pixels of which a thing covers half or more.
+    masks: [n, H, W], True for pixels that a thing covers by half or more.
     boxes: [n, 4] as left, top, right, bottom in pixels, of the masks; right and bottom are the first pixel outside.
     """
 

@@ -57,7 +57,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, count: int = 3) -> Scene:
-    """A scene of so many things, two or more, at random; its first two stand clearly in one relation."""
+    """Draws a scene of `count` things, two or more; its first two stand clearly in one relation."""
     while True:
         first, second = (rng.permutation(len(names))[:2] for names in (SHAPES, tuple(COLOURS)))
         things: list[Thing] = []

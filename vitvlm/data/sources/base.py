@@ -85,7 +85,7 @@ class Source(abc.ABC):
         """The files or rows that the examples are read from by name, and of each a text that differs if it does.
 
         Names are the ids of the examples where each has a file of its own. Contents of files are not read. There are
-        none of what is made on the fly.
+        none for examples that are made on the fly.
         """
         return {}
 

@@ -99,7 +99,7 @@ class Relabelled(Source):
 def renamed(source: Source, names: Mapping[str, str]) -> Source:
     """The source with its classes renamed by {class: new name}; classes of one new name become one.
 
-    Names that are no class of the source are passed over.
+    Names that are not classes of the source are skipped.
     """
     renames = {name: names[name] for name in source.label_names if name in names}
     if not renames:

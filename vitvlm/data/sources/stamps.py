@@ -45,7 +45,7 @@ class StampsSource(Source):
 
     "train" is a fixed stratified four fifths, "test" the rest, "all" everything, in the order of a stratified shuffle.
     Categories of fewer than FEWEST examples are left out. An example holds "caption", the English sentence, and, in
-    whatever languages it is told, "caption_ja", "caption_pt_BR" and so on.
+    any other language, "caption_ja", "caption_pt_BR" and so on.
 
     Raises:
       DataError: if there is no such folder, or no stamp in it.

@@ -99,7 +99,7 @@ class Tokenizer:
 
         Raises:
           TypeError: for one string where a sequence of them belongs.
-          DataError: for what is not text, or one longer than L if `truncation` is "error".
+          DataError: for a value that is not text, or a text longer than L if `truncation` is "error".
         """
         if isinstance(texts, str | bytes):
             raise TypeError(f"encode takes a sequence of texts: write encode([{texts[:20]!r}])")
@@ -141,13 +141,13 @@ class Tokenizer:
     def decode(
         self, ids: Int[np.ndarray, "B L"] | Iterable[Sequence[int]], mask: Int[np.ndarray, "B L"] | None = None
     ) -> list[str]:
-        """Texts of rows of ids, without BOS, EOS, padding, and whatever follows EOS.
+        """Decodes rows of ids to texts, without BOS, EOS, padding, and anything after EOS.
 
         Args:
           ids: [B, L], or B rows of different lengths.
-          mask: of `encode`; without it a row's padding is told by `pad_id`, on the side of `padding`.
+          mask: mask of `encode`; without it, `pad_id` marks a row's padding, on the side of `padding`.
 
-        Raises ValueError for what are no rows of ids, or ids outside the vocabulary.
+        Raises ValueError for values that are not rows of ids, and for ids outside the vocabulary.
         """
         rows = [
             self._content(np.asarray(row), None if mask is None else np.asarray(mask[i])) for i, row in enumerate(ids)
@@ -155,7 +155,7 @@ class Tokenizer:
         return self.model.decode(rows)
 
     def clean(self, text: str, position: int = 0) -> str:
-        """The text as the vocabulary gets it. Raises DataError, which names its position, for what is not text."""
+        """Cleans a text for the vocabulary. Raises DataError, which names the position, for anything but text."""
         if not isinstance(text, str):
             raise DataError(f"text {position} is {type(text).__name__}, not a string: {text!r:.60}")
         text = CLEANINGS[self.cleaning](text)

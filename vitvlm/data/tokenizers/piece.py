@@ -23,7 +23,7 @@ class SentencePiece:
 
 
 def read(path: str) -> tuple[SentencePiece, dict[str, Any]]:
-    """The model and the fields of its `Tokenizer`; the file says nothing of what is added: EOS, if there is one.
+    """Returns the model and fields of its `Tokenizer`; the file does not say what to add, so EOS is, if there is one.
 
     Raises ConfigError for a spec without a path or where the package is not installed, DataError for the file.
     """

@@ -9,7 +9,7 @@ from vitvlm.jobs.ablation.rows import Measured
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A number that is no score.
+    """A cost: a number of a variant besides its scores.
 
     Attributes:
       key: in the outcome, and in the CSV (in base units).

@@ -50,7 +50,7 @@ def prepare(
       drop: kinds of problems (`problems.KINDS`); what has them is left out, and counted.
       caption_field: where the captions are; by default "caption", if there is such a field.
       separator: between several captions in a string, which are then written as a list; None if a string is one.
-      max_side: larger images are reduced so that their longer side is so many pixels.
+      max_side: larger images are reduced to this length of their longer side, in pixels.
       data_dir: as in `sources.open`.
       console: where the progress bars go; standard error by default.
 

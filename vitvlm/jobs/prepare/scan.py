@@ -61,7 +61,7 @@ class Scan:
       hashes, thumbnails: see `hashes`; zeros where the image cannot be read.
       texts: the source's text fields by name; whether some example holds a tuple of several there.
       caption_field: whose captions were seen; None if the source has no such field.
-      left_out: the source's fields that are no texts, such as boxes; a prepared set does not hold them.
+      left_out: the source's fields that are not texts, such as boxes; a prepared set does not hold them.
     """
 
     seen: Sequence[Seen]
@@ -132,5 +132,5 @@ def scan(
 
 
 def _digest(pixels: UInt8[np.ndarray, "H W 4"]) -> bytes:
-    """Equal for images of the same pixels and transparency, whatever the file's format and compression."""
+    """Digest of an image's pixels and transparency, which does not depend on the file's format and compression."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=str(pixels.shape).encode()).digest()
