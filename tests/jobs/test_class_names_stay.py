@@ -1,6 +1,7 @@
 """Names of classes stay with a model: in its workdir, in what it is saved as, and when it is trained further."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -82,18 +83,49 @@ def test_other_data_is_put_under_the_classes_of_the_workdir(workdir, tmp_path):
         )
 
 
-def test_a_class_that_was_renamed_stops_a_training_that_goes_on(workdir, images):
-    config = a_config(f"folder:{images}")
+@pytest.fixture
+def copied(workdir, images, tmp_path):
+    """(images, workdir, config) of the same training, its images elsewhere but with their times, to be changed."""
+    shutil.copytree(images, tmp_path / "animals")
+    folder = shutil.copytree(workdir, tmp_path / "workdir")
+    config = json.loads((folder / "config.json").read_text())
+    source = f"folder:{tmp_path / 'animals'}"
+    (folder / "config.json").write_text(json.dumps(config | {"data": {**config["data"], "source": source}}))
+    return tmp_path / "animals", folder, a_config(source)
+
+
+def test_a_class_that_was_renamed_keeps_its_label_on_request_only(copied):
+    images, folder, config = copied
     for split in ("train", "test"):
         (images / split / "ant").rename(images / split / "zebra")
-    try:
-        with pytest.raises(
-            ConfigError, match=r"classes: \['ant', 'bee', 'cow'\] before, \['bee', 'cow', 'zebra'\] now"
-        ):
-            train.train(config, workdir)
-    finally:
-        for split in ("train", "test"):
-            (images / split / "zebra").rename(images / split / "ant")
+    with pytest.raises(DataError, match=r"its class 'zebra' is none of the training's .*config\.data\.class_names="):
+        train.train(config, folder)
+    config["data"]["class_names"] = {"zebra": "ant"}
+    said = r"data/class_names/zebra: absent before, 'ant' now.*, and data/class_names with --accept_changed_data$"
+    with pytest.raises(ConfigError, match=said):
+        train.train(config, folder)
+    train.train(config, folder, accept_changed_data=True)
+    assert "files are new: zebra/0.png" in (folder / "metrics.jsonl").read_text()
+    now = json.loads((folder / "config.json").read_text())
+    assert now["classes"] == list(NAMES) and now["data"]["class_names"] == {"zebra": "ant"}
+    source = setup(train.going_on(config, folder)).source
+    labels = dict(zip(source.ids, source.labels.tolist(), strict=True))
+    assert (labels["zebra/0.png"], labels["bee/0.png"], labels["cow/0.png"]) == (0, 1, 2)
+
+
+def test_a_class_that_is_gone_shifts_no_label_and_one_more_is_refused(copied):
+    images, folder, config = copied
+    shutil.rmtree(images / "train" / "ant")
+    with pytest.raises(DataError, match=r"4 files are gone: ant/0\.png.*--accept_changed_data"):
+        train.train(config, folder)
+    train.train(config, folder, accept_changed_data=True)
+    assert json.loads((folder / "config.json").read_text())["classes"] == list(NAMES)
+    assert sorted(setup(train.going_on(config, folder)).source.labels.tolist()) == [1] * 4 + [2] * 4
+    shutil.copytree(images / "train" / "bee", images / "train" / "dog")
+    with pytest.raises(DataError, match=r"its class 'dog' is none of the training's classes"):
+        train.train(config, folder, accept_changed_data=True)
+    with pytest.raises(ConfigError, match=r"batch_size: 4 before, 2 now; classes: "):  # another training
+        train.train(config | {"batch_size": 2, "evals": {}}, folder)
 
 
 def test_a_head_that_is_trained_further_has_the_classes_of_the_job(workdir, tmp_path, caplog):

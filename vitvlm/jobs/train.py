@@ -10,6 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core import config as config_lib
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
@@ -45,18 +46,20 @@ def train(
       config: see `jobs.fields.Job`.
       folder: the workdir: config.json, metrics.jsonl, checkpoints/ and evaluations/.
       force: break the lock of another job that holds the workdir.
-      accept_changed_data: go on although the training data are not those that the checkpoint has seen.
+      accept_changed_data: go on although the training data are not those that the checkpoint has seen; then
+        `data.class_names` may change too, so that a renamed class keeps its label.
 
     Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
     Interrupted after SIGTERM or SIGINT, with everything saved.
     """
-    job = setup(config)
+    job = setup(going_on(config, folder))
     evals = evaluators.build(job, job.job.evals)
     best = best_checkpoint(job)
+    changeable = workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
     save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.hold(folder, force))
-        folder = workdir.check(folder, job.config)
+        folder = workdir.check(folder, job.config, changeable)
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
@@ -70,7 +73,7 @@ def train(
         accounts = {"train": job.source.files} | {each.name: each.source.files for each in evals}
 
         def claim() -> None:
-            workdir.claim(folder, job.config)
+            workdir.claim(folder, job.config, changeable)
             if jax.process_index() == 0:
                 data_files.save(folder, accounts)
 
@@ -112,6 +115,19 @@ def train(
         data_files.save(folder, accounts, batches.bad.names)
         _draw_curves(folder)
     return dict(final)
+
+
+def going_on(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dict[str, Any]:
+    """The config with the classes under which the same training began in a workdir, so that names keep their labels.
+
+    Classes that the config gives itself stay, and so does a config that is another training's.
+    """
+    plain = config_lib.plain(config)
+    before = workdir.began(folder) or {}
+    free = (*workdir.CHANGEABLE, "classes", "model/num_classes", *workdir.WITH_CHANGED_DATA)
+    if plain.get("classes") is None and before.get("classes") and not workdir.differing(before, plain, free):
+        plain["classes"] = before["classes"]
+    return plain
 
 
 def _draw_curves(folder: epath.Path) -> None:

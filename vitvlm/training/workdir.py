@@ -19,6 +19,9 @@ _LOG = logging.getLogger(__name__)
 CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/bad_share")
 """Fields that may differ when a training goes on: they do not touch what is computed."""
 
+WITH_CHANGED_DATA = ("data/class_names(/.*)?",)
+"""Fields that may differ too when changed data are accepted: a renamed class is given its name of before."""
+
 
 class WorkdirError(RuntimeError):
     """A workdir that cannot be used; one line that says why."""
@@ -40,7 +43,7 @@ def check(workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequen
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        before = _began(workdir)
+        before = began(workdir)
         if before is not None:
             _compare(workdir, before, json.loads(json.dumps(config)), changeable)
     except OSError as error:
@@ -66,19 +69,31 @@ def _unwritable(workdir: epath.Path, error: OSError) -> WorkdirError:
     return WorkdirError(f"workdir {workdir} cannot be written: {line(error)}; choose another --workdir")
 
 
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = CHANGEABLE) -> list[str]:
+    """Lists the paths of the fields in which two configs differ, but for those that match a regex of `changeable`."""
+    fields, others = _fields(before), _fields(json.loads(json.dumps(now)))
+    free = [re.compile(pattern) for pattern in changeable]
+    return [
+        name
+        for name in sorted({*fields, *others})
+        if fields.get(name, ...) != others.get(name, ...) and not any(pattern.fullmatch(name) for pattern in free)
+    ]
+
+
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
     """The resolved config of the training in a workdir; of its newest checkpoint, if config.json is gone or damaged.
 
     Raises WorkdirError if there is neither.
     """
-    found = _began(epath.Path(workdir))
+    found = began(workdir)
     if found is None:
         raise WorkdirError(f"{workdir} is not the workdir of a training: no readable {CONFIG} there")
     return found
 
 
-def _began(workdir: epath.Path) -> dict[str, Any] | None:
+def began(workdir: epath.PathLike) -> dict[str, Any] | None:
     """The config that began in a workdir, also if its file is gone or damaged; None if none did, or none is left."""
+    workdir = epath.Path(workdir)
     file = workdir / CONFIG
     found = own_files.read(file) if file.exists() else None
     if found is not None:
@@ -100,17 +115,14 @@ def _began(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Sequence[str]) -> None:
-    before, now = _fields(before), _fields(now)
-    free = [re.compile(pattern) for pattern in changeable]
-    differing = [
-        f"{name}: {_show(before, name)} before, {_show(now, name)} now"
-        for name in sorted({*before, *now})
-        if before.get(name, ...) != now.get(name, ...) and not any(pattern.fullmatch(name) for pattern in free)
-    ]
-    if differing:
+    if names := differing(before, now, changeable):
+        fields, others = _fields(before), _fields(now)
+        shown = "; ".join(f"{name}: {_show(fields, name)} before, {_show(others, name)} now" for name in names)
+        only = len(differing(before, now, (*changeable, *WITH_CHANGED_DATA))) == len(names)
         raise ConfigError(
-            f"workdir {workdir} began with another config ({'; '.join(differing)}): "
+            f"workdir {workdir} began with another config ({shown}): "
             f"choose another --workdir, or set these fields back; only {', '.join(changeable)} may change"
+            f"{'' if only else ', and data/class_names with --accept_changed_data'}"
         )
 
 
