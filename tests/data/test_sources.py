@@ -10,9 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vitvlm.core.config import ConfigError
-from vitvlm.data import sources
+from vitvlm.data import operations, sources
+from vitvlm.data.batches import eval_batches
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.sources import prepared, stamps
+from vitvlm.data.texts import check_texts
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("all[:80%]", "all[80%:]")])
@@ -323,3 +325,49 @@ def test_records_that_cannot_be_read_any_more_are_unreadable_images(tmp_path, da
     with pytest.raises(UnreadableImage, match="emoji-train-3: its record cannot be read: ") as error:
         source[3]
     assert "\n" not in str(error.value)
+
+
+class Damaged:
+    """Records of which one cannot be read; it counts how many are."""
+
+    def __init__(self, records, damaged):
+        self._records, self._damaged, self.reads = records, damaged, 0
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if index == self._damaged:
+            raise RuntimeError("Corrupted Riegeli/records file: chunk data hash mismatch")
+        return self._records[index]
+
+
+def test_a_damaged_record_has_no_label_and_stops_no_check(monkeypatch):
+    source, whole = (sources.open("emoji", "test[:8]") for _ in range(2))
+    inner = source._source
+    monkeypatch.setattr(inner, "_records", Damaged(inner._records, 3))
+    wanted = whole.labels.copy()
+    wanted[3] = -1
+    np.testing.assert_array_equal(source.labels, wanted)
+    assert source.ids[3] == "emoji-test-3" and list(source.ids[4:]) == list(whole.ids[4:])
+    image = "decode(3)|resize(8)|normalize('half')|"
+    check_texts(source, operations.parse(image + "tokenize('emoji', 8, 'keywords', most=99)"), "")
+    (batch,) = eval_batches(source, image + "tokenize('emoji', 8, 'name')", 8, bad_share=1)
+    assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+
+
+def test_texts_that_are_one_each_are_not_looked_at_before_a_training(monkeypatch):
+    """Records of a prepared set hold the images too: a look at every text is a pass over the whole set."""
+    source = sources.open("emoji", "test[:8]")
+    inner = source._source
+    monkeypatch.setattr(inner, "_records", records := Damaged(inner._records, None))
+    image = "decode(3)|resize(8)|normalize('half')|"
+    check_texts(source, operations.parse(image + "tokenize('emoji', 8, 'name')"), "")
+    assert records.reads == 0
+    with pytest.raises(ConfigError, match=r"of the 8 images .* have more texts in 'keywords'"):
+        check_texts(source, operations.parse(image + "tokenize('emoji', 8, 'keywords')"), "")
+    assert records.reads >= 8
+    mixed = sources.open("mix:emoji+scenes:train=2", "train[:2]")
+    assert not mixed.holds_one_text("name"), "scenes cannot tell"
+    assert sources.open("mix:2*emoji+1*emoji", "train[:2]").holds_one_text("name")

@@ -1,12 +1,14 @@
 """Checks before the first step: evaluators against their data, and strings in a batch."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vitvlm.core.config import ConfigError
+from vitvlm.data.errors import TooManyUnreadable
 from vitvlm.jobs import evaluators, train
 from vitvlm.jobs.setup import setup
 from vitvlm.training import sharding
@@ -28,6 +30,8 @@ def images(tmp_path_factory):
                 path = root / split / name / f"{number}.png"
                 Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
                 row = {"image": f"{split}/{name}/{number}.png", "caption": f"one {name}", "label": name, "split": split}
+                if (split, name, number) == ("test", "cow", 1):
+                    row["caption"] = [f"{n} cows" for n in range(6)]
                 rows.append(row)
     (root / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
@@ -73,13 +77,27 @@ def a_config(images, evals=(), ops=OPS, source="folder:{}"):
         ),
         ({"type": "retrieval"}, r"x\.data\.ops: no texts of .*; add tokenize"),
         ({"type": "compositionality"}, r"x\.data\.ops: no texts of .*; add tokenize"),
+        (
+            {"type": "retrieval", "data": {"source": "captions", "ops": f"{OPS}|tokenize('emoji', 8, most=5)"}},
+            r"x\.data: operation tokenize.*: 1 of the 4 images .* up to 6 \(test/cow/1\.png\): write most=6",
+        ),
     ],
 )
 def test_an_evaluator_that_would_fail_fails_before_the_first_step(images, tmp_path, section, message):
     """kNN with its default ks failed after the last step on 24 images, and so did every rerun."""
+    if section.get("data", {}).get("source") == "captions":
+        section = section | {"data": section["data"] | {"source": f"jsonl:{images}/list.jsonl"}}
     with pytest.raises(ConfigError, match=message):
         train.train(a_config(images, {"x": section}), tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
+
+
+def test_data_of_which_nothing_can_be_read_is_no_matter_of_the_model(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    for path in (tmp_path / "images" / "train").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(TooManyUnreadable, match=r"^folder:.* train: none of the first 24 images can be read: "):
+        setup(a_config(tmp_path / "images"))
 
 
 def test_what_fits_is_built(images):

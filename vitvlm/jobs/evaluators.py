@@ -109,8 +109,8 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
     facts = evaluation.Facts(
         name=source.name,
         train_name=f"{train_split.source} {train_split.split}",
-        labels=lambda: source.labels,
-        train_labels=lambda: labels.train_source().labels,
+        labels=lambda: _readable(source),
+        train_labels=lambda: _readable(labels.train_source()),
         arrays=pipeline.arrays,
         predictions=tuple(job.task.predict_fns),
     )
@@ -171,6 +171,11 @@ def _labels(
         given = {"matched": classes.by_hand({**train.renames, **source.renames})}
     sources.check_classes(source, user)
     return _Labels(source, train_source, {"label_names": source.label_names, **given}, defaults)
+
+
+def _readable(source: sources.Source) -> np.ndarray:
+    """The labels of the examples that have one to be read; those of the others are -1."""
+    return source.labels[source.labels >= 0]
 
 
 def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None:

@@ -20,6 +20,7 @@ from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
+from vitvlm.data.errors import DataError
 from vitvlm.data.texts import check_texts
 from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
@@ -86,7 +87,7 @@ class Setup:
         """Shapes and dtypes of the whole train state. Raises ConfigError if the model does not fit its data."""
         try:
             return jax.eval_shape(self.init_state, self.job.seed)
-        except config_lib.ConfigError:
+        except (config_lib.ConfigError, DataError):
             raise
         except ValueError as error:
             raise config_lib.ConfigError(f"config.model on {self.source.name}: {error}") from error

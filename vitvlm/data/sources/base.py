@@ -90,8 +90,12 @@ class Source(abc.ABC):
         return {}
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
-        """One example's text field; None if it has none."""
+        """One example's text field; None if it has none. Raises UnreadableImage like `[]`."""
         return self[index].get(name)
+
+    def holds_one_text(self, name: str) -> bool:
+        """Tells whether it is known, without reading any example, that no text field of this name holds several."""
+        return False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,6 +171,9 @@ class Subset(Source):
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(int(self._indices[index]), name)
+
+    def holds_one_text(self, name: str) -> bool:
+        return self._source.holds_one_text(name)
 
     def __len__(self) -> int:
         return len(self._indices)

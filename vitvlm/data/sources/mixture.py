@@ -96,6 +96,9 @@ class MixedSource(Source):
         which, place = self._place(index)
         return self._specs[which] if name == "source" else self._sources[which].text(place, name)
 
+    def holds_one_text(self, name: str) -> bool:
+        return name == "source" or all(source.holds_one_text(name) for source in self._sources)
+
     @property
     def files(self) -> tuple[Files, ...]:
         return tuple(files for source in self._sources for files in source.files)

@@ -90,10 +90,15 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def _index(self) -> tuple[list[Any], list[str]]:
-        """Reads (labels, ids), which takes a pass over the records."""
+        """Reads (labels, ids), which takes a pass over the records; of one that cannot be read the label is -1."""
         labels, ids = [], []
         for i in range(len(self)):
-            fields = self._fields(i)
+            try:
+                fields = self._fields(i)
+            except UnreadableImage as error:
+                labels.append(np.zeros(0, np.int32) if self.multi_label else -1)
+                ids.append(error.name)
+                continue
             labels.append(self._label_of(fields))
             ids.append(self._id(fields, i))
         return labels, ids
@@ -120,6 +125,9 @@ class TfdsSource(Source):
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._text(self._fields(index), name)
+
+    def holds_one_text(self, name: str) -> bool:
+        return name not in self._several and name not in self._separators
 
     def _text(self, fields: Mapping[str, Any], name: str) -> str | tuple[str, ...] | None:
         if name in self._class_names:

@@ -57,6 +57,9 @@ class Relabelled(Source):
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(index, name)
 
+    def holds_one_text(self, name: str) -> bool:
+        return self._source.holds_one_text(name)
+
     def __len__(self) -> int:
         return len(self._source)
 
