@@ -195,6 +195,10 @@ def test_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="ks: 200 neighbours of 20"):
         both = {"batches": passes(images, labels), "train_batches": passes(images, labels), "label_names": NAMES}
         evaluation.build("knn", {}, **both).run(predict, variables, tmp_path)
+    for temperature in (0.0, -1.0, 1e-3):  # exp(1 / 1e-3) is infinite, and so would be the votes of several classes
+        with pytest.raises(ConfigError, match=r"temperature: .* give 0.0015 or more"):
+            fields = {"ks": (1,), "temperature": temperature}
+            evaluation.build("knn", fields, **both).run(predict, variables, tmp_path)
     with pytest.raises(ValueError, match="labels run from 0 to 3, but the model has 3"):
         evaluation.build("classification", {}, batches=passes(images, labels), label_names=NAMES).run(
             predict, variables, tmp_path

@@ -15,7 +15,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import evaluators
-from vitvlm.jobs.classes import Head
+from vitvlm.jobs.classes import Head, find
 from vitvlm.jobs.setup import setup
 from vitvlm.tasks import Classify, Encode
 
@@ -268,6 +268,17 @@ def test_weights_without_names(tmp_path):
     by_hand = {"ant": "LABEL_2", "bee": "LABEL_1"}
     result = weights_on(None, ("ant", "bee"), perfect("cow", "bee", "ant"), tmp_path, by_hand, count=3)
     assert result.metrics["top1"] == 1 and "UNVERIFIED" not in result.protocol
+
+
+def test_weights_without_names_on_classes_that_are_numbers():
+    """Folders 0, 1, 10, 2 … are in the order of texts, which the weights' training may or may not have followed."""
+    few, many = ([str(number) for number in range(count)] for count in (10, 11))
+    places, note = find(few, None, 10, "folder", "the weights' classes", "")
+    assert places == list(range(10)) and "UNVERIFIED" in note
+    with pytest.raises(DataError, match=r"which is which cannot be told; say it, such as \{'0': 'LABEL_0'\}"):
+        find(sorted(many), None, 11, "folder", "the weights' classes", "say it")
+    by_hand = [f"LABEL_{number}" for number in sorted(many)]
+    assert find(by_hand, None, 11, "folder", "the weights' classes", "")[0] == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_weights_that_name_two_classes_alike(tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,18 +12,30 @@ from typing import Any
 from vitvlm.core.config import ConfigError
 
 
+def composed(name: str) -> str:
+    """Returns the name in Unicode's composed form (NFC): one text is one name, though Macs write `é` as two characters.
+
+    >>> composed("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def _plain(name: str) -> str:
     """Returns the name in lower case, with underscores and hyphens as spaces and one space between words."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return " ".join(composed(name).casefold().replace("_", " ").replace("-", " ").split())
 
 
 # The forms of a name under each rule; two names are the same class if they have a form in common. Tried in turn.
 RULES: Mapping[str, Callable[[str], set[str]]] = {
-    "as they are": lambda name: {name},
+    "as they are": lambda name: {composed(name)},
     "ignoring case, _ and -": lambda name: {_plain(name)},
     "by a synonym between commas": lambda name: {_plain(part) for part in (name, *name.split(",")) if part.strip()},
 }
 EXACT, *_ = RULES
+
+
+_NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")  # 3, 03 and 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +68,7 @@ def match(names: Sequence[str], known: Sequence[str], rules: Iterable[str] = RUL
     for rule in rules:
         forms: dict[str, set[int]] = {}
         for place, name in enumerate(known):
-            for form in RULES[rule](name) | {shown[place]}:
+            for form in RULES[rule](name) | {composed(shown[place])}:
                 forms.setdefault(form, set()).add(place)
         for name in list(left):
             candidates = sorted(set().union(*(forms.get(form, ()) for form in RULES[rule](name))))
@@ -75,6 +89,15 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, those that occur more than once told apart by their place: "crane (class 134)"."""
     counts = Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} (class {place})" for place, name in enumerate(names))
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of classes that may be one: their names differ in case, spaces, _ or -, or are one number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        number = _NUMBER.fullmatch(name.strip())
+        groups.setdefault(f"number {number[1]}" if number else _plain(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
@@ -99,12 +122,12 @@ def mapping(given: Mapping[str, str] | str | None, where: str) -> dict[str, str]
     for name, wanted in content.items():
         if not isinstance(name, str) or not isinstance(wanted, str):
             raise ConfigError(f"{where}: {name!r}: {wanted!r}: both are names of classes, so both are texts")
-    return dict(content)
+    return {composed(name): composed(wanted) for name, wanted in content.items()}
 
 
 def _read(path: str, where: str) -> Any:
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         told = f"{error.strerror or error}" if isinstance(error, OSError) else f"is not JSON: {error}"
         raise ConfigError(f"{where}: {path}: {told}; it holds {{class of the data: its name in the job}}") from None

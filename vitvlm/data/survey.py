@@ -1,13 +1,15 @@
 """Every file below a folder: the images, and what else there is, counted by the rule that leaves it out.
 
 Links are followed, each file and each directory once, by its device and inode: what is there itself comes before links
-to it. So a link back to an ancestor ends, and an image that is linked to from two places is one image.
+to it. So a link back to an ancestor ends, and an image that is linked to from two places, by links of either kind, is
+one image.
 """
 
 import collections
 import dataclasses
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from vitvlm.data.accounting import Tally, tallies
@@ -41,6 +43,7 @@ class Survey:
       directories: all that no rule leaves out, in order, with nothing for `root` itself.
       skipped: files that are not data, by the rule that says so.
       unreadable: images that cannot be read, by path, with the reason: empty, a broken link, no permission.
+      repeated: what files are known by besides their path in `images`, through links of both kinds, with that path.
       notes: facts that change nothing, but may be of interest.
     """
 
@@ -48,7 +51,19 @@ class Survey:
     directories: list[str] = dataclasses.field(default_factory=list)
     skipped: dict[str, Tally] = dataclasses.field(default_factory=tallies)
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+    repeated: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: dict[str, Tally] = dataclasses.field(default_factory=tallies)
+
+    def prefer(self, inside: Callable[[str], bool]) -> None:
+        """Takes a file by a path that is `inside`, a split, where it is known by such a path and by another."""
+        taken: dict[str, str] = {}
+        for path, known in self.repeated.items():
+            if inside(path) and not inside(known):
+                taken.setdefault(known, path)
+        self.images = sorted((taken.get(path, path) for path in self.images), key=os.fsencode)
+        self.unreadable = {taken.get(path, path): reason for path, reason in self.unreadable.items()}
+        names = {readable(path): readable(known) for known, path in taken.items()}
+        self.skipped[REPEATED].names = [names.get(name, name) for name in self.skipped[REPEATED].names]
 
 
 def survey(root: Path) -> Survey:
@@ -68,11 +83,13 @@ class _Walk:
         self.found = Survey()
         self._root = os.fspath(root)
         self._seen: set[tuple[int, int]] = set()  # directories
-        self._inodes: set[tuple[int, int]] | None = None  # images; not needed without links
+        self._paths: dict[tuple[int, int], str] = {}  # of images by inode, as far as several paths may lead to them
+        self._linked = False  # whether links may lead to any
         self._links: list[str] = []
         self._directory("", "")
         if self._links:
-            self._inodes = {_inode(os.stat(self._full(path))) for path in self.found.images}
+            self._paths = {_inode(os.stat(self._full(path))): path for path in self.found.images}
+            self._linked = True
         while self._links:
             links, self._links = self._links, []
             for path in links:
@@ -98,7 +115,7 @@ class _Walk:
         inner, stems = [], collections.defaultdict(list)
         for entry in entries:
             name = f"{path}/{entry.name}" if path else entry.name
-            ours = rule or _rule(entry.name)
+            ours = rule or rule_of(entry.name)
             if entry.is_symlink() and ours:
                 self.found.skipped[ours].add(readable(name))
             elif entry.is_symlink():
@@ -119,9 +136,11 @@ class _Walk:
     def _file(self, path: str, rule: str, about: os.stat_result) -> bool:
         """Counts one file, and tells whether it is an image of the set."""
         rule = rule or ("" if stat.S_ISREG(about.st_mode) else SPECIAL) or _suffix_rule(path)
-        if not rule and self._inodes is not None:
-            rule = REPEATED if _inode(about) in self._inodes else ""
-            self._inodes.add(_inode(about))
+        if not rule and (self._linked or about.st_nlink > 1):
+            known = self._paths.setdefault(_inode(about), path)
+            if known != path:
+                self.found.repeated[path] = known
+                rule = REPEATED
         if rule:
             self.found.skipped[rule].add(readable(path))
             return False
@@ -163,7 +182,7 @@ def _inode(about: os.stat_result) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def _rule(name: str) -> str:
+def rule_of(name: str) -> str:
     """Returns the rule that leaves out a file or directory of that name with all its content; "" for none."""
     if name.startswith("."):
         return HIDDEN

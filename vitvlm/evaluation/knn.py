@@ -47,6 +47,8 @@ class NearestNeighbours:
         self._check_ks(len(bank) - self.leave_one_out, f" ({name})")
 
     def _check_ks(self, known: int, name: str = "") -> None:
+        if not self.temperature > 1 / 700:  # exp(1 / temperature) must be finite
+            raise ConfigError(f"temperature: {self.temperature:g}; votes are exp(similarity / it): give 0.0015 or more")
         if not self.ks or min(self.ks) < 1:
             raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
         if max(self.ks) > known:

@@ -80,6 +80,11 @@ def find(
     if known is None and not set(names) & set(unnamed(count)):
         if len(names) != count:
             raise DataError(f"{where}: {len(names)} classes, and {whose} are {count} without a name: {remedy}")
+        if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
+            raise DataError(
+                f"{where}: {whose} have no names, and the data's ({classes.listed(names)}) are numbers in the order of "
+                f"texts: which is which cannot be told; {remedy}, such as {{{names[0]!r}: 'LABEL_{int(names[0])}'}}"
+            )
         return list(range(count)), f"{whose} have no names, taken to be in the data's order: UNVERIFIED"
     known = unnamed(count) if known is None else known
     found = classes.match(names, known)

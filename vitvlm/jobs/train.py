@@ -10,8 +10,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
-from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TrainBatches, train_batches
 from vitvlm.data.identity import Identity
@@ -200,13 +200,15 @@ def describe(job: Setup, start: resume.Start) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
     mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
     weights = getattr(job.task, "class_weights", None)
+    alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(job.job.classes or ())[:5])
+    doubt = f"; classes that may be one: {alike} (make them one by config.data.class_names)" if alike else ""
     weighted = f"; {class_weights.describe(weights, job.job.classes)}" if weights else ""
     where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
         f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
         f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
-        f"device{'s' * (jax.device_count() > 1)} ({mesh}){weighted}; {where}"
+        f"device{'s' * (jax.device_count() > 1)} ({mesh}){weighted}{doubt}; {where}"
     )
 
 

@@ -18,12 +18,12 @@ def read(given: Any, count: int) -> tuple[str, ...] | None:
     if not count or not given:
         return None
     if isinstance(given, Mapping):
-        by_index = {str(index): str(name) for index, name in given.items()}
+        by_index = {str(index): str(name) for index, name in given.items() if name is not None}
         names = tuple(by_index.pop(str(place), f"LABEL_{place}") for place in range(count))
         if by_index:
             raise WeightsError(f"config.json: names of classes {', '.join(by_index)}, of which the head has {count}")
     elif isinstance(given, Sequence) and not isinstance(given, str):
-        names = tuple(map(str, given))
+        names = tuple(f"LABEL_{place}" if name is None else str(name) for place, name in enumerate(given))
     else:
         raise WeightsError(f"config.json: names of classes are a list or an object, not {type(given).__name__}")
     if len(names) != count:

@@ -5,6 +5,7 @@ image processor has it. Their processors that resize by Pillow are meant, by whi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -61,6 +62,8 @@ def _resize_and_crop(settings: Json, where: str) -> list[str]:
     if side >= 384:
         return [f"resize({(side, side)}, {method!r})"]
     larger = int(side / _number(settings, "crop_pct", where))
+    if not larger:
+        raise WeightsError(f"{where}: crop_pct {settings['crop_pct']!r} leaves no pixel of {side}")
     return [f"resize_small({larger}, {method!r})", _crop((side, side), padded=larger < side)]
 
 
@@ -339,13 +342,17 @@ def _normalize(settings: Json, channels: int, where: str) -> str:
 def _per_channel(settings: Json, key: str, channels: int, where: str) -> tuple[float, ...]:
     value = settings[key]
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
-    if len(values) != channels or not all(type(x) in (int, float) for x in values):
+    if len(values) != channels or not all(map(_is_number, values)):
         raise WeightsError(f"{where}: {key} {value!r}; write a number, or one for each of {channels} channels")
     return tuple(map(float, values))
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _number(settings: Json, key: str, where: str) -> float:
     value = settings[key]
-    if type(value) not in (int, float) or value <= 0:
+    if not _is_number(value) or value <= 0:
         raise WeightsError(f"{where}: {key} {value!r}; write a number above 0")
     return value

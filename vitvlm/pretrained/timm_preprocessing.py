@@ -48,6 +48,7 @@ def operations(source: Json) -> str | None:
     if not source.keys() & SAID:
         return None
     settings = DEFAULTS | {key: value for key, value in source.items() if key in DEFAULTS and value}
+    _check_numbers(settings)
     method, mode = settings["interpolation"], settings["crop_mode"]
     if method not in INTERPOLATIONS:
         raise WeightsError(f"config.json: pretrained_cfg.interpolation {method!r}; {suggest(method, INTERPOLATIONS)}")
@@ -68,6 +69,29 @@ def operations(source: Json) -> str | None:
     crop = f"central_crop({tuple(size)}{padded}, rounding='even')"
     normalize = f"normalize({tuple(settings['mean'])}, {tuple(settings['std'])})"
     return f"decode({channels})|{resize}|{crop}|{normalize}"
+
+
+def _check_numbers(settings: Json) -> None:
+    """Raises WeightsError for numbers that are none, or not as many as there are channels."""
+    size, share = settings["input_size"], settings["crop_pct"]
+    if not (_are_numbers(size, 3) and all(type(side) is int and side > 0 for side in size)):
+        raise _refused("input_size", size, "write [channels, height, width]")
+    if not (_are_numbers([share], 1) and share > 0 and min(size[1:]) / share >= 1):
+        raise _refused("crop_pct", share, f"write a share of {size[1]}x{size[2]} pixels")
+    for key in ("mean", "std"):
+        if not _are_numbers(settings[key], size[0]):
+            raise _refused(key, settings[key], f"write a number for each of {size[0]} channels")
+    if min(settings["std"]) <= 0:
+        raise _refused("std", settings["std"], "write numbers above 0")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    given = isinstance(values, (list, tuple)) and len(values) == count
+    return given and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _refused(key: str, value: Any, advice: str) -> WeightsError:
+    return WeightsError(f"config.json: pretrained_cfg.{key} {value!r}; {advice}")
 
 
 def described(text: str, size: Sequence[int]) -> tuple[dict[str, Any], list[str]]:

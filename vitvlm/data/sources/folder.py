@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from vitvlm.core.classes import composed
 from vitvlm.data import splits, stat_data
 from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
@@ -39,10 +40,15 @@ class FolderSource(Source):
         layout = layouts.recognise(root, found, split)
         labels = np.array(layout.labels, np.int32)
         ids = [readable(name) for name in layout.images]
+        each = [composed(readable(name)) for name in layout.classes]
+        self.label_names = tuple(dict.fromkeys(each))
+        if len(self.label_names) < len(each):
+            labels = np.array([self.label_names.index(name) for name in each], np.int32)[labels]
+            same = [name for name in self.label_names if each.count(name) > 1]
+            found.notes["classes of several directories whose names differ only in Unicode's form"] = Tally.of(same)
         order = splits.stratified_order(ids, labels, seed=0)
         begin, end = (round(share * len(order)) for share in layout.share)
         order = order[begin:end]
-        self.label_names = tuple(map(readable, layout.classes))
         self.label_doubt = layout.doubt
         self._root = root / layout.base
         self._names = [layout.images[i] for i in order]

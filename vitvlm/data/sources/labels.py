@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vitvlm.core.classes import composed
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.errors import DataError
 
@@ -24,7 +26,8 @@ class Labelling:
         labels.
       separator: text between the classes in a column of a CSV file whose examples have several.
       label_names: the classes in the order of their index, or the path of a file of them: a name a line, or a JSON
-        list. Labels are then these names or their indices, and nothing else. Without it the classes are collected.
+        list. Labels are then these names or their indices, and nothing else; only names, where some of them are
+        numbers other than their own indices. Without it the classes are collected.
     """
 
     field: str | None = None
@@ -36,7 +39,8 @@ class Labelling:
         names = _read(self.label_names) if isinstance(self.label_names, str) else self.label_names
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
             raise ConfigError(f"label_names={self.label_names!r}: is not a list of names")
-        repeated = next((name for name in names if list(names).count(name) > 1), None)
+        names = [composed(name) for name in names]
+        repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
             raise ConfigError(f"label_names: names {repeated!r} twice")
         return tuple(names)
@@ -57,6 +61,9 @@ class Classes:
         self.names = tuple(names)
         self.collected = collected
         self._places = {name: place for place, name in enumerate(self.names)}
+        # Where "1" is the name of class 0, a label 1 cannot be told from the index of class 1.
+        numbers = [(place, name) for place, name in enumerate(self.names) if name.isdecimal()]
+        self._by_index = not collected and all(int(name) == place for place, name in numbers)
 
     @classmethod
     def found(cls, labels: Iterable[Written]) -> "Classes":
@@ -74,7 +81,7 @@ class Classes:
         """A name that is a number is that name if there is one, else an index."""
         if name in self._places:
             return self._places[name]
-        if not self.collected and name.isdecimal() and int(name) < len(self.names):
+        if self._by_index and name.isdecimal() and int(name) < len(self.names):
             return int(name)
         few = len(self.names) <= 20
         hint = suggest(name, self.names) if few else suggest(name, self.names).partition("there is")[0]
@@ -84,20 +91,33 @@ class Classes:
 def written(value: Any, where: str, separator: str | None = None) -> Written | None:
     """A label as text, or several; None if there is none.
 
-    Several are a list of names or numbers, which may be empty; or with a `separator`, the parts of a text.
+    Several are a list of names or whole numbers, which may be empty; or with a `separator`, the parts of a text. Spaces
+    around a name do not count, NaN is no label, and 3.0 in JSON is 3, as a column of numbers with gaps has it.
     Raises DataError for anything else.
     """
     if separator is not None and isinstance(value, str):
-        return tuple(part.strip() for part in value.split(separator) if part.strip())
-    if value is None or value == "":
-        return None
+        return tuple(name for part in value.split(separator) if (name := _name(part)))
     if isinstance(value, (list, tuple)):
-        if not all(isinstance(name, (str, int)) and name != "" for name in value):
+        names = tuple(map(_name, value))
+        if not all(names):
             raise DataError(f"{where}: is not a list of names or numbers: {value!r:.60}")
-        return tuple(map(str, value))
-    if isinstance(value, dict):
-        raise DataError(f"{where}: is neither a name nor a number nor a list of them: {value!r:.60}")
-    return str(value)
+        return names
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if (name := _name(value)) is None:
+        raise DataError(f"{where}: is neither a name nor a whole number nor a list of them: {value!r:.60}")
+    return name or None
+
+
+def _name(value: Any) -> str | None:
+    """A class as text, without spaces around it; None for what cannot be one."""
+    if isinstance(value, str):
+        return composed(value).strip()
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return None
 
 
 def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
@@ -119,7 +139,7 @@ def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
 def _read(path: str) -> list[str]:
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".json":
             return [line.strip() for line in text.splitlines() if line.strip()]
         content = json.loads(text)

@@ -61,9 +61,9 @@ def recognise(root: Path, found: Survey, split: str) -> Layout:
       DataError: if the folder could be meant in two ways, or holds no image, or a class without any.
       ConfigError: if the folder has no such split.
     """
-    if not found.images:
-        raise DataError(f"{readable(root)}: no images{_contents(root)}; {EXPECTED}")
     tree = _Tree(found)
+    if not found.images:
+        raise DataError(f"{readable(root)}: no images{_contents(root, '', tree)}; {EXPECTED}")
     named = _named_splits(root, tree)
     kind = _KIND.get(split.lower())
     if not named:
@@ -74,6 +74,9 @@ def recognise(root: Path, found: Survey, split: str) -> Layout:
     if kind not in named:
         there = [readable(name) for name in named.values()]
         raise ConfigError(f"folder {readable(root)}: no split {split!r}; {suggest(split, there)}")
+    if found.repeated:  # splits that link to a directory of all images
+        found.prefer(lambda path: "/" in path and path.partition("/")[0] in named.values())
+        tree = _Tree(found)
     base = f"{named[kind]}/"
     images = [path[len(base) :] for path in found.images if path.startswith(base)]
     outside = [path for path in found.images if path.partition("/")[0] not in named.values() or "/" not in path]
@@ -81,9 +84,13 @@ def recognise(root: Path, found: Survey, split: str) -> Layout:
 
 
 class _Tree:
-    """The directories of a survey: `inner` those in each, `direct` and `below` how many images, by path."""
+    """The directories of a survey: `inner` those in each, `direct` and `below` how many images, by path.
+
+    `repeated` is the survey's.
+    """
 
     def __init__(self, found: Survey):
+        self.repeated = found.repeated
         self.inner: dict[str, list[str]] = collections.defaultdict(list)
         for path in found.directories:
             parent, _, name = path.rpartition("/")
@@ -133,7 +140,7 @@ def _in_classes(
     """The layout of `images`, which are below `base`."""
     where = root / base
     if not images:
-        raise DataError(f"{readable(where)}: no images{_contents(where)}; {EXPECTED}")
+        raise DataError(f"{readable(where)}: no images{_contents(root, base, tree)}; {EXPECTED}")
     classes = tree.inner[base.rstrip("/")]
     beside = [base + path for path in images if "/" not in path]
     inside = [path for path in images if "/" in path]
@@ -148,9 +155,9 @@ def _in_classes(
         skipped = skipped | {BESIDE_CLASSES: beside}
     for name in classes:
         if not tree.below[base + name]:
+            held = _contents(root, base + name, tree)
             raise DataError(
-                f"{readable(where / name)}: no images in this class{_contents(where / name)}; add some, or remove the "
-                "directory"
+                f"{readable(where / name)}: no images in this class{held}; add some, or remove the directory"
             )
     places = {name: label for label, name in enumerate(classes)}
     labels = [places[path.partition("/")[0]] for path in inside]
@@ -174,9 +181,12 @@ def _listed(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _contents(folder: Path) -> str:
+def _contents(root: Path, base: str, tree: _Tree) -> str:
     """Describes the content of a directory without images: " (it holds 12 .heic, 3 .txt)"."""
-    names = [name for _, _, files in os.walk(folder) for name in files]
+    for path, known in tree.repeated.items():
+        if path.startswith(base.rstrip("/") + "/"):
+            return f" ({readable(path)} is {readable(known)} by another name)"
+    names = [name for _, _, files in os.walk(root / base) for name in files]
     counts = collections.Counter(readable(os.path.splitext(name)[1].lower()) or "without a suffix" for name in names)
     held = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
     return f" (it holds {held})" if held else ""

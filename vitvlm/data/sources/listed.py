@@ -1,9 +1,10 @@
 """Images and captions that a file lists: JSON lines, CSV, and COCO's captions."""
 
+import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,23 @@ from vitvlm.data.sources import rows
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
 from vitvlm.data.sources.labels import USUAL, Classes, Labelling, same_kind
+from vitvlm.data.sources.rows import COLUMNS
 from vitvlm.data.survey import is_image
 
 TEST_SHARE = 0.1  # of a list that says nothing of splits
 UNLISTED = "images beside them that the list does not name"
 NAMES = ("train", "test", "all")
-COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
+SEVERAL_NAMES = "files that are listed by several paths or links, each of which is one image"
 
 
 class ListedSource(Source):
     """One example per image of a list of rows; rows of the same image are one example with all their captions.
 
-    A row has "image", a path from `root`; "caption", a text or several, None or absent if there is none; perhaps
-    "label", a name or number, or a list of them where images have several, and "split". Any other column becomes a
-    field: None where it has no value, a tuple where rows of an image differ. Without splits, "train" is nine tenths by
-    a hash of the path, "test" the rest, and "all" everything.
+    A file is one image by whatever paths and links it is listed. A row has "image", a path from `root`; "caption", a
+    text or several, None or absent if there is none; perhaps "label", a name or number, or a list of them where images
+    have several, and "split", whose case does not count. Any other column becomes a field: None where it has no value,
+    a tuple where rows of an image differ. Without splits, "train" is nine tenths by a hash of the path, "test" the
+    rest, and "all" everything.
 
     Raises:
       DataError: if there is no row, only some have a label or a split, or rows of an image have different ones.
@@ -51,7 +54,9 @@ class ListedSource(Source):
         where: str,
         labelling: Labelling = USUAL,
     ):
-        merged = _merged(rows, where)
+        rows = list(rows)
+        self._others = _other_names(root, dict.fromkeys(row["image"] for row in rows))
+        merged = _merged(rows, self._others, where)
         if not merged:
             raise DataError(f"{where}: lists no image")
         for column in ("label", "split"):
@@ -59,7 +64,7 @@ class ListedSource(Source):
             if without and len(without) < len(merged):
                 raise DataError(f"{where}: {without[0]!r} has no {column}, and others have: give it to all, or to none")
         told = (
-            [str(row["split"]) for row in merged.values()]
+            [str(row["split"]).strip() for row in merged.values()]
             if next(iter(merged.values())).get("split") not in (None, "")
             else None
         )
@@ -101,7 +106,11 @@ class ListedSource(Source):
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:
         """The images that are listed, and those in the same directories that are not; a look into each directory."""
-        return (_files(self._root, self._listed, self._where).of(self._ids),)
+        found = _files(self._root, self._listed, self._where)
+        if self._others:
+            several = Tally.of(f"{readable(name)} is {readable(first)}" for name, first in self._others.items())
+            found = dataclasses.replace(found, notes={SEVERAL_NAMES: several})
+        return (found.of(self._ids),)
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         value = self._rows[index].get(name)
@@ -162,21 +171,23 @@ def _file(path: str, kind: str) -> Path:
     return file
 
 
-def _merged(rows: Iterable[Mapping[str, Any]], where: str) -> dict[str, dict[str, Any]]:
-    """Rows by image; "caption" is a text, a tuple of several, or None.
+def _merged(rows: Iterable[Mapping[str, Any]], others: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
+    """Rows by image; "caption" is a text, a tuple of several, or None. `others` has the first names of files.
 
     So is every column without a meaning of its own in which rows of an image differ.
     """
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
-        again = row["image"] in merged
+        name = others.get(row["image"], row["image"])
+        again = name in merged
         given = row.get("caption")
         texts = tuple(text for text in ([given] if isinstance(given, str) else given or ()) if text.strip())
-        own = merged.setdefault(row["image"], {**row, "caption": ()})
+        own = merged.setdefault(name, {**row, "caption": ()})
         for column in ("label", "split"):
             if own.get(column) != row.get(column):
                 told = f"{own.get(column)!r} and {row.get(column)!r}"
-                raise DataError(f"{where}: {row['image']!r} is listed with {column} {told}: an image has one")
+                same = "" if name == row["image"] else f", which is the file {name!r},"
+                raise DataError(f"{where}: {row['image']!r}{same} is listed with {column} {told}: an image has one")
         own["caption"] += texts
         for column in set(row) - set(COLUMNS) if again else ():
             own[column] = _both(own.get(column), row[column])
@@ -196,38 +207,76 @@ def _both(one: Any, other: Any) -> Any:
     return said + [each for each in (other if isinstance(other, list) else [other]) if each not in said]
 
 
+def _other_names(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The names of files that are listed by another name before, with that name: `./a.jpg`, or a link to `a.jpg`.
+
+    One look into each directory tells which could be the same.
+    """
+    there: dict[str, dict[str, int]] = {}
+    first: dict[int, list[str]] = {}
+    others: dict[str, str] = {}
+    for name in names:
+        directory, base = os.path.split(name)
+        if directory not in there:
+            there[directory] = _entries(root / directory)
+        inode = there[directory].get(base)
+        if inode is None:
+            continue
+        before = first.setdefault(inode, [])
+        same = next((each for each in before if os.path.samefile(root / each, root / name)), None)
+        if same is None:
+            before.append(name)
+        else:
+            others[name] = same
+    return others
+
+
 def _files(root: Path, names: Sequence[str], where: str) -> Files:
     """Accounts for the listed files by the contents of their directories."""
     listed: dict[str, set[str]] = {}
     for name in names:
-        directory, base = os.path.split(os.path.normpath(name))
+        directory, base = os.path.split(name)
         listed.setdefault(directory, set()).add(base)
     there = {directory: _entries(root / directory) for directory in listed}
     missing = [name for name in names if not _is_in(there, name)]
     unlisted = [
         os.path.join(directory, name)
         for directory, bases in listed.items()
-        for name in sorted(there[directory] - bases, key=os.fsencode)
+        for name in sorted(there[directory].keys() - bases, key=os.fsencode)
         if is_image(name) and not name.startswith(".")
     ]
     skipped = {UNLISTED: Tally.of(map(readable, unlisted))} if unlisted else {}
     return Files(readable(where), len(names), 0, skipped, {readable(name): "is not there" for name in missing})
 
 
-def _entries(directory: Path) -> set[str]:
+def _entries(directory: Path) -> dict[str, int | None]:
+    """The inodes of what a directory holds, by name; of a link that of its target, and None if that is not there."""
     try:
-        return {entry.name for entry in os.scandir(directory)}
+        with os.scandir(directory) as entries:
+            return {entry.name: _inode(entry) for entry in entries}
     except (OSError, ValueError):  # then none of its files is there
-        return set()
+        return {}
 
 
-def _is_in(there: Mapping[str, set[str]], name: str) -> bool:
-    directory, base = os.path.split(os.path.normpath(name))
+def _inode(entry: os.DirEntry[str]) -> int | None:
+    try:
+        return entry.stat().st_ino if entry.is_symlink() else entry.inode()
+    except OSError:
+        return None
+
+
+def _is_in(there: Mapping[str, Collection[str]], name: str) -> bool:
+    directory, base = os.path.split(name)
     return base in there[directory]
 
 
 def _in_split(names: list[str], told: list[str] | None, split: str, where: str) -> list[str]:
     known = NAMES if told is None else (*sorted(set(told)), "all")
+    spelled: dict[str, str] = {}
+    for name in known:
+        if (other := spelled.setdefault(name.casefold(), name)) != name:
+            raise DataError(f"{where}: the split column holds {other!r} and {name!r}: write the same for both")
+    split = spelled.get(split.casefold(), split)
     if split not in known:
         raise ConfigError(f"{where}: no split {split!r}; {suggest(split, known)}")
     if split == "all":

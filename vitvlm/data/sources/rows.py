@@ -10,6 +10,8 @@ from vitvlm.data.errors import DataError
 from vitvlm.data.names import is_text
 from vitvlm.data.sources.labels import Labelling, written
 
+COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
+_JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # NaN: no value
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 
 
@@ -20,14 +22,16 @@ def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
             continue
         where = f"{file}: line {number}"
         try:
-            row = json.loads(line)
+            row = _JSON.decode(line)
         except ValueError as error:
             raise DataError(f"{where}: is not JSON: {error}") from None
-        yield _with_label(_checked(row, where), labelling, where)
+        yield _with_label(_checked(row, where, labelling.field), labelling, where)
 
 
 def _tables(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Yields (lines, cells) of a table's records: commas and quotes as in RFC 4180, or tabs and no quotes in a .tsv."""
+    if "\r" in next((line for _, line in _lines(file)), ""):
+        raise DataError(f"{file}: line 1: has carriage returns: save it with \\n or \\r\\n at the ends of lines")
     if file.suffix.lower() == ".tsv":
         for number, line in _lines(file):
             if line:
@@ -66,7 +70,7 @@ def csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
         elif len(cells) != len(names):
             raise DataError(f"{where}: has {len(cells)} columns, and the first line {len(names)}")
         else:
-            yield _with_label(_checked(dict(zip(names, cells)), where), labelling, where)
+            yield _with_label(_checked(dict(zip(names, cells)), where, labelling.field), labelling, where)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -110,9 +114,15 @@ def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: is not a COCO captions file: {type(error).__name__} {error}") from None
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
+def _checked(row: Any, where: str, own: str | None = None) -> dict[str, Any]:
+    """The row, once it is sure that it is one; `own` is the column of the labels where another name was given."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: is {type(row).__name__}, not an object with 'image' and 'caption'")
+    special = [column for column in COLUMNS if column != "label" or own is None]
+    for column in row.keys() - COLUMNS:
+        meant = column.strip().casefold()
+        if meant in special and meant not in row and column != own:
+            raise DataError(f"{where}: the column {column!r} would not be read as {meant!r}: rename it to {meant!r}")
     if not isinstance(row.get("image"), str) or not row["image"]:
         raise DataError(f"{where}: has no 'image', the path of one; it has {', '.join(row)}")
     caption = row.get("caption")

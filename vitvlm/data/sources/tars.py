@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from vitvlm.data.sources.gzipped import GzipReader
+from vitvlm.data.survey import rule_of
 
 BLOCK = 512
 END = 1 << 62  # the `end` of an archive's last sample: behind every byte
@@ -49,6 +50,7 @@ class _Member:
     content: bytes
     damage: str = ""
     rest: str = "whole"
+    archive: int = 0  # of those that were joined
 
 
 class _Header(NamedTuple):
@@ -63,7 +65,8 @@ class _Header(NamedTuple):
 def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str] | None = None) -> Iterator[Sample]:
     """The samples from byte `offset` on, which must be 0 or another sample's `offset` or `end`.
 
-    Files without an extension and hidden files are passed over. After a damaged header, reading goes on at the next
+    Files without an extension, hidden ones and what programs leave behind (`survey.rule_of`) are passed over. Archives
+    that were joined, end marker and all, are read to the end. After a damaged header, reading goes on at the next
     whole one; what was lost in between is one Sample with `damage`. So are a file that the archive's end cuts off, an
     archive without its end marker, and compressed data from its first damage on. An archive of nothing is damaged too.
 
@@ -75,7 +78,7 @@ def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str]
     files: list[_Member] = []
     count = 0
     for member in _members(file, offset, wanted):
-        if files and (member.key != files[0].key or not member.key):
+        if files and (not member.key or (member.archive, member.key) != (files[0].archive, files[0].key)):
             yield _sample(files, member.offset)
             files = []
         files.append(member)
@@ -102,6 +105,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
     place = begin = offset
     given: dict[str, str] = {}  # what headers before a file's own say of it
     lost = False  # since a damaged header
+    ended, archive = False, 0  # since an end marker; how many archives have ended
     blank = False  # the last block was empty
     try:
         size = END if isinstance(file, GzipReader) else file.seek(0, os.SEEK_END)  # END: not known yet
@@ -109,14 +113,15 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
         while True:
             header = file.read(BLOCK)
             if len(header) < BLOCK:
-                if not (lost and blank):
+                if not (ended and not any(header)) and not (lost and blank):
                     yield _Member("", "", begin, b"", "the archive ends without an end marker: it is cut off", "cut")
                 return
             blank = not any(header)
             if blank and not lost:
-                if isinstance(file, GzipReader):
-                    file.seek(END)  # at their end, compressed data are compared with their checksum
-                return
+                archive += not ended
+                ended = True
+                place = begin = place + BLOCK
+                continue
             try:
                 found = _plain_header(header) or _header(header)
             except tarfile.HeaderError:
@@ -125,7 +130,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 lost, given = True, {}
                 place = begin = place + BLOCK
                 continue
-            lost = False
+            lost = ended = False
             name, length = given.get("path", found.name), int(given.get("size", found.size))
             key, extension = _split(name)
             about = found.type in (_LONG_NAME, _PROPERTIES)  # the next file
@@ -144,7 +149,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 given |= {"path": _text(content)} if found.type == _LONG_NAME else _properties(content)
             elif found.type != _GLOBAL_PROPERTIES:
                 if member:
-                    yield _Member(key, extension, begin, content)
+                    yield _Member(key, extension, begin, content, archive=archive)
                 begin, given = place, {}
             file.seek(place)
     except zlib.error as error:
@@ -174,10 +179,11 @@ def _plain_header(block: bytes) -> _Header | None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns (key, extension) of a file's name; no extension if it has none or is hidden."""
+    """Returns (key, extension) of a file's name; no extension if it has none or is passed over."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower() if stem else ""
+    passed = any(part not in (".", "..") and rule_of(part) for part in name.split("/"))
+    return folder + slash + stem, "" if passed else extension.lower()
 
 
 def _properties(text: bytes) -> dict[str, str]:

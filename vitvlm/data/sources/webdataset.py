@@ -292,7 +292,7 @@ class TarSource(Source):
             raise UnreadableImage(f"needs one image ({', '.join(IMAGES)}), and holds {seen}", name)
         try:
             about = _json(sample)
-            text = sample.files["txt"].decode().strip() if "txt" in sample.files else None
+            text = sample.files["txt"].decode("utf-8-sig").strip() if "txt" in sample.files else None
             label = None if self._field is None else _written_label(sample, self._field, name)
         except ValueError as error:
             reason = error.reason if isinstance(error, UnreadableImage) else f"damaged text or JSON: {error}"
@@ -302,6 +302,8 @@ class TarSource(Source):
             if not all(map(is_text, value if isinstance(value, tuple) else (value,))):
                 raise UnreadableImage(f"{field!r} in its JSON holds half of a character (a lone surrogate)", name)
         caption = fields.get("caption") if text is None else text
+        if isinstance(caption, str) and not caption.strip():
+            caption = None
         return fields | {
             "caption": caption,
             "image": sample.files[images[0]],
@@ -335,7 +337,7 @@ def _json(sample: tars.Sample) -> dict[str, Any]:
 def _written_label(sample: tars.Sample, field: str, where: str) -> Written | None:
     """Reads a sample's label as it is written; None if it has none. Raises ValueError."""
     if field == CLS:
-        return written(sample.files[CLS].decode().strip(), where) if CLS in sample.files else None
+        return written(sample.files[CLS].decode("utf-8-sig"), where) if CLS in sample.files else None
     return written(_json(sample).get(field), f"{where}: {field!r}")
 
 
