@@ -151,6 +151,21 @@ def test_configs_that_do_not_fit(folder, changes, message):
         pretrained.load(folder)
 
 
+def test_what_a_thin_config_leaves_to_defaults_is_said_where_users_see_it(folder, caplog):
+    """Scripts show warnings, and nothing below."""
+    with caplog.at_level("WARNING", "absl"):
+        pretrained.load(folder)
+        assert not caplog.messages
+        config = json.loads((folder / "config.json").read_text())
+        for name in ("layer_norm_eps", "qkv_bias", "architectures"):
+            del config[name]
+        (folder / "config.json").write_text(json.dumps(config))
+        pretrained.load(folder)
+    named, told = caplog.messages
+    assert named.endswith("names no architecture; by its model_type and the tensors it is a ViTForImageClassification")
+    assert told.endswith("leaves to the defaults of `transformers`: layer_norm_eps=1e-12, qkv_bias=True")
+
+
 def test_fields_of_config_json_by_keyword(folder):
     """They go before what the file says; of the model's own fields those are that have the same name."""
     config = json.loads((folder / "config.json").read_text())

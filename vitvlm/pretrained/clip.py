@@ -104,12 +104,13 @@ def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
         model,
         "CLIP",
     )
+    projection = {"projection_dim": model.embed_dim}
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "vision_config": vision_config(model.image, params["image"]),
-        "text_config": text_config(model.text),
-        "projection_dim": model.embed_dim,
+        "vision_config": vision_config(model.image, params["image"]) | projection,
+        "text_config": text_config(model.text) | projection,
+        **projection,
         "logit_scale_init_value": round(math.log(model.scale_init), 10),  # the inverse of exp but for the last digit
         "vision_config_dict": None,  # of an old file these would go before what is said here
         "text_config_dict": None,

@@ -131,7 +131,7 @@ def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
     if not siblings:
         raise WeightsError(f"{config}: model_type {model_type!r}; there is: {', '.join(types)}")
     name = min(siblings, key=lambda each: _misfits(siblings[each], source, tensors))
-    logging.info("%s: names no architecture; by its model_type and the tensors it is a %s", config, name)
+    logging.warning("%s: names no architecture; by its model_type and the tensors it is a %s", config, name)
     return name
 
 
@@ -164,7 +164,7 @@ def _say(folder: Path, name: str, defaulted: Mapping[str, Any], left_out: Sequen
     """Logs the fields that were left to defaults and the tensors that were left out."""
     if defaulted:
         told = ", ".join(f"{field}={value!r}" for field, value in sorted(defaulted.items()))
-        logging.info("%s: leaves to the defaults of `transformers`: %s", folder / CONFIG, told)
+        logging.warning("%s: leaves to the defaults of `transformers`: %s", folder / CONFIG, told)
     if left_out:
         logging.warning("%s: read as a %s, without %d tensors: %s", folder, name, len(left_out), listed(left_out))
 
