@@ -208,3 +208,14 @@ def test_labels_of_lists(tmp_path):
     assert source.label_names == ("cat", "dog", "3")
     assert [list(map(int, each)) for each in source.label_sets] == [[0, 2], [1, 2], []]
     np.testing.assert_array_equal(source[0]["label"], [0, 2])
+
+
+def test_classes_of_one_image_are_named_where_a_split_has_none(tmp_path):
+    """Of a folder that is not split, "test" is the last fifth: whole classes, where each has one image."""
+    for number in range(10):
+        image(tmp_path / f"c{number}" / "0.png", number)
+    train, test = (sources.open(f"folder:{tmp_path}", split) for split in ("train", "test"))
+    assert len(set(labels(train)) | set(labels(test))) == 10 and not set(labels(train)) & set(labels(test))
+    assert "2 classes of so few images that 'train' has none: c8, c9" in str(train.files[0])
+    assert "8 classes of so few images that 'test' has none: c0, c1, c2, …" in str(test.files[0])
+    assert "classes of so few" not in str(sources.open(f"folder:{tmp_path}", "all").files[0])

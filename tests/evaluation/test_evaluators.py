@@ -282,3 +282,17 @@ def test_learners_keep_names_and_probabilities(name, tmp_path):
     assert ((saved[f"{prefix}prediction_name"] == saved["label_name"]) == right).all()
     np.testing.assert_allclose(saved[f"{prefix}probabilities"].sum(axis=1), 1, rtol=1e-5)
     assert (saved[f"{prefix}top_name"][:, 0] == saved[f"{prefix}prediction_name"]).all()
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear_probe_logistic"])
+def test_classes_that_cannot_be_learned_are_told(kind, tmp_path):
+    images, labels = blobs(120, spread=0.05)
+    known = labels > 0  # the training examples lack class 0, as a folder of few images may
+    fields = {"ks": (3,)} if kind == "knn" else {"sweep": (1.0,)}
+    given = {"batches": passes(images, labels), "label_names": NAMES}
+    learned = passes(images[known], labels[known])
+    result = evaluation.build(kind, fields, train_batches=learned, **given).run(
+        predict, {"features": np.eye(6)}, tmp_path
+    )
+    assert result.metrics["top1_k3" if kind == "knn" else "top1"] == pytest.approx(known.mean())
+    assert f"; {(~known).sum()} of these of classes without a training example" in result.protocol

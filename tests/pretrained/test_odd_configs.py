@@ -18,6 +18,7 @@ NAN = float("nan")
         (["a", "a", "c"], ("a", "a", "c")),
         ({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, None),
         ([None] * 3, None),
+        (["LABEL_2", "LABEL_0", "LABEL_1"], ("LABEL_2", "LABEL_0", "LABEL_1")),
     ],
 )
 def test_names_of_classes(given, names):

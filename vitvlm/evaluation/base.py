@@ -109,6 +109,12 @@ def notes(*sentences: str) -> str:
     return "".join(f"; {sentence}" for sentence in sentences if sentence)
 
 
+def unlearned(known: np.ndarray, labels: np.ndarray) -> str:
+    """Notes for a protocol how many of the labels are of classes that no example to learn from has; "" for none."""
+    count = int((~np.isin(labels, known)).sum())
+    return f"{count} of these of classes without a training example" if count else ""
+
+
 def labelled(whole: Arrays) -> Arrays:
     """The arrays, once it is sure that they hold labels."""
     if "label" not in whole:

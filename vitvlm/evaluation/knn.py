@@ -72,10 +72,11 @@ class NearestNeighbours:
             saved |= {f"k{k}": found.pop("correct")} | {f"k{k}_{name}": array for name, array in found.items()}
             metrics |= classification.with_interval(f"top1_k{k}", saved[f"k{k}"])
         bootstrap.save_examples(folder, test["index"], **saved)
+        unlearned = base.unlearned(train["label"], test["label"])
         protocol = (
             f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
             f"{'leave-one-out, ' * self.leave_one_out}{known} training examples, n={len(test['label'])}, "
-            f"{classification.interval_protocol()}{base.notes(self.matched)}"
+            f"{classification.interval_protocol()}{base.notes(unlearned, self.matched)}"
         )
         return base.Result(metrics | {"n": float(len(test["label"]))}, protocol)
 

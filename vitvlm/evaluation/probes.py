@@ -238,5 +238,5 @@ def _result(
 ) -> base.Result:
     classification.save(folder, test["index"], test["label"], logits, probe.label_names, probe.example_id)
     sizes = f"{len(train['label'])} training examples, n={len(test['label'])}"
-    notes = base.notes(probe.matched)
+    notes = base.notes(base.unlearned(train["label"], test["label"]), probe.matched)
     return base.Result(metrics, f"{protocol}, {sizes}, {classification.interval_protocol()}{notes}")

@@ -1,12 +1,9 @@
 """Names of a head's classes as the configs of other code bases hold them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitvlm.pretrained.entries import WeightsError
-
-_NO_NAME = re.compile(r"LABEL_\d+")  # what `transformers` writes where nobody named the classes
 
 
 def read(given: Any, count: int) -> tuple[str, ...] | None:
@@ -19,16 +16,22 @@ def read(given: Any, count: int) -> tuple[str, ...] | None:
         return None
     if isinstance(given, Mapping):
         by_index = {str(index): str(name) for index, name in given.items() if name is not None}
-        names = tuple(by_index.pop(str(place), f"LABEL_{place}") for place in range(count))
+        names = tuple(by_index.pop(str(place), _no_name(place)) for place in range(count))
         if by_index:
             raise WeightsError(f"config.json: names of classes {', '.join(by_index)}, of which the head has {count}")
     elif isinstance(given, Sequence) and not isinstance(given, str):
-        names = tuple(f"LABEL_{place}" if name is None else str(name) for place, name in enumerate(given))
+        names = tuple(_no_name(place) if name is None else str(name) for place, name in enumerate(given))
     else:
         raise WeightsError(f"config.json: names of classes are a list or an object, not {type(given).__name__}")
     if len(names) != count:
         raise WeightsError(f"config.json: {len(given)} names of classes, and the head has {count} classes")
-    return None if all(_NO_NAME.fullmatch(name) for name in names) else names
+    unnamed = tuple(map(_no_name, range(count)))
+    return None if names == unnamed else names
+
+
+def _no_name(place: int) -> str:
+    """What `transformers` calls a class that nobody named."""
+    return f"LABEL_{place}"
 
 
 def labels(names: Sequence[str]) -> dict[str, Any]:

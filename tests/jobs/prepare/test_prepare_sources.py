@@ -8,6 +8,7 @@ import pytest
 
 from tests.data import pictures, shards
 from vitvlm.data import sources
+from vitvlm.data.errors import DataError
 from vitvlm.data.operations.decoding import decode
 from vitvlm.jobs.prepare.job import prepare
 
@@ -101,3 +102,12 @@ def test_pixels_made_on_the_fly_become_files(tmp_path):
 def _texts(value):
     """One text, several or none, as a tuple."""
     return () if not value else (value,) if isinstance(value, str) else tuple(value)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "dog ", " ", "a\rb"])
+def test_names_that_a_prepared_set_cannot_keep(tmp_path, name):
+    """TFDS keeps names one a line, stripped: "a\\nb" would be two classes, and `cat` behind it another one."""
+    pictures.folder(tmp_path / "images", {name: 2, "cat": 2})
+    with pytest.raises(DataError, match="a prepared set keeps names of classes one a line"):
+        prepare(f"folder:{tmp_path}/images", tmp_path / "out", ["all"])
+    assert not (tmp_path / "out").exists()

@@ -50,6 +50,9 @@ class FolderSource(Source):
         begin, end = (round(share * len(order)) for share in layout.share)
         order = order[begin:end]
         self.label_doubt = layout.doubt
+        if lacking := set(range(len(self.label_names))) - set(labels[order].tolist()):
+            named = Tally.of(self.label_names[label] for label in sorted(lacking))
+            found.notes[f"classes of so few images that {split!r} has none"] = named
         self._root = root / layout.base
         self._names = [layout.images[i] for i in order]
         self._ids = [ids[i] for i in order]

@@ -66,6 +66,7 @@ def prepare(
         name: [splits.by_shares(one, shares) for one in split.ids] if shares else [name] * len(split)
         for name, split in opened.items()
     }
+    names = _class_names(opened)
     console = console or Console(stderr=True)
     out = Path(out).expanduser()
     with writing.whole(out) as draft:
@@ -78,7 +79,6 @@ def prepare(
             if not after:
                 raise DataError(f"{source}: none of the {before} examples of {split!r} is left; drop less, see --drop")
         report.write(told, draft, lambda i: opened[seen.seen[i].read][seen.seen[i].index])
-        names = tuple(dict.fromkeys(name for split in opened.values() for name in split.label_names))
         writing.write(
             draft,
             _file_name(out),
@@ -141,6 +141,18 @@ def _open(source: str, read: Sequence[str], data_dir: str | None) -> dict[str, S
 def _files(opened: Mapping[str, Source]) -> dict[str, Sequence[Files]]:
     """Returns the accounts of the source's files, by split."""
     return {name: split.files for name, split in opened.items() if split.files}
+
+
+def _class_names(opened: Mapping[str, Source]) -> tuple[str, ...]:
+    """The classes of all splits. Raises DataError for a name that TFDS, which keeps one a line, would change."""
+    names = tuple(dict.fromkeys(name for split in opened.values() for name in split.label_names))
+    for name in names:
+        if name != name.strip() or not name or "\n" in name or "\r" in name:
+            raise DataError(
+                f"class {name!r}: a prepared set keeps names of classes one a line and without spaces around them, and "
+                "all others would be shifted: rename it"
+            )
+    return names
 
 
 def _multi_label(opened: Mapping[str, Source]) -> bool:
