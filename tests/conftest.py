@@ -5,6 +5,7 @@ runs share what they compiled through a folder of the system's temporary files. 
 tests/core/test_compiling.py and a step of tests/jobs/test_configs.py ask for them.
 """
 
+import collections
 import os
 import pathlib
 import tempfile
@@ -17,6 +18,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+SLOWEST_FILES = 20
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser")
 
@@ -52,3 +55,18 @@ def open_page(browser):
         context.close()
     assert complaints == []
     assert {url for url in requests if not url.startswith("data:")} == opened
+
+
+_seconds: collections.Counter[str] = collections.Counter()
+
+
+def pytest_runtest_logreport(report):
+    _seconds[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The files that take longest, below pytest's own list of tests (`--durations`)."""
+    if terminalreporter.config.getoption("durations"):
+        terminalreporter.section(f"slowest {SLOWEST_FILES} files")
+        for name, seconds in _seconds.most_common(SLOWEST_FILES):
+            terminalreporter.write_line(f"{seconds:8.1f}s {name}")

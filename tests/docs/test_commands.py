@@ -1,0 +1,164 @@
+"""Every command and every Python example of README.md and docs/ runs, at `:debug` size.
+
+A command runs in a folder of its own. The workdirs that it reads are made by the command of a page that trains them.
+"""
+
+import functools
+import importlib.metadata
+import multiprocessing
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data import pictures
+from tests.docs import pages
+from tests.jobs import published
+from vitvlm import models, pretrained
+from vitvlm.core import config as config_lib
+from vitvlm.jobs import fields
+from vitvlm.jobs.overrides import apply_overrides, take_overrides
+from vitvlm.training import sharding
+
+# Measurements of minutes, or of a compiler that is not installed: their flags are parsed, and tests/jobs measures.
+MEASURED = ("benchmark.py", "benchmark_input.py", "benchmark_loading.py", "loss_memory.py")
+# What a page tells the reader to install; nothing here can tell whether it would.
+INSTALLED = ("apt-get install dataset-fashion-mnist", "pip install --no-deps open-clip-torch")
+
+COMMANDS = {
+    f"{page.name}-{number}": command
+    for page in pages.PAGES
+    for number, command in enumerate(dict.fromkeys(pages.commands(page)))
+}
+QUICKSTART = [
+    line.replace('"$workdir/', '"workdirs/quickstart/').replace(",$workdir/", ",workdirs/quickstart/")
+    for line in (pages.ROOT / "scripts" / "quickstart.sh").read_text().splitlines()
+    if line.startswith("python scripts/")
+]
+TRAINED = {
+    found[1].strip('"'): command
+    for command in [*COMMANDS.values(), *QUICKSTART]
+    if "scripts/train.py" in command and (found := re.search(r"--workdir=(\S+)", command))
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_of_the_pages(name, run):
+    run(COMMANDS[name])
+
+
+def test_the_quick_start(run):
+    assert len(QUICKSTART) == 3
+    for command in QUICKSTART:
+        run(command)
+
+
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if pages.examples(page)], ids=lambda page: page.name)
+def test_the_python_of_a_page(page, place, monkeypatch):
+    monkeypatch.chdir(place)
+    names = {"images": np.zeros((1, 16, 16, 3), np.float32)}
+    for example in pages.examples(page):
+        exec(compile(example, str(page), "exec"), names)
+
+
+def test_overrides_that_a_page_names_fit_every_config():
+    """Inline code that is nothing but overrides, such as the mesh over eight devices."""
+    named = [
+        text.split()
+        for page in pages.PAGES
+        for kind, text in pages.parts(page.read_text(encoding="utf-8"))
+        if kind == "inline" and text.startswith("--config.") and all("=" in word for word in text.split())
+    ]
+    assert any("--config.mesh.fsdp=4" in words for words in named)
+    for words in named:
+        config = pages.load_config("configs/vit.py", "debug")
+        rest, overrides = take_overrides([word.replace("…", "1") for word in words])
+        assert rest == []
+        apply_overrides(config, overrides)
+        job = config_lib.call(fields.Job, config_lib.plain(config), "config")
+        if any(path.startswith("mesh.") for path, _ in overrides):
+            assert sharding.make_mesh(job.mesh, devices=jax.devices("cpu") * 8).size == 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the pages name by a placeholder: images, captions and weights."""
+    root = tmp_path_factory.mktemp("pages")
+    for name in ("scripts", "configs", "tests"):
+        (root / name).symlink_to(pages.ROOT / name)
+    pictures.folder(root / "PATH", {"cat": 150, "dog": 150}, size=(24, 24))
+    (root / "IMAGES").symlink_to(root / "PATH")
+    (root / "captions.txt").write_text("".join(f"a picture of {n} things\n" for n in range(200)))
+    published.link(root)
+    (root / "vit_s_focus.onnx").symlink_to(root / "weights" / "vit_s_focus.onnx")
+    vit = models.build("vit", num_classes=2, width=16, depth=2, heads=2, mlp_width=24, patch_size=8, image_size=16)
+    variables = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    loaded = pretrained.Pretrained(vit, variables, "decode(3)|resize(16)|normalize('half')", None, {})
+    pretrained.save(loaded, root / "path" / "to" / "vit-base-patch16-224")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """Runs a command of the pages as a user would, in a process of its own."""
+    processes = multiprocessing.get_context("forkserver")  # it imports once, for all commands
+    processes.set_forkserver_preload(["vitvlm.jobs.train", "vitvlm.jobs.ablate", "vitvlm.jobs.weights"])
+
+    @functools.cache
+    def run(command: str) -> pathlib.Path:
+        words = shlex.split(command, comments=True)
+        program, *rest = words
+        if command.split("  #")[0].strip() in INSTALLED:
+            return place
+        if program == "pip":
+            (extra,) = re.findall(r"\[(\w+)\]", command)
+            assert extra in importlib.metadata.metadata("vitvlm").get_all("Provides-Extra")
+            return place
+        if program == "bash" or program == "pytest":
+            assert all((pages.ROOT / path).exists() for path in rest)
+            return place
+        assert program == "python", f"nobody knows how to run {command!r} here"
+        folder = place / f"run{len(list(place.glob('run*')))}"
+        folder.mkdir()
+        (folder / "workdirs").mkdir()
+        for found in place.iterdir():
+            if not found.name.startswith("run"):
+                (folder / found.name).symlink_to(found)
+        for workdir in pages.workdirs_read(words):
+            assert workdir in TRAINED, f"{command!r} reads {workdir}, which no command of the pages trains"
+            made = run(TRAINED[workdir]) / workdir
+            (folder / workdir).parent.mkdir(parents=True, exist_ok=True)
+            (folder / workdir).symlink_to(made)
+        log = folder / "log.txt"
+        child = processes.Process(target=_main, args=(pages.at_debug_size(rest), folder, log))
+        child.start()
+        child.join()
+        assert child.exitcode == 0, f"{command}\n{log.read_text()[-4000:]}"
+        return folder
+
+    return run
+
+
+def _main(arguments: list[str], folder: pathlib.Path, log: pathlib.Path) -> None:
+    """`python ARGUMENTS` in a folder; what it prints goes to the log."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    if arguments[0] == "-c":
+        exec(arguments[1], {"__name__": "__main__"})
+        return
+    sys.argv = arguments
+    if pathlib.Path(arguments[0]).name in MEASURED:
+        from vitvlm.jobs import launch
+
+        runpy.run_path(arguments[0], run_name="flags")
+        launch.parse(sys.argv)
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
