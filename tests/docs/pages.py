@@ -45,26 +45,37 @@ def parts(text: str) -> Iterator[tuple[str, str]]:
     yield from (("inline", found[1]) for found in _INLINE.finditer(text, place))
 
 
+OWN_WORKDIR = "workdirs/own"
+"""Where `at_debug_size` has a command put its results, whatever the page calls it, so that equal jobs run once."""
+
 _WORKDIR = re.compile(r"workdirs/[\w/]+")
-# Evaluations at the size of a test: few examples, and no head of 90 epochs.
-_SMALL = ("--config.data.train.split=train[:40]", "--config.data.eval.split=test[:40]")
+# What a placeholder of the pages stands for.
+_MEANT = {
+    "--weights=PATH --config=configs/evaluations/features.py": "--weights=path/to/vit-base-patch16-224",
+    "--weights=PATH --config=configs/evaluations/pairs.py": "--weights=workdirs/clip",
+    "teacher=path/to/weights": "teacher=workdirs/s16",
+}
 
 
 def workdirs_read(words: Sequence[str]) -> list[str]:
-    """Workdirs that a command reads, and does not make."""
-    made = [] if "scripts/evaluate.py" in words and not any(w.startswith("--weights") for w in words) else ["--workdir"]
-    flags = [word for word in words if word.partition("=")[0] not in (*made, "--target", "--out")]
-    return list(dict.fromkeys(found for flag in flags for found in _WORKDIR.findall(flag)))
+    """Workdirs that the words of a command at debug size name, besides the command's own."""
+    return [name for name in dict.fromkeys(_WORKDIR.findall(" ".join(words))) if name != OWN_WORKDIR]
 
 
 def at_debug_size(words: Sequence[str]) -> list[str]:
     """The words of a command with `debug` as an argument of its config, and its placeholders filled."""
+    trained = "scripts/evaluate.py" in words and not any(word.startswith("--weights") for word in words)
     small = []
     for word in words:
         flag, _, value = word.partition("=")
+        if flag == "--workdir" and not trained:
+            word = f"--workdir={OWN_WORKDIR}"
         if flag == "--config" and not value.startswith("configs/evaluations/"):
             word += ",debug" if ":" in value else ":debug"
-        if word == "--weights=PATH":
-            word = "--weights=path/to/vit-base-patch16-224"
         small.append(word)
-    return small
+    line = "\n".join(small)
+    for placeholder, meant in _MEANT.items():
+        first, _, rest = placeholder.partition(" ")
+        if first in line and rest in line:
+            line = line.replace(first, meant)
+    return line.split("\n")

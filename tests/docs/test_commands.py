@@ -22,12 +22,14 @@ from tests.docs import pages
 from tests.jobs import published
 from vitvlm import models, pretrained
 from vitvlm.core import config as config_lib
+from vitvlm.data.sources import stamps
 from vitvlm.jobs import fields
 from vitvlm.jobs.overrides import apply_overrides, take_overrides
 from vitvlm.training import sharding
 
 # Measurements of minutes, or of a compiler that is not installed: their flags are parsed, and tests/jobs measures.
 MEASURED = ("benchmark.py", "benchmark_input.py", "benchmark_loading.py", "loss_memory.py")
+OWN = pages.OWN_WORKDIR
 # What a page tells the reader to install; nothing here can tell whether it would.
 INSTALLED = ("apt-get install dataset-fashion-mnist", "pip install --no-deps open-clip-torch")
 
@@ -97,6 +99,12 @@ def place(tmp_path_factory):
     (root / "captions.txt").write_text("".join(f"a picture of {n} things\n" for n in range(200)))
     published.link(root)
     (root / "vit_s_focus.onnx").symlink_to(root / "weights" / "vit_s_focus.onnx")
+    for category, count in (("animals", 6), ("food", 6), ("vehicles", 6)):
+        (root / "stamps" / category).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (40, 36, 4), np.uint8)
+            (root / "stamps" / category / f"photo{i}.png").write_bytes(pictures.encoded(pixels))
+            (root / "stamps" / category / f"photo{i}.txt").write_text(f"One of the {category}, number {i}.\n")
     vit = models.build("vit", num_classes=2, width=16, depth=2, heads=2, mlp_width=24, patch_size=8, image_size=16)
     variables = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
     loaded = pretrained.Pretrained(vit, variables, "decode(3)|resize(16)|normalize('half')", None, {})
@@ -111,36 +119,37 @@ def run(place):
     processes.set_forkserver_preload(["vitvlm.jobs.train", "vitvlm.jobs.ablate", "vitvlm.jobs.weights"])
 
     @functools.cache
-    def run(command: str) -> pathlib.Path:
-        words = shlex.split(command, comments=True)
-        program, *rest = words
-        if command.split("  #")[0].strip() in INSTALLED:
-            return place
-        if program == "pip":
-            (extra,) = re.findall(r"\[(\w+)\]", command)
-            assert extra in importlib.metadata.metadata("vitvlm").get_all("Provides-Extra")
-            return place
-        if program == "bash" or program == "pytest":
-            assert all((pages.ROOT / path).exists() for path in rest)
-            return place
-        assert program == "python", f"nobody knows how to run {command!r} here"
+    def ran(words: tuple[str, ...]) -> pathlib.Path:
+        """The folder in which `python WORDS` ran; equal words run once."""
         folder = place / f"run{len(list(place.glob('run*')))}"
-        folder.mkdir()
-        (folder / "workdirs").mkdir()
+        (folder / "workdirs").mkdir(parents=True)
         for found in place.iterdir():
             if not found.name.startswith("run"):
                 (folder / found.name).symlink_to(found)
         for workdir in pages.workdirs_read(words):
-            assert workdir in TRAINED, f"{command!r} reads {workdir}, which no command of the pages trains"
-            made = run(TRAINED[workdir]) / workdir
+            assert workdir in TRAINED, f"{words} read {workdir}, which no command of the pages trains"
             (folder / workdir).parent.mkdir(parents=True, exist_ok=True)
-            (folder / workdir).symlink_to(made)
+            (folder / workdir).symlink_to(run(TRAINED[workdir]) / OWN)
         log = folder / "log.txt"
-        child = processes.Process(target=_main, args=(pages.at_debug_size(rest), folder, log))
+        child = processes.Process(target=_main, args=(list(words), folder, log))
         child.start()
         child.join()
-        assert child.exitcode == 0, f"{command}\n{log.read_text()[-4000:]}"
+        assert child.exitcode == 0, f"{' '.join(words)}\n{log.read_text()[-4000:]}"
         return folder
+
+    def run(command: str) -> pathlib.Path | None:
+        program, *rest = shlex.split(command, comments=True)
+        if command.split("  #")[0].strip() in INSTALLED:
+            return None
+        if program == "pip":
+            (extra,) = re.findall(r"\[(\w+)\]", command)
+            assert extra in importlib.metadata.metadata("vitvlm").get_all("Provides-Extra")
+            return None
+        if program in ("bash", "pytest"):
+            assert all((pages.ROOT / path).exists() for path in rest)
+            return None
+        assert program == "python", f"nobody knows how to run {command!r} here"
+        return ran(tuple(pages.at_debug_size(rest)))
 
     return run
 
@@ -151,6 +160,7 @@ def _main(arguments: list[str], folder: pathlib.Path, log: pathlib.Path) -> None
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
+    stamps.DEBIAN_STAMPS = folder / "stamps"
     if arguments[0] == "-c":
         exec(arguments[1], {"__name__": "__main__"})
         return
