@@ -194,7 +194,7 @@ def test_errors_say_what_is_wrong(tmp_path):
         evaluation.build("knn", {}, batches=passes(images))
     with pytest.raises(ConfigError, match="ks: 200 neighbours of 20"):
         both = {"batches": passes(images, labels), "train_batches": passes(images, labels), "label_names": NAMES}
-        evaluation.build("knn", {}, **both).run(predict, variables, tmp_path)
+        evaluation.build("knn", {"ks": (200,)}, **both).run(predict, variables, tmp_path)
     for temperature in (0.0, -1.0, 1e-3):  # exp(1 / 1e-3) is infinite, and so would be the votes of several classes
         with pytest.raises(ConfigError, match=r"temperature: .* give 0.0015 or more"):
             fields = {"ks": (1,), "temperature": temperature}
@@ -260,6 +260,20 @@ def test_of_many_classes_the_first_five_are_kept():
     assert found["top"].shape == (4, 5) and "probabilities" not in found
     assert found["label_probability"][0] == found["label_probability"][3] == 0 < found["label_probability"][1]
     assert found["prediction_name"].tolist() == [f"class {c}" for c in columns[logits.argmax(axis=1)]]
+
+
+def test_default_neighbours_are_as_many_as_there_are_examples_for(tmp_path):
+    images, labels = blobs(77)
+    both = dict(batches=passes(images[:53], labels[:53]), train_batches=passes(images[53:], labels[53:]))
+    result = evaluation.build("knn", {}, **both, label_names=NAMES).run(predict, {"features": np.eye(6)}, tmp_path)
+    assert {name for name in result.metrics if name.startswith("top1") and name[-1].isdigit()} == {
+        "top1_k10",
+        "top1_k20",
+    }
+    assert "k in (10, 20) (not [100, 200]: too few training examples)" in result.protocol
+    few = both | {"train_batches": passes(images[53:60], labels[53:60])}
+    with pytest.raises(ConfigError, match=r"ks: 200 neighbours of 7 training examples; choose smaller ks: \(7,\)"):
+        evaluation.build("knn", {}, **few, label_names=NAMES).run(predict, {"features": np.eye(6)}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["knn", "linear_probe_mae", "linear_probe_logistic"])

@@ -55,7 +55,7 @@ def a_config(images, evals=(), ops=OPS, source="folder:{}"):
     ("section", "message"),
     [
         (
-            {"type": "knn"},
+            {"type": "knn", "ks": (10, 20, 100, 200)},
             r"config\.evals\.x\.ks: 200 neighbours of 24 training examples \(folder:.* train\); "
             r"choose smaller ks: \(10, 20\)",
         ),
@@ -84,7 +84,7 @@ def a_config(images, evals=(), ops=OPS, source="folder:{}"):
     ],
 )
 def test_an_evaluator_that_would_fail_fails_before_the_first_step(images, tmp_path, section, message):
-    """kNN with its default ks failed after the last step on 24 images, and so did every rerun."""
+    """kNN with ks of 200 failed after the last step on 24 images, and so did every rerun."""
     if section.get("data", {}).get("source") == "captions":
         section = section | {"data": section["data"] | {"source": f"jsonl:{images}/list.jsonl"}}
     with pytest.raises(ConfigError, match=message):
@@ -103,12 +103,13 @@ def test_data_of_which_nothing_can_be_read_is_no_matter_of_the_model(images, tmp
 def test_what_fits_is_built(images):
     sections = {
         "knn": {"type": "knn", "ks": (10, 24)},
+        "default": {"type": "knn"},
         "pixels": {"type": "knn", "ks": (1,), "features": "pixels"},
         "probe": {"type": "linear_probe_logistic"},
         "mae": {"type": "linear_probe_mae"},
         "test": {"type": "classification"},
     }
-    assert len(evaluators.build(setup(a_config(images, sections)), sections)) == 5
+    assert len(evaluators.build(setup(a_config(images, sections)), sections)) == 6
 
 
 def test_kept_strings_stay_on_the_host(images):

@@ -12,6 +12,9 @@ from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import answers, base, bootstrap, classification
 from vitvlm.evaluation.features import FeatureSource, RandomVariables
 
+KS = (10, 20, 100, 200)
+"""Numbers of neighbours that are scored unless others are asked for."""
+
 _BLOCK_SIMILARITIES = 2**24  # 64 MB of float32
 
 
@@ -22,6 +25,8 @@ class NearestNeighbours:
     Metrics: top1_k20, top1_k20_low, top1_k20_high … for each k, and n. No best k is named: choosing it here would fit
     the test set. Writes `examples.npz`: index, `answers.told`, k20 (whether it is correct) … and the rest of
     `answers.answered` for each k, as k20_prediction_name; the probabilities are shares of the votes.
+
+    `ks` are KS by default, or as many of them as there are training examples for; the protocol names those left out.
 
     With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. This is for
     sets that are too small to split.
@@ -37,25 +42,32 @@ class NearestNeighbours:
     features: str = "features"
     weights: str = "trained"
     seed: int = 0
-    ks: tuple[int, ...] = (10, 20, 100, 200)
+    ks: tuple[int, ...] | None = None
     temperature: float = 0.07
     leave_one_out: bool = False
     example_id: Callable[[int], str] = str
 
     def check(self, facts: base.Facts) -> None:
         bank, name = (facts.labels(), facts.name) if self.leave_one_out else (facts.train_labels(), facts.train_name)
-        self._check_ks(len(bank) - self.leave_one_out, f" ({name})")
+        self._fitting_ks(len(bank) - self.leave_one_out, f" ({name})")
 
-    def _check_ks(self, known: int, name: str = "") -> None:
+    def _fitting_ks(self, known: int, name: str = "") -> tuple[int, ...]:
+        """Returns the numbers of neighbours to score among `known` training examples.
+
+        Raises ConfigError for numbers that do not fit, and for a temperature whose votes overflow.
+        """
         if not self.temperature > 1 / 700:  # exp(1 / temperature) must be finite
             raise ConfigError(f"temperature: {self.temperature:g}; votes are exp(similarity / it): give 0.0015 or more")
-        if not self.ks or min(self.ks) < 1:
+        if self.ks is not None and (not self.ks or min(self.ks) < 1):
             raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
-        if max(self.ks) > known:
-            fitting = tuple(k for k in self.ks if k <= known) or (known,)
+        asked = KS if self.ks is None else tuple(self.ks)
+        fitting = tuple(k for k in asked if k <= known)
+        if not fitting or (self.ks is not None and fitting != asked):
             raise ConfigError(
-                f"ks: {max(self.ks)} neighbours of {known} training examples{name}; choose smaller ks: {fitting}"
+                f"ks: {max(asked)} neighbours of {known} training examples{name}; choose smaller ks: "
+                f"{fitting or (known,)}"
             )
+        return fitting
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
@@ -63,18 +75,20 @@ class NearestNeighbours:
         test = base.labelled(source.collect(predict, variables, self.batches))
         train = test if self.leave_one_out else base.labelled(source.collect(predict, variables, self.train_batches))
         known = len(train["label"]) - self.leave_one_out
-        self._check_ks(known)
-        votes = vote(train["features"], train["label"], test["features"], self.ks, self.temperature, self.leave_one_out)
+        ks = self._fitting_ks(known)
+        votes = vote(train["features"], train["label"], test["features"], ks, self.temperature, self.leave_one_out)
         saved, metrics = answers.told(test["index"], test["label"], self.label_names, self.example_id), {}
-        for k in self.ks:
+        for k in ks:
             with np.errstate(divide="ignore"):  # of no vote
                 found = answers.answered(np.log(votes[k]), test["label"], self.label_names)
             saved |= {f"k{k}": found.pop("correct")} | {f"k{k}_{name}": array for name, array in found.items()}
             metrics |= classification.with_interval(f"top1_k{k}", saved[f"k{k}"])
         bootstrap.save_examples(folder, test["index"], **saved)
         unlearned = base.unlearned(train["label"], test["label"])
+        left_out = [k for k in KS if k not in ks] if self.ks is None else []
         protocol = (
-            f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {tuple(self.ks)}, "
+            f"kNN on {source.protocol}, cosine similarity, votes exp(sim/{self.temperature:g}), k in {ks}"
+            f"{f' (not {left_out}: too few training examples)' * bool(left_out)}, "
             f"{'leave-one-out, ' * self.leave_one_out}{known} training examples, n={len(test['label'])}, "
             f"{classification.interval_protocol()}{base.notes(unlearned, self.matched)}"
         )
