@@ -1,6 +1,7 @@
 """Classes are names: whatever a source's own numbers for them are, a perfect model scores 1.0."""
 
 import csv
+import functools
 import io
 import json
 import tarfile
@@ -123,8 +124,11 @@ def test_probes_learn_the_classes_of_their_own_training_data(tmp_path):
         scored(a_config(pretraining, ENCODER, evals), perfect(), tmp_path)
 
 
-def test_a_class_that_was_not_trained_is_an_error_that_lists_it(tmp_path):
-    config = a_config(a_folder(tmp_path / "images", train=("ant", "bee"), test=("ant", "cow", "dog", "bee")))
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "csv"])
+def test_a_class_that_was_not_trained_is_an_error_that_lists_it(kind, tmp_path):
+    split = dict(train=("ant", "bee"), test=("ant", "cow", "dog", "bee"))
+    make = a_folder if kind == "folder" else functools.partial(a_list, kind=kind)
+    config = a_config(make(tmp_path / "images", **split))
     message = (
         r"its classes 'cow', 'dog' are none of the training's classes, .*\('ant', 'bee'\); say .*config\.data\.class_n"
     )

@@ -82,7 +82,9 @@ class ListedSource(Source):
             )
         self.multi_label = same_kind(labels.items(), where)
         names = labelling.names()
-        classes = Classes(names) if names else Classes.found(labels.values())
+        # Where rows say their split, a class that only other splits have is none of this one.
+        own = labels.values() if told is None else [labels[name] for name in self._names if name in labels]
+        classes = Classes(names) if names else Classes.found(own)
         if labels and not classes.names:
             raise DataError(f"{where}: every list of labels is empty")
         self.label_names = classes.names if labels else ()
