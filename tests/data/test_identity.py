@@ -30,7 +30,7 @@ def opened(folder, split="all"):
 
 def stream(source, lists=None, **options):
     options = {"seed": 0, "shuffle_buffer": 3} | options
-    return train_batches(source, OPS, 2, data=Identity.of(source), lists=lists, **options)
+    return train_batches(source, OPS, 2, data={"train": Identity.of(source)}, lists=lists, **options)
 
 
 def state_of(source, lists) -> bytes:
@@ -91,12 +91,41 @@ def test_going_on_with_other_data_is_refused_and_says_what_changed(folder, tmp_p
     assert "--accept_changed_data" in message and "\n" not in message
     with stream(opened(folder), lists, accept_changes=True) as batches:
         batches.set_state(state)
-        assert said.removesuffix(". Put") in batches.changes
+        assert said.removesuffix(". Put") in batches.changes["train"]
         next(batches)
         again = batches.get_state()
     with stream(opened(folder), lists) as batches:
         batches.set_state(again)
-        assert batches.changes == ""
+        assert batches.changes == {}
+
+
+def test_data_that_evaluations_judge_are_known_too(folder, tmp_path):
+    """A training goes on with what it has, and its curve would not say that the test images are others now."""
+    lists = epath.Path(tmp_path)
+    names = ("config.evals.test", "config.evals.gone")
+
+    def batches(*evaluated, **options):
+        training = {"train": Identity.of(opened(folder, "all[:50%]"))}
+        judged = {name: Identity.of(opened(folder, "all[50%:]")) for name in evaluated}
+        for identity in judged.values():
+            identity.save(lists)
+        return train_batches(opened(folder, "all[:50%]"), OPS, 2, 0, data=training | judged, lists=lists, **options)
+
+    with batches(*names) as running:
+        state = running.get_state()
+    (inside,) = {opened(folder, "all[50%:]").ids[0]}
+    (folder / inside).write_bytes(pictures.encoded(pictures.pattern(12, 10, seed=99)))
+    message = (
+        rf"the data of config\.evals\.test are not those of the checkpoint: 1 file has changed: {inside}\. Put them"
+    )
+    with batches("config.evals.test") as running, pytest.raises(DataError, match=message):
+        running.set_state(state)
+    with batches("config.evals.test", accept_changes=True) as running:
+        running.set_state(state)
+        assert set(running.changes) == {"config.evals.test"}
+    with batches("config.evals.new") as running:
+        running.set_state(state)
+        assert running.changes == {}
 
 
 def test_a_copy_without_its_times_is_told_from_an_edit(folder, tmp_path):
@@ -116,7 +145,7 @@ def test_the_same_data_elsewhere_are_the_same(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other", copy_function=shutil.copy2)
     with stream(opened(other), lists) as batches:
         batches.set_state(state)
-        assert batches.changes == ""
+        assert batches.changes == {}
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
@@ -189,7 +218,7 @@ def test_shards_that_changed_begin_anew_if_that_is_accepted(tmp_path, workers):
         return
     with stream(source(), lists, accept_changes=True) as batches:
         batches.set_state(state)
-        assert batches.changes == "1 file is new: 00003.tar" and next(batches)["mask"].all()
+        assert batches.changes == {"train": "1 file is new: 00003.tar"} and next(batches)["mask"].all()
 
 
 def test_another_seed_is_an_error_whatever_is_accepted(folder, tmp_path):

@@ -36,7 +36,7 @@ def examples(page: pathlib.Path) -> list[str]:
 
 
 def parts(text: str) -> Iterator[tuple[str, str]]:
-    """(kind, content) of blocks and of inline code; the kind of the latter is "inline"."""
+    """Yields (kind, content) of blocks and of inline code; the kind of the latter is "inline"."""
     place = 0
     for block in _BLOCK.finditer(text):
         yield from (("inline", found[1]) for found in _INLINE.finditer(text, place, block.start()))

@@ -36,6 +36,7 @@ from vitvlm.data.unreadable import Bad, Unreadable
 
 Batch = dict[str, np.ndarray]
 
+TRAINING = "train"  # the name of the training data among all that a job reads
 OF_DATA = ("examples", "shards")  # in a plan's identity
 _NAMED = 20  # unreadable images that are named as they are met
 _LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class TrainBatches(Iterator[Batch]):
     Attributes:
       bad: the unreadable images among the batches taken so far.
       skipped: batches without a single readable image, which are not given out.
-      changes: how the data differ from those of the state that `set_state` was given; "" where they do not.
+      changes: how the data differ from those of the state that `set_state` was given; empty where they do not.
       say: receives messages: each unreadable image when it is found, each batch that is skipped. The log by default.
       image_shape: (H, W, C).
     """
@@ -57,14 +58,14 @@ class TrainBatches(Iterator[Batch]):
         plan: TrainPlan | StreamPlan,
         workers: int,
         bad: Unreadable,
-        data: Identity | None = None,
+        data: Mapping[str, Identity] | None = None,
         accept_changes: bool = False,
         lists: epath.Path | None = None,
     ):
         self.bad = bad
         self.skipped = 0
-        self.changes = ""
-        self._data, self._accept_changes, self._lists = data, accept_changes, lists
+        self.changes: dict[str, str] = {}
+        self._data, self._accept_changes, self._lists = data or {}, accept_changes, lists
         self._naming = _Naming(_LOG.warning)
         self.image_shape = plan.loader.shape
         self._plan = plan
@@ -111,7 +112,7 @@ class TrainBatches(Iterator[Batch]):
             "bad": self.bad.state(),
             "skipped": self.skipped,
             "made_for": self._plan.identity(),
-            "data": None if self._data is None else self._data.summary(),
+            "data": {name: identity.summary() for name, identity in self._data.items()},
         }
         if isinstance(self._plan, StreamPlan):
             state["place"] = self._running[0].get_state() if self._running else self._place
@@ -126,11 +127,11 @@ class TrainBatches(Iterator[Batch]):
         other shards, processes or workers, and DataError if the data have changed since.
         """
         saved = json.loads(state)
-        self.changes = self._changes(saved.get("data"))
+        self.changes = self._changes(saved["data"])
         identity = self._plan.identity()
         for name in {**identity, **saved["made_for"]}:
             before, value = saved["made_for"].get(name), identity.get(name)
-            if before != value and self.changes and name in OF_DATA:
+            if before != value and TRAINING in self.changes and name in OF_DATA:
                 saved["place"] = None  # which means nothing among other shards
             elif before != value:
                 raise ConfigError(
@@ -141,15 +142,16 @@ class TrainBatches(Iterator[Batch]):
         self._step, self._place = saved["step"], saved.get("place")
         self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
 
-    def _changes(self, before: Mapping[str, Any] | None) -> str:
-        """Lists what differs from the data of a state. Raises DataError unless changes are accepted."""
-        if before is None or self._data is None or before["digest"] == self._data.digest:
-            return ""
-        changes = self._data.changes(before, self._lists)
-        if not self._accept_changes:
+    def _changes(self, before: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Lists what differs from the data of a state, by name. Raises DataError unless changes are accepted."""
+        changes = {
+            name: identity.changes(before[name], self._lists)
+            for name, identity in self._data.items()
+            if name in before and before[name]["digest"] != identity.digest
+        }
+        if changes and not self._accept_changes:
             raise DataError(
-                f"the training data are not those of the checkpoint: {changes}. Put them back, start in a new workdir, "
-                "or go on with --accept_changed_data"
+                f"{changed(changes)}. Put them back, start in a new workdir, or go on with --accept_changed_data"
             )
         return changes
 
@@ -203,6 +205,15 @@ class EvalBatches:
             batches.close()
 
 
+def changed(changes: Mapping[str, str]) -> str:
+    """Says in words which data are not those of the checkpoint, and what differs."""
+    named = {TRAINING: "training data"}
+    return ". ".join(
+        f"the {named.get(name, f'data of {name}')} are not those of the checkpoint: {differences}"
+        for name, differences in changes.items()
+    )
+
+
 def train_batches(
     source: Source,
     operations: str,
@@ -212,7 +223,7 @@ def train_batches(
     bad_share: float = 0.01,
     bad_after: int = 1000,
     shuffle_buffer: int = 1000,
-    data: Identity | None = None,
+    data: Mapping[str, Identity] | None = None,
     accept_changes: bool = False,
     lists: epath.Path | None = None,
     balance: float = 0.0,
@@ -236,7 +247,8 @@ def train_batches(
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
       balance: 1 draws each class equally often, 0 each example once an epoch; see `balance.Balance`. A streamed source
         is then read by random access.
-      data: identity of the data; a state is then only accepted with the same data.
+      data: identities of what a job reads, by name: TRAINING of the examples, others of what evaluations judge. A state
+        is then only accepted with the same data.
       accept_changes: continue with changed data too.
       lists: the folder where `data` was listed, for naming what has changed.
       process_index, process_count: which of how many processes this one is (`jax.process_index()` and so on).

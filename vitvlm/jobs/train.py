@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data.batches import TrainBatches, train_batches
+from vitvlm.data.batches import TRAINING, TrainBatches, changed, train_batches
 from vitvlm.data.identity import Identity
 from vitvlm.jobs import class_weights, curves, data_files, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
@@ -46,7 +46,7 @@ def train(
       config: see `jobs.fields.Job`.
       folder: the workdir: config.json, metrics.jsonl, checkpoints/ and evaluations/.
       force: break the lock of another job that holds the workdir.
-      accept_changed_data: go on although the training data are not those that the checkpoint has seen; then
+      accept_changed_data: go on although the data, of training or of evaluations, are not those of the checkpoint; then
         `data.class_names` may change too, so that a renamed class keeps its label.
 
     Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
@@ -63,7 +63,9 @@ def train(
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
-        data = Identity.of(job.source)
+        data = {TRAINING: Identity.of(job.source)} | {
+            f"config.evals.{each.name}": Identity.of(each.source) for each in evals
+        }
         batches = stack.enter_context(
             open_batches(job, data=data, accept_changes=accept_changed_data, lists=epath.Path(folder))
         )
@@ -85,10 +87,11 @@ def train(
             progress.note(line)
         batches.say = progress.note
         if batches.changes:
-            progress.note(f"the training data have changed since checkpoint {start.restored}: {batches.changes}")
-            writer.write(start.restored, {"data/changed": batches.changes})
+            progress.note(f"going on from checkpoint {start.restored} although {changed(batches.changes)}")
+            writer.write(start.restored, {"data/changed": changed(batches.changes)})
         if held is not None:
-            data.save(epath.Path(folder))
+            for identity in data.values():
+                identity.save(epath.Path(folder))
         if batches.balance:
             progress.note(f"config.data.{batches.balance}")
         loop.fit(
