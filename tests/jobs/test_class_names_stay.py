@@ -85,7 +85,7 @@ def test_other_data_is_put_under_the_classes_of_the_workdir(workdir, tmp_path):
 
 @pytest.fixture
 def copied(workdir, images, tmp_path):
-    """(images, workdir, config) of the same training, its images elsewhere but with their times, to be changed."""
+    """Copies (images, workdir, config) of that training, with images elsewhere that keep their times, to be changed."""
     shutil.copytree(images, tmp_path / "animals")
     folder = shutil.copytree(workdir, tmp_path / "workdir")
     config = json.loads((folder / "config.json").read_text())
