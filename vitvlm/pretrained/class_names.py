@@ -30,7 +30,7 @@ def read(given: Any, count: int) -> tuple[str, ...] | None:
 
 
 def _no_name(place: int) -> str:
-    """What `transformers` calls a class that nobody named."""
+    """Returns the name that `transformers` gives to a class that nobody named."""
     return f"LABEL_{place}"
 
 
