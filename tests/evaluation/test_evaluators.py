@@ -254,12 +254,31 @@ def test_what_was_answered_is_kept_by_name(logits_set, tmp_path):
 
 def test_of_many_classes_the_first_five_are_kept():
     rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(4, 30)), np.array([3, 40, 41, 99])
-    columns = np.arange(40, 70)
-    found = answers.answered(logits, labels, [f"class {c}" for c in range(100)], columns)
+    logits, labels = rng.normal(size=(4, 30)), np.array([3, 40, 29, 99])
+    found = answers.answered(logits, labels, [f"class {c}" for c in range(100)])
     assert found["top"].shape == (4, 5) and "probabilities" not in found
-    assert found["label_probability"][0] == found["label_probability"][3] == 0 < found["label_probability"][1]
-    assert found["prediction_name"].tolist() == [f"class {c}" for c in columns[logits.argmax(axis=1)]]
+    assert found["label_probability"][1] == found["label_probability"][3] == 0 < found["label_probability"][2]
+    assert found["prediction_name"].tolist() == [f"class {c}" for c in logits.argmax(axis=1)]
+
+
+def test_among_some_of_a_heads_classes_labels_name_the_columns_of_probabilities(logits_set, tmp_path):
+    """What a user computes from examples.npz is the figure of result.json."""
+    images, labels, variables = logits_set
+    chosen = (1, 4, 7)
+    kept = np.isin(labels, chosen)
+    given = {"label_names": NAMES, "data_classes": chosen}
+    evaluator = evaluation.build(
+        "classification", {"within": "data"}, batches=passes(images[kept], labels[kept]), **given
+    )
+    metrics = evaluator.run(predict, variables, tmp_path).metrics
+    saved = np.load(tmp_path / "examples.npz")
+    assert saved["class_names"].tolist() == [NAMES[place] for place in chosen]
+    assert (saved["class_names"][saved["label"]] == saved["label_name"]).all()
+    assert (saved["probabilities"].argmax(axis=1) == saved["label"]).mean() == pytest.approx(metrics["top1"])
+    own = saved["probabilities"][np.arange(len(saved["label"])), saved["label"]]
+    assert -np.log(own).mean() == pytest.approx(metrics["loss"], rel=1e-5)
+    assert (saved["class_names"][saved["top"]] == saved["top_name"]).all()
+    assert (saved["prediction"] == saved["top"][:, 0]).all()
 
 
 def test_default_neighbours_are_as_many_as_there_are_examples_for(tmp_path):

@@ -232,7 +232,12 @@ def test_weights_with_more_classes_than_the_data_are_scored_within_the_datas(tmp
     assert "scored within the 3 of the head's 4 classes that the data names" in result.protocol
     assert "classes matched by name, in another order" in result.protocol
     saved = np.load(tmp_path / "out" / "examples.npz")
-    assert saved["label"].tolist() == [names.index(name) for name in saved["prediction_name"]]
+    assert (
+        saved["label_name"].tolist()
+        == saved["class_names"][saved["label"]].tolist()
+        == saved["prediction_name"].tolist()
+    )
+    assert (saved["probabilities"].argmax(axis=1) == saved["label"]).all()
     rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
     assert [(row["class"], row["name"], row["accuracy"]) for row in rows] == [
         ("0", "dog", "1.0000"), ("1", "cow", "1.0000"), ("3", "ant", "1.0000"),

@@ -24,34 +24,32 @@ def answered(
     logits: Float[np.ndarray, "n C"],
     labels: Int[np.ndarray, " n"],
     label_names: Sequence[str],
-    classes: Int[np.ndarray, " C"] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the arrays with the answers to each example, most probable class first.
 
     Args:
       logits: logarithms of probabilities up to a constant per example; equal ones come in the order of their class.
-      classes: the class of each column, as places in `label_names`; the first C by default.
+      labels: columns of `logits`; one that is none of them has probability 0.
+      label_names: names of the columns, and perhaps of labels beyond them.
 
     Returns correct [n]; prediction and prediction_name [n]; top, top_name and top_probability [n, k] of the k most
-    probable classes, k = min(5, C); label_probability [n], 0 for a label without a column; and, for at most 20 classes,
-    probabilities [n, C] and class_names [C].
+    probable classes, k = min(5, C); label_probability [n]; and, for at most 20 classes, probabilities [n, C] and
+    class_names [C].
     """
-    names = np.array(label_names)
-    classes = np.arange(logits.shape[1]) if classes is None else np.asarray(classes)
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :MOST]
+    names, count = np.array(label_names), logits.shape[1]
+    top = np.argsort(-logits, axis=1, kind="stable")[:, :MOST]
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
-    top = classes[order]
-    own = np.where(labels[:, None] == classes, probabilities, 0).sum(axis=1)
+    own = np.where(labels[:, None] == np.arange(count), probabilities, 0).sum(axis=1)
     found = {
         "correct": top[:, 0] == labels,
         "prediction": top[:, 0],
         "prediction_name": names[top[:, 0]],
         "top": top,
         "top_name": names[top],
-        "top_probability": np.take_along_axis(probabilities, order, axis=1),
+        "top_probability": np.take_along_axis(probabilities, top, axis=1),
         "label_probability": own,
     }
-    if len(classes) <= FEW:
-        found |= {"probabilities": probabilities, "class_names": names[classes]}
+    if count <= FEW:
+        found |= {"probabilities": probabilities, "class_names": names[:count]}
     return found

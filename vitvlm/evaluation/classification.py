@@ -51,12 +51,12 @@ class Classification:
         logits, own = every[:, chosen], np.searchsorted(chosen, labels)
         metrics = scores(logits, own) | {"loss": float(cross_entropy(logits, own).mean())}
         prediction = chosen[logits.argmax(axis=1)]
-        save(folder, whole["index"], labels, logits, self.label_names, self.example_id, chosen)
+        names = tuple(self.label_names[place] for place in chosen)
+        save(folder, whole["index"], own, logits, names, self.example_id)
         write_classes(pathlib.Path(folder) / "classes.csv", labels, prediction, self.label_names, chosen)
         n = len(labels)
         notes = base.notes(said, self.matched)
         protocol = f"classification, {len(chosen)} classes, n={n}, {interval_protocol()}{notes}"
-        names = tuple(self.label_names[place] for place in chosen)
         classified = page.Classified(own, logits.argmax(axis=1), names)
         title = f"Classification: {n:,} images, {len(chosen):,} classes"
         ours = page.Page(title, whole["index"], classified=classified)
@@ -79,11 +79,13 @@ def save(
     logits: Float[np.ndarray, "n C"],
     label_names: tuple[str, ...],
     example_id: Callable[[int], str],
-    classes: Int[np.ndarray, " C"] | None = None,
 ) -> None:
-    """Writes examples.npz: each example's index, and the arrays of `answers.told` and `answers.answered`."""
+    """Writes examples.npz: each example's index, and the arrays of `answers.told` and `answers.answered`.
+
+    Labels are columns of `logits`, whose names come first in `label_names`.
+    """
     known = answers.told(index, labels, label_names, example_id)
-    bootstrap.save_examples(folder, index, **known, **answers.answered(logits, labels, label_names, classes))
+    bootstrap.save_examples(folder, index, **known, **answers.answered(logits, labels, label_names))
 
 
 def scores(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:
