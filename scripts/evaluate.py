@@ -4,7 +4,8 @@
     python scripts/evaluate.py --workdir=workdirs/finetuned,workdirs/scratch
     python scripts/evaluate.py --weights=PATH --config=configs/evaluations/features.py:folder:IMAGES --workdir=WORKDIR
 
-Without --evals, all evaluations of each training's config run; --config gives others, with overrides as in train.py.
+Without --evals, all evaluations of each training's config run; --config gives others. Without --config, overrides are
+of the training's own: --evals=knn --config.evals.knn.ks="(1, 5)".
 --weights are those of another code base, see docs/weights.md; the config then says what they are evaluated on, and
 --fields, as in convert.py, what their own files do not say.
 """
@@ -28,8 +29,9 @@ def main() -> None:
     if WEIGHTS.value is None:
         if FIELDS.value:
             raise ConfigError("--fields describe --weights: give both, or neither")
+        config, changes = (CONFIG.value, None) if CONFIG.present else (None, CONFIG.value)
         results = {
-            folder: evaluate.evaluate(folder, EVALS.value, CONFIG.value, STEP.value, FORCE.value)
+            folder: evaluate.evaluate(folder, EVALS.value, config, STEP.value, FORCE.value, changes)
             for folder in WORKDIRS.value
         }
     else:

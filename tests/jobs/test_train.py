@@ -253,6 +253,33 @@ def test_evaluate_repeats_the_training_and_adds_other_evaluators(classifier):
         assert results[name] == {"protocol": result.protocol, "metrics": result.metrics}
 
 
+def test_evaluate_on_other_data_that_are_too_few_for_the_trainings_length(classifier, tmp_path):
+    """Its length counts epochs of data that an evaluation may have replaced; other operations are said."""
+    few = tmp_path / "few"
+    for name in CLASSES:
+        (few / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (80 * i, 9, 9)).save(few / name / f"{i}.png")
+    config = golden.load("configs/vit.py", f"source=folder:{few}")  # at 64 px, and batches of 64
+    del config.evals
+    (row,) = evaluate.evaluate(classifier[0], ["classification"], config)
+    own = read_config(classifier[0])["data"]["eval"]["ops"]
+    assert f"images prepared by config.data.eval.ops, {config.data.eval.ops!r}, not by the training's own, {own!r}" in (
+        row.result.protocol
+    )
+    written = json.loads((evaluate.results_folder(classifier[0], 4) / "classification" / "result.json").read_text())
+    assert written["protocol"] == row.result.protocol
+
+
+def test_single_fields_of_an_evaluation_are_changed_without_a_config(classifier):
+    (row,) = evaluate.evaluate(classifier[0], ["knn"], changes={"evals": {"knn": {"ks": (1, 5)}}})
+    assert "k in (1, 5)" in row.result.protocol and "images prepared by" not in row.result.protocol
+    (row,) = evaluate.evaluate(classifier[0], ["test"], changes={"data": {"eval": {"split": "train"}}})
+    assert row.result.metrics["n"] == 28  # of 29: one is damaged
+    with pytest.raises(ConfigError, match=r"--config\.seed: an evaluation takes fields of evals, data, batch_size"):
+        evaluate.evaluate(classifier[0], ["knn"], changes={"seed": 1})
+
+
 def test_the_damaged_image_is_counted_and_named_in_the_evaluation(classifier, autoencoder):
     folder, _ = autoencoder
     rows = evaluate.evaluate(folder, ["reconstruction"])

@@ -116,6 +116,18 @@ def test_a_published_head_is_scored_by_the_names_of_its_classes(names, said, tmp
     assert "classification, 3 classes" in row.result.protocol and said in row.result.protocol
 
 
+def test_a_config_that_prepares_images_otherwise_than_the_weights_do_is_said(weights, tmp_path):
+    own = pretrained.load(weights["none"]).preprocessing
+    config = a_config()
+    config.data.eval.ops = own
+    (row,) = evaluate_weights(weights["none"], tmp_path / "own", config=config)
+    assert "images prepared" not in row.result.protocol
+    config.data.eval.ops = other = "decode(3)|resize(16)|normalize('unit')"
+    (row,) = evaluate_weights(weights["none"], tmp_path / "other", config=config)
+    said = f"images prepared by config.data.eval.ops, {other!r}, not by the weights' own, {own!r}"
+    assert said in row.result.protocol
+
+
 def test_operations_come_from_the_weights(tmp_path):
     config = a_config()
     del config.data.train["ops"], config.data.eval["ops"]

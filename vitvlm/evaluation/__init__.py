@@ -22,9 +22,20 @@ from vitvlm.evaluation import (
     retrieval,
     zero_shot,
 )
-from vitvlm.evaluation.base import Evaluator, Facts, Predict, Result, with_intervals
+from vitvlm.evaluation.base import Evaluator, Facts, Predict, Result, notes, with_intervals
 
-__all__ = ["EVALUATORS", "Evaluator", "Facts", "Predict", "Result", "build", "check", "names", "with_intervals"]
+__all__ = [
+    "EVALUATORS",
+    "Evaluator",
+    "Facts",
+    "Predict",
+    "Result",
+    "build",
+    "check",
+    "names",
+    "notes",
+    "with_intervals",
+]
 
 EVALUATORS = Registry("evaluator")
 EVALUATORS.register("classification")(classification.Classification)

@@ -22,6 +22,10 @@ from vitvlm.training import lock
 from vitvlm.training.workdir import read_config
 
 EVALUATIONS = "evaluations"
+NO_LENGTH = {"total": "1 steps", "schedule": {"name": "constant", "peak": 1.0}}
+"""In place of a training's length, which counts epochs of its own data: an evaluation may have other data."""
+REPLACED = ("evals", "data", "batch_size")
+"""Sections of a training's config that an evaluation may replace."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,6 +44,7 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     step: int | None = None,
     force: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Runs evaluators on a checkpoint of a workdir.
 
@@ -50,19 +55,47 @@ def evaluate(
       config: its `evals`, `data` and `batch_size`, where it has them, stand in for the training's own.
       step: the checkpoint; the latest by default.
       force: break the lock of another evaluation in this workdir. A training may go on beside.
+      changes: single fields of those sections that stand in for the training's own, where no `config` is given. A
+        section of `evals` that the training lacks is the evaluator of that name.
+
+    Where the config's data prepare images otherwise than the training's, the protocol says so.
 
     Results are written to `evaluations/<step>/<name>/` and, together, to `evaluations/<step>/results.json`.
     Raises ConfigError, WorkdirError, CheckpointError or DataError with one line that says what to do.
     """
     folder = epath.Path(folder)
     own = read_config(folder)
-    replaced = config_lib.plain(config or {})
+    replaced = config_lib.plain(config or {}) or _merged(own, config_lib.plain(changes or {}))
     if "data" in replaced and "classes" not in own and own["model"].get("num_classes"):
         own["classes"] = setup(own, training=False).head.names  # written by a version that kept no names of classes
-    config = {**own, **{name: replaced[name] for name in ("evals", "data", "batch_size") if name in replaced}}
-    job = setup(config, training=False)
+    taken = {name: replaced[name] for name in REPLACED if name in replaced}
+    job = setup({**own, **taken, **NO_LENGTH}, training=False)
     state = load_state(job, folder, step)
-    return run(job, state.variables(ema=state.ema is not None), names, folder, int(state.step), force)
+    variables = state.variables(ema=state.ema is not None)
+    before, now = own["data"]["eval"].get("ops"), job.data.eval.get("ops")
+    return run(job, variables, names, folder, int(state.step), force, prepared(now, before, "the training's own"))
+
+
+def _merged(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that an evaluation may replace, with single fields changed."""
+    if others := [name for name in changes if name not in REPLACED]:
+        raise config_lib.ConfigError(
+            f"--config.{others[0]}: an evaluation takes fields of {', '.join(REPLACED)}; the rest is the training's"
+        )
+    return {name: _overlaid(own.get(name), value) for name, value in changes.items()}
+
+
+def _overlaid(own: Any, changes: Any) -> Any:
+    if not (isinstance(own, Mapping) and isinstance(changes, Mapping)):
+        return changes
+    return {**own, **{name: _overlaid(own.get(name), value) for name, value in changes.items()}}
+
+
+def prepared(ops: str | None, own: str | None, whose: str) -> str:
+    """What a protocol says of images that are not prepared by the model's own operations."""
+    if own is None or ops == own:
+        return ""
+    return f"images prepared by config.data.eval.ops, {ops!r}, not by {whose}, {own!r}"
 
 
 def run(
@@ -72,13 +105,15 @@ def run(
     folder: epath.Path,
     step: int = 0,
     force: bool = False,
+    note: str = "",
 ) -> list[Row]:
     """Runs evaluators, the job's own or those named, and writes their results as those of checkpoint `step`.
 
+    The note ends the protocol of every evaluator whose images are prepared by `data.eval.ops`.
     Raises WorkdirError if another evaluation of this workdir is running, unless `force` breaks its lock.
     """
     with lock.hold(folder / EVALUATIONS, force) as held:
-        return _run(job, variables, names, folder, step, held)
+        return _run(job, variables, names, folder, step, held, note)
 
 
 def _run(
@@ -88,8 +123,9 @@ def _run(
     folder: epath.Path,
     step: int,
     held: lock.Lock | None,
+    note: str,
 ) -> list[Row]:
-    evals = evaluators.build(job, _sections(job, names))
+    evals = evaluators.build(job, _sections(job, names), note)
     predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
     accounts = {each.name: each.source.files for each in evals}
@@ -153,11 +189,13 @@ def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 def _sections(job: Setup, names: Sequence[str]) -> dict[str, fields.Section]:
     """The sections that are named; an evaluator's type stands for one with its defaults."""
+    types = evaluation.names()
+    own = {name: {"type": name, **section} if name in types else section for name, section in job.job.evals.items()}
     if not names:
         if not job.job.evals:
             raise config_lib.ConfigError(f"the config has no evals; name some: {', '.join(evaluation.names())}")
-        return dict(job.job.evals)
-    known = {**{name: {"type": name} for name in evaluation.names()}, **job.job.evals}
+        return own
+    known = {**{name: {"type": name} for name in types}, **own}
     for name in names:
         if name not in known:
             raise config_lib.ConfigError(f"evals: no evaluation {name!r}; {config_lib.suggest(name, known)}")

@@ -53,12 +53,13 @@ class Evals:
 
 @dataclasses.dataclass(frozen=True)
 class NamedEvaluator:
-    """An evaluator, its name in the config, when it is due in training, and what it evaluates on."""
+    """An evaluator, its name in the config, when it is due, what it evaluates on, and the end of its protocol."""
 
     name: str
     when: Evals
     evaluator: evaluation.Evaluator
     source: sources.Source
+    note: str = ""
 
     def run(self, predict: Predictor, variables: Mapping[str, Any], folder: epath.Path) -> evaluation.Result:
         """Evaluates into `folder`, where the result is also written as result.json.
@@ -70,17 +71,21 @@ class NamedEvaluator:
                 return self.evaluator.run(predict, variables, epath.Path(elsewhere))
         folder.mkdir(parents=True, exist_ok=True)
         result = self.evaluator.run(predict, variables, folder)
+        result = dataclasses.replace(result, protocol=result.protocol + evaluation.notes(self.note))
         described = {"name": self.name, "protocol": result.protocol, "metrics": result.metrics}
         (folder / "result.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
         return result
 
 
-def build(job: Setup, sections: Mapping[str, fields.Section]) -> tuple[NamedEvaluator, ...]:
-    """Every evaluator of a config's `evals`. Raises ConfigError that names the field."""
-    return tuple(_build(job, name, section) for name, section in sections.items())
+def build(job: Setup, sections: Mapping[str, fields.Section], note: str = "") -> tuple[NamedEvaluator, ...]:
+    """Every evaluator of a config's `evals`; the note ends the protocols of those whose images `data.eval.ops` makes.
+
+    Raises ConfigError that names the field.
+    """
+    return tuple(_build(job, name, section, note) for name, section in sections.items())
 
 
-def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
+def _build(job: Setup, name: str, section: fields.Section, note: str) -> NamedEvaluator:
     where = f"config.evals.{name}"
     ours = {field.name for field in dataclasses.fields(Evals)}
     when = config_lib.call(Evals, {key: value for key, value in section.items() if key in ours}, where)
@@ -115,7 +120,7 @@ def _build(job: Setup, name: str, section: fields.Section) -> NamedEvaluator:
         predictions=tuple(job.task.predict_fns),
     )
     evaluation.check(evaluator, facts, where)
-    return NamedEvaluator(name, when, evaluator, source)
+    return NamedEvaluator(name, when, evaluator, source, note if split.ops == job.data.eval.get("ops") else "")
 
 
 @dataclasses.dataclass(frozen=True)

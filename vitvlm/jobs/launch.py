@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
@@ -114,6 +114,9 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
         config = flag_values["config"].value if "config" in flag_values else None
         if config is not None:
             config.keys()  # a file that failed to load only raises when it is looked at
+            apply_overrides(config, overrides)
+        elif overrides and "config" in flag_values:
+            flag_values["config"].value = config = ConfigDict()
             apply_overrides(config, overrides)
         elif overrides:
             raise ConfigError(f"--config.{overrides[0][0]}: there is no config to set it in; give --config")

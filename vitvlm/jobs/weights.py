@@ -24,10 +24,9 @@ from vitvlm.training.workdir import WorkdirError
 NO_TRAINING = {
     "model": {},
     "task": {},
-    "total": "1 steps",
     "batch_size": 32,
     "optimizer": {"name": "sgd"},
-    "schedule": {"name": "constant", "peak": 1.0},
+    **evaluate.NO_LENGTH,
 }
 _LOG = logging.getLogger(__name__)
 RECORD = "weights.json"
@@ -56,6 +55,7 @@ def evaluate_weights(
       force: break the lock of another evaluation in this folder.
       fields: what the weights' own files do not say, such as heads, or which of several models (subtree).
 
+    The protocol says so where `data.eval.ops` prepares images otherwise than the weights' own files say.
     The data's classes are found by name among those of the weights' head, and what is not the same to the letter is
     said in the protocol; `data.class_names` says by hand which is which.
     Raises ConfigError, DataError or WorkdirError with one line that says what to do.
@@ -71,9 +71,9 @@ def evaluate_weights(
     count = getattr(loaded.model, "num_classes", 0)
     head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
     job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
-    return evaluate.run(
-        job, loaded.variables, names, _claim(epath.Path(folder), str(weights), fields or {}), force=force
-    )
+    folder = _claim(epath.Path(folder), str(weights), fields or {})
+    note = evaluate.prepared(data["eval"]["ops"], loaded.preprocessing, "the weights' own") if not loaded.texts else ""
+    return evaluate.run(job, loaded.variables, names, folder, force=force, note=note)
 
 
 def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:
