@@ -73,10 +73,8 @@ def test_other_data_is_put_under_the_classes_of_the_workdir(workdir, tmp_path):
     assert set(saved["label_name"]) == {"bee", "cow"} and set(saved["label"]) == {1, 2}
     (row,) = evaluate_weights(workdir, tmp_path / "out", ["classification"], config)
     assert "scored within the 2 of the head's 3 classes that the data names" in row.result.protocol
-    assert set(np.load(evaluate.results_folder(tmp_path / "out", 0) / "classification" / "examples.npz")["label"]) == {
-        1,
-        2,
-    }
+    saved = np.load(evaluate.results_folder(tmp_path / "out", 0) / "classification" / "examples.npz")
+    assert set(saved["label_name"]) == {"bee", "cow"} == set(saved["class_names"][saved["label"]])
     with pytest.raises(DataError, match=r"its class 'dog' is none of the training's classes"):
         evaluate.evaluate(
             workdir, ["test"], a_config(other, data={**config["data"], "eval": {"split": "train", "ops": OPS}})
