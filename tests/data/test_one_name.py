@@ -219,3 +219,20 @@ def test_classes_of_one_image_are_named_where_a_split_has_none(tmp_path):
     assert "2 classes of so few images that 'train' has none: c8, c9" in str(train.files[0])
     assert "8 classes of so few images that 'test' has none: c0, c1, c2, …" in str(test.files[0])
     assert "classes of so few" not in str(sources.open(f"folder:{tmp_path}", "all").files[0])
+
+
+def test_a_file_of_names_with_a_gap(tmp_path):
+    """An empty line would shift every class behind it."""
+    file = tmp_path / "names.txt"
+    for text, line in (("a\n\nc\n", 2), ("\na\n", 1), ("a\n  \r\nc", 2)):
+        file.write_text(text, encoding="utf-8", newline="")
+        with pytest.raises(ConfigError, match=f"line {line} is empty"):
+            Labelling(label_names=str(file)).names()
+    file.write_text("\ufeffa\r\nb \u2028\r\n\r\n", encoding="utf-8", newline="")
+    assert Labelling(label_names=str(file)).names() == ("a", "b")
+
+
+def test_a_mapping_that_names_a_class_twice(tmp_path):
+    (tmp_path / "names.json").write_text('{"a": "b", "a": "c"}')
+    with pytest.raises(ConfigError, match="'a' is there twice"):
+        classes.mapping(str(tmp_path / "names.json"), "config.data.class_names")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources, tokenizers
 from vitvlm.data.batches import eval_batches, train_batches
-from vitvlm.data.errors import DataError
+from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.texts import check_texts, texts_rule
 
 IMAGE = "decode(3)|resize(4)|normalize('half')"
@@ -249,3 +249,19 @@ def test_what_becomes_of_a_lists_files(images):
     assert files.unreadable == dict.fromkeys(["gone.png", "more/8.png", "none/0.png"], "is not there")
     (unlisted,) = files.skipped.values()
     assert unlisted.names == ["2.png", "3.png", "4.png", "more/7.png"]
+
+
+@pytest.mark.parametrize("value", ["", "  ", "\u3000\n", (), (" ", ""), None])
+def test_a_text_of_nothing_is_none(value):
+    """Prepared sets hold "" for a missing text: it is counted, not learned as an empty one."""
+    example = {"image": np.zeros((4, 4, 3), np.uint8), "caption": value, "id": "0"}
+    for ops in ("tokenize('emoji', 8)", "tokenize('emoji', 8, most=3)", "pick_text('caption')"):
+        with pytest.raises(UnreadableImage, match="no text in caption"):
+            operations.parse(ops)(example, np.random.default_rng(0))
+
+
+def test_empty_texts_among_several_take_no_place():
+    example = {"image": np.zeros((4, 4, 3), np.uint8), "caption": (" ", "a", "", "b"), "id": "0"}
+    texts = operations.parse("tokenize('emoji', 8, most=2)")(example)["text"]
+    one = operations.parse("tokenize('emoji', 8)")
+    np.testing.assert_array_equal(texts, [one({**example, "caption": text})["text"] for text in "ab"])

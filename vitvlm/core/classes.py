@@ -125,9 +125,16 @@ def mapping(given: Mapping[str, str] | str | None, where: str) -> dict[str, str]
     return {composed(name): composed(wanted) for name, wanted in content.items()}
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if it has a name twice."""
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{repeated[0]!r} is there twice")
+    return dict(pairs)
+
+
 def _read(path: str, where: str) -> Any:
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except (OSError, ValueError) as error:
-        told = f"{error.strerror or error}" if isinstance(error, OSError) else f"is not JSON: {error}"
+        told = f"{error.strerror or error}" if isinstance(error, OSError) else f"is not JSON of distinct names: {error}"
         raise ConfigError(f"{where}: {path}: {told}; it holds {{class of the data: its name in the job}}") from None

@@ -43,18 +43,17 @@ def tokenize(
 
     With `most` above 1 the field holds at most that many texts (see `pick_text`), and both arrays are [most, L], with
     rows of zeros for missing texts. More texts than `most` are an error; with surplus="first" the first ones are taken
-    (CLIP's protocol is the first five). An example whose field is None counts as unreadable. The rules are those of
+    (CLIP's protocol is the first five). An example without any text counts as unreadable. The rules are those of
     `tokenizers.open`: lower_case=True, padding='left'.
     """
-    value = _field(example, name)
-    if value is None:
+    texts = texts_of(_field(example, name), separator)
+    if not texts:
         raise UnreadableImage(f"no text in {name}")
-    texts = texts_of(value, separator)
     refused = is_error(surplus)
     if len(texts) > most and refused:
         raise ValueError(f"{name!r} holds {len(texts)} texts: {way_out(len(texts), most)}")
     texts = texts[:most]
-    tokens = opened(tokenizer, length, **rules).encode(texts or [""])
+    tokens = opened(tokenizer, length, **rules).encode(texts)
     text, mask = np.zeros((2, most, length), np.int32)
     text[: len(texts)], mask[: len(texts)] = tokens.ids, tokens.mask
     if most == 1:
@@ -99,7 +98,7 @@ def texts_of(value: str | Sequence[str] | None, separator: str | None = None) ->
     if value is None:
         return []
     several = value.split(separator) if isinstance(value, str) and separator else [value]
-    return [text for text in (several if isinstance(value, str) else value) if text]
+    return [text for text in (several if isinstance(value, str) else value) if text.strip()]
 
 
 def arguments_of(operation: Operation) -> dict[str, Any]:

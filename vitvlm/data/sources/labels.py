@@ -141,7 +141,10 @@ def _read(path: str) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+            if "" in lines:
+                raise ValueError(f"line {lines.index('') + 1} is empty, and a line's number is the class's")
+            return lines
         content = json.loads(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"label_names={path}: cannot be read: {error}") from None

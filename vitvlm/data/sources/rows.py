@@ -97,7 +97,7 @@ def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
             raise DataError(f"{file}: two images have the same id")
         for note in sorted(content["annotations"], key=lambda note: note["id"]):
             if note["image_id"] not in captions:
-                raise DataError(f"{file}: annotation {note['id']}: there is no image {note['image_id']}")
+                raise DataError(f"{file}: annotation {note['id']}: there is no image {note['image_id']!r}")
             captions[note["image_id"]].append(note["caption"])
         named: dict[str, int] = {}
         for image in content["images"]:
