@@ -208,12 +208,16 @@ def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):
         list(eval_batches(source, PLAIN, 3, bad_share=0.05, bad_after=1))
 
 
-def test_files_that_vanish_late_do_not_hide_behind_what_was_read_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["folder", "jsonl"])
+def test_files_that_vanish_late_do_not_hide_behind_what_was_read_before(kind, tmp_path, monkeypatch):
     """36 of 40 files go after 40 epochs; of all images seen, they are a tenth only five epochs later."""
     monkeypatch.setattr(plans, "KEPT_BYTES", 0)
     folder = pictures.folder(tmp_path, {"cat": 40})
-    source = sources.open(f"folder:{folder}", "all")
-    with train_batches(source, PLAIN, 4, seed=0, bad_share=0.1, bad_after=10) as batches:
+    spec = f"folder:{folder}"
+    if kind == "jsonl":
+        (tmp_path / "list.jsonl").write_text("".join(f'{{"image": "cat/{i:03d}.png"}}\n' for i in range(40)))
+        spec = f"jsonl:{tmp_path / 'list.jsonl'}"
+    with train_batches(sources.open(spec, "all"), PLAIN, 4, seed=0, bad_share=0.1, bad_after=10) as batches:
         take(batches, 400)
         for i in range(36):
             (folder / "cat" / f"{i:03d}.png").unlink()

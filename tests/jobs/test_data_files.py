@@ -1,5 +1,6 @@
 """A folder with forty odd things is trained on by the command: its start line accounts for every file."""
 
+import gzip
 import json
 import os
 import re
@@ -153,11 +154,9 @@ def test_latin_1_names_go_into_every_file_that_a_job_writes(trained):
         ids = set(arrays["id"].tolist())
     assert "cat/na\\xefve.png" in ids
     for path in workdir.rglob("*.json*"):
-        json.loads(
-            "[" + ",".join(path.read_text(encoding="utf-8").splitlines()) + "]"
-            if path.suffix == ".jsonl"
-            else path.read_text(encoding="utf-8")
-        )
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]
+        assert [json.loads(line) for line in lines]
     (page,) = workdir.glob("evaluations/*/test/page.html")
     assert "na\\\\xefve" in page.read_text(encoding="utf-8") or "na\\xefve" in page.read_text(encoding="utf-8")
 

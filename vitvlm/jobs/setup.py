@@ -150,7 +150,8 @@ def setup(
             if training:
                 sources.check_classes(source, "config.model.num_classes")
             check_classes(count, names, source)
-            head = Head(names, count, f"the training's classes, {source.name}")
+            given = "config.classes, which a workdir keeps" if job.classes else source.name
+            head = Head(names, count, f"the training's classes, {given}")
             job = dataclasses.replace(job, classes=names)
             if training:
                 source = head.score(source).source
