@@ -81,7 +81,7 @@ def test_config_arguments(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("epoch=3", 'did you mean "epochs"'), ("epochs=x", "no int"), ("debug=yes", "write debug")],
+    [("epoch=3", 'did you mean "epochs"'), ("epochs=x", "not of type int"), ("debug=yes", "write debug")],
 )
 def test_bad_config_arguments(text, message):
     with pytest.raises(ConfigError, match=message):

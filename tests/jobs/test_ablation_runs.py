@@ -185,7 +185,10 @@ def test_every_training_of_the_shipped_sweeps_can_be_built(name, argument, tmp_p
         job = config_lib.call(fields.Job, config, "config")
         if job.model.get("num_classes") == "data":
             job.model["num_classes"] = 10
-        batch = {"image": jax.ShapeDtypeStruct((2, 28, 28, 1), np.float32)}
+        batch = {
+            "image": jax.ShapeDtypeStruct((2, 28, 28, 1), np.float32),
+            "label": jax.ShapeDtypeStruct((2,), np.int32),
+        }
         task = build_task(job, tuple("abcdefghij"))
         shapes[variant, stage_name] = jax.eval_shape(task.init, jax.random.key(0), batch)
     assert len(planned.variants) >= (2 if argument else 3)

@@ -108,6 +108,6 @@ def test_what_is_done_a_little_otherwise_is_said():
         assert said["interpolation"] == "bilinear"
         assert [d.split(",")[0].split(" is ")[0] for d in differences] == [
             "a bilinear resize in place of a fast one",
-            "half of an odd margin",
+            "the central crop rounds half of an odd margin the other way",
             "transparent parts are laid over white rather than 0",
         ]

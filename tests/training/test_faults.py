@@ -265,12 +265,28 @@ def test_no_space_left(tmp_path, monkeypatch, asynchronous):
         assert 1 in checkpoints.steps()
 
 
-def test_metrics_on_a_full_device_are_one_line():
-    writer = writers.JsonlWriter("/dev/full")
+def test_metrics_on_a_full_device_are_one_line(tmp_path, monkeypatch):
+    writer = writers.JsonlWriter(tmp_path / "metrics.jsonl")
+
+    def full(content):
+        with open("/dev/full", "wb", buffering=0) as device:
+            return device.write(content)
+
+    monkeypatch.setattr(writer, "_put", full)
     with pytest.raises(
-        workdir.WorkdirError, match=r"/dev/full: the row of step 3 could not be written: .*No space left"
+        workdir.WorkdirError, match=r"metrics\.jsonl: the row of step 3 could not be written: .*No space left"
     ):
         writer.write(3, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/zero", "pipe"])
+def test_metrics_are_a_regular_file(device, tmp_path):
+    """/dev/full was read for ever, and filled the memory."""
+    if device == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+        device = tmp_path / "pipe"
+    with pytest.raises(workdir.WorkdirError, match="is not a regular file"):
+        writers.JsonlWriter(device)
 
 
 def test_unwritable_places_are_one_line(tmp_path):

@@ -51,7 +51,11 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], check: Callable[[], None] = lambda: None):
-        """`check` raises if the folder is no longer this job's; it is asked before anything is written."""
+        """Opens the file, or begins it.
+
+        `check` raises if the folder is no longer this job's; it is asked before anything is written. Raises WorkdirError
+        for a device or pipe, which could be read for ever.
+        """
         self.path = pathlib.Path(path)
         self._check = check
         self._open()
@@ -105,6 +109,8 @@ class JsonlWriter:
         self._file.close()
 
     def _open(self) -> None:
+        if self.path.exists() and not self.path.is_file():
+            raise WorkdirError(f"{self.path}: is not a regular file; remove it, or choose another --workdir")
         self._file = self.path.open("a+b", buffering=0)
         self._file.seek(0)
         self._count(self._file.read())
