@@ -53,8 +53,8 @@ class JsonlWriter:
     def __init__(self, path: str | os.PathLike[str], check: Callable[[], None] = lambda: None):
         """Opens the file, or begins it.
 
-        `check` raises if the folder is no longer this job's; it is asked before anything is written. Raises WorkdirError
-        for a device or pipe, which could be read for ever.
+        `check` raises if the folder is no longer this job's; it is asked before anything is written. Raises
+        WorkdirError for a device or pipe, which could be read for ever.
         """
         self.path = pathlib.Path(path)
         self._check = check
