@@ -92,7 +92,7 @@ def _overlaid(own: Any, changes: Any) -> Any:
 
 
 def prepared(ops: str | None, own: str | None, whose: str) -> str:
-    """What a protocol says of images that are not prepared by the model's own operations."""
+    """Returns a protocol's note on images that are not prepared by the model's own operations; "" if they are."""
     if own is None or ops == own:
         return ""
     return f"images prepared by config.data.eval.ops, {ops!r}, not by {whose}, {own!r}"
