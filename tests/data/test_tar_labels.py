@@ -70,7 +70,7 @@ def test_given_classes_need_no_pass_over_the_shards(tmp_path, labels, classes):
     if isinstance(classes, str):
         names = ["cat", "dog", "emu"]
         content = {"classes.json": json.dumps(names), "id2label.json": json.dumps(dict(enumerate(names)))}
-        (tmp_path / classes).write_text(content.get(classes, "cat\ndog\n\nemu\n"))
+        (tmp_path / classes).write_text(content.get(classes, "cat\ndog\nemu\n\n"))
         classes = str(tmp_path / classes)
     source = opened(write(tmp_path / "set", labels, cls), label_names=classes)
     with train_batches(source, OPS, 3, seed=0) as batches:

@@ -42,7 +42,9 @@ CASES = {
 
 
 def reference(text, vision):
-    config = CLIPConfig(text_config=TEXT | text, vision_config=VISION | vision, projection_dim=20)
+    projection = {"projection_dim": 20}  # of the whole, and as published in the towers' configs too
+    towers = {"text_config": TEXT | text | projection, "vision_config": VISION | vision | projection}
+    config = CLIPConfig(**towers, **projection)
     theirs = CLIPModel._from_config(config, attn_implementation="eager")
     randomise(theirs)
     return theirs
