@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from vitvlm.data.errors import DataError
 from vitvlm.evaluation import Result
 from vitvlm.jobs import evaluate, train
 from vitvlm.jobs.setup import load_state, setup
-from vitvlm.training import lock, writers
+from vitvlm.training import lock, resume, writers
 from vitvlm.training.workdir import WorkdirError, read_config
 
 CLASSES = ("blob", "cross", "stripe")
@@ -142,6 +143,25 @@ def test_the_best_metric_is_of_an_evaluation(images, tmp_path, best):
     with pytest.raises(ConfigError, match=rf"config\.checkpoint\.best: '{best}' is not a metric of an evaluation"):
         train.train(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("best", ["test/mAP", "test/top5", "test/topp1"])
+def test_the_best_metric_is_one_that_the_evaluation_gives(images, tmp_path, best):
+    """Known before the first step, not after the first evaluation; three classes have no top 5."""
+    config = a_config("vit", images)
+    config.checkpoint.best = best
+    message = rf"config\.checkpoint\.best: '{best}' is not a metric of that evaluation, a classification; .*test/top1"
+    with pytest.raises(ConfigError, match=message):
+        train.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_line_says_which_weights_a_training_starts_from(images, autoencoder, classifier, capsys):
+    job = setup(read_config(classifier[0]))
+    said = train.describe(job, resume.Start(None))
+    assert re.search(rf"; from the parameters of {autoencoder[0]}; fresh are 2 of \d+ arrays \(head\)$", said), said
+    train.train(read_config(classifier[0]), classifier[0])
+    assert "at its end, checkpoint 4: no step is left" in " ".join(capsys.readouterr().err.split())
 
 
 def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencoder, classifier):

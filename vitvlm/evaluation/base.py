@@ -73,6 +73,11 @@ class Evaluator(Protocol):
     field, for errors that `run` could only raise once the model is trained.
     """
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that `run` may give, without the bounds of intervals; known before anything is run."""
+        ...
+
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...
 
 

@@ -43,6 +43,10 @@ class Classification:
         if self.within not in ("head", "data"):
             raise ConfigError(f'within: {self.within!r} is neither "head" nor "data"')
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*score_names(len(self._choice(len(self.label_names))[0])), "loss")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.labelled(base.per_example(predict, self.output, variables, self.batches))
         every, labels = whole["logits"].astype(np.float64), whole["label"]
@@ -97,6 +101,11 @@ def scores(logits: Float[np.ndarray, "n S"], labels: Int[np.ndarray, " n"]) -> d
     if logits.shape[1] > 5:
         metrics["top5"] = float((ranks < 5).mean())
     return metrics | {"n": float(len(labels))}
+
+
+def score_names(classes: int) -> tuple[str, ...]:
+    """Names of what `scores` gives, without the bounds of intervals."""
+    return ("top1", "mean_class_accuracy", *(("top5",) if classes > 5 else ()), "n")
 
 
 def with_interval(name: str, correct: np.ndarray) -> dict[str, float]:

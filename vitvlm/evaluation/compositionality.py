@@ -31,6 +31,10 @@ class Compositionality:
     def check(self, facts: base.Facts) -> None:
         check_texts(facts)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*self.kinds, "all_kinds", "n")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = with_texts(predict, variables, self.batches)
         there, count = whole["is_text"], whole["text"].shape[1] - 1

@@ -72,6 +72,10 @@ class Features:
     features: str = "features"
     example_id: Callable[[int], str] | None = None
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("n", "width", "mean_norm")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = FeatureSource(self.features).collect(predict, variables, self.batches)
         if self.example_id is not None:

@@ -30,6 +30,13 @@ class EmbeddingGeometry:
     def check(self, facts: base.Facts) -> None:
         check_texts(facts)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (
+            *("modality_gap", "alignment", "pair_similarity", "other_similarity"),
+            *("image_uniformity", "text_uniformity", "n", "texts"),
+        )
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
         image, text, owner = found.image, found.text, found.owner

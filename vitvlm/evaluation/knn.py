@@ -69,6 +69,10 @@ class NearestNeighbours:
             )
         return fitting
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*(f"top1_k{k}" for k in self.ks or KS), "n")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         variables = source.variables(variables)

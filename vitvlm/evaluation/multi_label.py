@@ -37,6 +37,10 @@ class MultiLabel:
     threshold: float = 0.5
     example_id: Callable[[int], str] = str
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("mAP", "micro_f1", "macro_f1", "loss", "n", "classes")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.per_example(predict, self.output, variables, self.batches)
         if "labels" not in whole:

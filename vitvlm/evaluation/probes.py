@@ -53,6 +53,10 @@ class MaeProbe:
     def check(self, facts: base.Facts) -> None:
         _check_classes(facts.train_labels(), facts.train_name)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*classification.score_names(len(self.label_names)), "loss", "train_top1")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
         train, test = _both(source, predict, variables, self.train_batches, self.batches)
@@ -123,6 +127,10 @@ class LogisticProbe:
             raise ConfigError("sweep: empty; give at least one C")
         if len(self.sweep) > 1:
             self._split(labels)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*classification.score_names(len(self.label_names)), "train_top1", "C")
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)

@@ -30,6 +30,10 @@ class Reconstruction:
     output: str = "reconstruct"
     shown: int = 8
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("loss", "masked_share", "n")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         sample: _Sample = {}
 

@@ -45,6 +45,14 @@ class Retrieval:
         if not self.ks or min(self.ks) < 1:
             raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(
+            f"{way}_{figure}"
+            for way in ("image_to_text", "text_to_image")
+            for figure in (*(f"r{k}" for k in self.ks), "median_rank")
+        ) + ("n", "texts")
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
         to_text, to_image = ranks(found.image, found.text, found.owner)

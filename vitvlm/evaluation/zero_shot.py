@@ -79,6 +79,10 @@ class ZeroShot:
             raise ConfigError(f"class_names: {len(given)} names for {len(self.label_names)} classes of the data")
         return tuple(given) or self.label_names
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return classification.score_names(len(self.label_names))
+
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         names = self._words()
         templates = _templates(self.templates)

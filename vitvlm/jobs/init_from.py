@@ -47,6 +47,22 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     return state.replace(params=params, collections=collections, ema=ema)
 
 
+def describe(job: Setup) -> str:
+    """Says where a new training begins: the sources of its parameters, and which are fresh besides."""
+    if job.job.init_from is None:
+        return "from the start"
+    paths, fresh, sources = list(flatten(_merge(job.state_shapes.variables()))), None, []
+    for where, section in _sections(job.job.init_from):
+        wanted = config_lib.call(fields.InitFrom, section, where)
+        left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()
+        fresh = left if fresh is None else fresh & left
+        step = "" if wanted.step is None else f" at step {wanted.step}"
+        sources.append(f"{wanted.path}{step}{' (averaged)' * wanted.ema}")
+    new = sorted({path.split("/")[0] for path in fresh or ()})
+    besides = f"fresh are {len(fresh)} of {len(paths)} arrays ({', '.join(new)})" if fresh else "none is fresh"
+    return f"from the parameters of {' and '.join(sources)}; {besides}"
+
+
 def _sections(section: fields.Section) -> list[tuple[str, fields.Section]]:
     """Returns each source with its name for error messages: one source, or several by name."""
     if section and all(isinstance(value, Mapping) for value in section.values()):

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def train(
     """
     job = setup(going_on(config, folder))
     evals = evaluators.build(job, job.job.evals)
-    best = best_checkpoint(job)
+    best = best_checkpoint(job, evals)
     changeable = workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
     save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
     with contextlib.ExitStack() as stack:
@@ -206,7 +206,11 @@ def describe(job: Setup, start: resume.Start) -> str:
     alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(job.job.classes or ())[:5])
     doubt = f"; classes that may be one: {alike} (make them one by config.data.class_names)" if alike else ""
     weighted = f"; {class_weights.describe(weights, job.job.classes)}" if weights else ""
-    where = "from the start" if start.restored is None else f"going on from checkpoint {start.restored}"
+    where = init_from.describe(job) if start.restored is None else f"going on from checkpoint {start.restored}"
+    if start.restored == job.clock.total_steps:
+        where = (
+            f"at its end, checkpoint {start.restored}: no step is left, and only evaluations that are missing are run"
+        )
     return (
         f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
         f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
@@ -215,16 +219,22 @@ def describe(job: Setup, start: resume.Start) -> str:
     )
 
 
-def best_checkpoint(job: Setup) -> Best | None:
-    """Returns the rule for the best checkpoint. Raises ConfigError for a metric of no evaluation of the config."""
+def best_checkpoint(job: Setup, evals: Sequence[evaluators.NamedEvaluator]) -> Best | None:
+    """Returns the rule for the best checkpoint. Raises ConfigError for a metric that none gives."""
     metric = job.checkpoint.best
     if not metric:
         return None
-    name = metric.rpartition("/")[0]
+    name, _, figure = metric.rpartition("/")
     if name not in job.job.evals:
         raise ConfigError(
             f"config.checkpoint.best: {metric!r} is not a metric of an evaluation such as test/top1; "
             f"of evaluations, {suggest(name, job.job.evals)}"
+        )
+    known = next(each.evaluator.metrics for each in evals if each.name == name)
+    if figure.removesuffix("_low").removesuffix("_high") not in known:
+        raise ConfigError(
+            f"config.checkpoint.best: {metric!r} is not a metric of that evaluation, a {job.job.evals[name]['type']}; "
+            f"which gives {', '.join(f'{name}/{each}' for each in known)}"
         )
     return Best(metric, job.checkpoint.best_mode)
 
