@@ -12,7 +12,7 @@ SOMETIMES = {"top5", "other_similarity", "image_uniformity", "text_uniformity", 
 
 @pytest.fixture(autouse=True)
 def metrics_are_those_announced(monkeypatch):
-    """Fails a run whose metrics are not those of `metrics`, among which a training looks for its best one beforehand."""
+    """Fails a run whose metrics are not those of `metrics`, where a training looks for its best one beforehand."""
     for name in evaluation.names():
         kind = evaluation.EVALUATORS.get(name)
         monkeypatch.setattr(kind, "run", _checked(kind.run))
