@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitvlm.core import compiling
-from vitvlm.nn.attention import attend
+from vitvlm.nn.attend import attend
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 

@@ -8,7 +8,8 @@ import torch
 from programs import products
 
 from vitvlm.nn import attention
-from vitvlm.nn.attention import Attention, attend, attention_weights
+from vitvlm.nn.attend import attend, attention_weights
+from vitvlm.nn.attention import Attention
 
 B, K, N, M, d = 2, 3, 5, 7, 4
 
