@@ -7,7 +7,6 @@ import pytest
 import torch
 from programs import products
 
-from vitvlm.nn import attention
 from vitvlm.nn.attend import attend, attention_weights
 from vitvlm.nn.attention import Attention
 
@@ -198,7 +197,7 @@ def test_parts_of_the_batch_equal_the_whole(monkeypatch, mask_rows):
     mask = jax.random.bernoulli(keys[4], 0.7, (mask_rows, 1, 5, 5)) if mask_rows else None
 
     def run(part_size):
-        monkeypatch.setattr(attention, "CPU_PART_SIZE", part_size)
+        monkeypatch.setattr("vitvlm.nn.attend.CPU_PART_SIZE", part_size)
         cut = "concatenate" in str(jax.make_jaxpr(lambda *x: attend(*x))(query, key, value, mask))
         assert cut == (part_size <= 2)  # of a batch of 4
         return jax.value_and_grad(lambda *x: jnp.sum(attend(*x, mask) * direction), (0, 1, 2))(query, key, value)
