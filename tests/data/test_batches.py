@@ -56,7 +56,7 @@ def test_shapes_dtypes_and_pixels(source):
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
         "image": ((4, 9, 7, 3), np.float32),
         "label": ((4,), np.int32),
-        "mask": ((4,), np.float32),
+        "example_mask": ((4,), np.float32),
         "index": ((4,), np.int64),
     }
     for image, label, index in zip(batch["image"], batch["label"], batch["index"]):
@@ -137,7 +137,7 @@ def test_evaluation_sees_every_example_exactly_once(source, batch_size, count):
     assert {len(part) for part in parts} == {-(-23 // batch_size)}
     rows = [b for part in parts for b in part]
     assert all(len(b["index"]) == batch_size // count for b in rows)
-    mask = np.concatenate([b["mask"] for b in rows])
+    mask = np.concatenate([b["example_mask"] for b in rows])
     index = np.concatenate([b["index"] for b in rows])
     assert sorted(index[mask == 1]) == list(range(23)) and (index[mask == 0] == -1).all()
     assert not np.concatenate([b["image"] for b in rows])[mask == 0].any()
@@ -168,9 +168,9 @@ def test_unreadable_images_are_masked_counted_and_named_also_after_a_resume(tmp_
         state = batches.get_state()
         counts = (batches.bad.seen, batches.bad.count)
     for batch in seen:
-        masked = set(batch["index"][batch["mask"] == 0])
-        assert masked == set(batch["index"]) & bad and not batch["image"][batch["mask"] == 0].any()
-    assert counts == (48, sum((b["mask"] == 0).sum() for b in seen)) and counts[1] >= 4
+        masked = set(batch["index"][batch["example_mask"] == 0])
+        assert masked == set(batch["index"]) & bad and not batch["image"][batch["example_mask"] == 0].any()
+    assert counts == (48, sum((b["example_mask"] == 0).sum() for b in seen)) and counts[1] >= 4
     assert set(batches.bad.names) == {"cat/003.png", "dog/001.png"}
     assert "cat/003.png: " in str(batches.bad)
     with train_batches(source, AUGMENTED, 4, seed=0, bad_share=0.2, workers=1) as batches:
@@ -190,7 +190,9 @@ def test_too_many_unreadable_images_stop_with_their_names(tmp_path):
     ):
         take(batches, 5)
     evaluated = eval_batches(source, PLAIN, 4, bad_share=0.25)
-    assert sum(b["mask"].sum() for b in evaluated) == 15 and evaluated.bad.count == 5 and evaluated.bad.seen == 20
+    assert (
+        sum(b["example_mask"].sum() for b in evaluated) == 15 and evaluated.bad.count == 5 and evaluated.bad.seen == 20
+    )
     with pytest.raises(TooManyUnreadable):
         list(eval_batches(source, PLAIN, 4, bad_share=0.24))
     with pytest.raises(TooManyUnreadable):
@@ -203,7 +205,7 @@ def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):
     damage(folder, [first])
     source = sources.open(f"folder:{folder}", "all")
     evaluated = eval_batches(source, PLAIN, 3, bad_share=0.05)
-    assert sum(b["mask"].sum() for b in evaluated) == 29 and list(evaluated.bad.names) == [first]
+    assert sum(b["example_mask"].sum() for b in evaluated) == 29 and list(evaluated.bad.names) == [first]
     with pytest.raises(TooManyUnreadable):
         list(eval_batches(source, PLAIN, 3, bad_share=0.05, bad_after=1))
 
@@ -243,7 +245,7 @@ def test_a_batch_without_a_readable_image_is_passed_over_and_said(tmp_path):
     with train_batches(source, PLAIN, 2, seed=0, bad_share=1) as batches:
         batches.say = said.append
         seen = take(batches, 6)
-        assert [batch["mask"].sum() for batch in seen] == [1] * 6
+        assert [batch["example_mask"].sum() for batch in seen] == [1] * 6
         skipped, state = batches.skipped, batches.get_state()
         assert batches.bad.seen == 2 * (6 + skipped) and skipped >= 6 * 3 - 3
         assert said.count("skipped: a batch of 2 images, none of which can be read") == skipped
@@ -276,7 +278,7 @@ def test_unreadable_images_are_named_as_they_are_met_and_of_many_the_first(tmp_p
             caplog.clear()
             batch = next(batches)
             said += [line for line in caplog.messages if not line.startswith("skipped")]
-            met = {source.ids[i] for i in batch["index"][batch["mask"] == 0]}
+            met = {source.ids[i] for i in batch["index"][batch["example_mask"] == 0]}
             seen = len(set(batches.bad.names))
             assert len(said) == min(seen, 20) and (seen > 20 or all(any(n in line for line in said) for n in met))
     assert seen == 25 and said[0].startswith("cannot be read: cat/0")
@@ -339,7 +341,7 @@ def test_a_batch_of_zeros_has_the_shapes_of_a_real_one(source):
     assert {name: (a.shape, a.dtype) for name, a in zeros.items()} == {
         name: (a.shape, a.dtype) for name, a in real.items()
     }
-    assert not zeros["mask"].any()
+    assert not zeros["example_mask"].any()
 
 
 CHILD = """

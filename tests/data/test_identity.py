@@ -218,7 +218,7 @@ def test_shards_that_changed_begin_anew_if_that_is_accepted(tmp_path, workers):
         return
     with stream(source(), lists, accept_changes=True) as batches:
         batches.set_state(state)
-        assert batches.changes == {"train": "1 file is new: 00003.tar"} and next(batches)["mask"].all()
+        assert batches.changes == {"train": "1 file is new: 00003.tar"} and next(batches)["example_mask"].all()
 
 
 def test_another_seed_is_an_error_whatever_is_accepted(folder, tmp_path):

@@ -147,7 +147,7 @@ def test_a_column_that_some_rows_lack_is_none_there(images):
     assert [source[i]["alt"] for i in range(2)] == ["b", None]
     ops = "decode(3)|resize(8)|normalize('half')|pick_text('caption', 'alt')|tokenize('emoji', 8)"
     (batch,) = eval_batches(source, ops, 2)
-    assert batch["mask"].tolist() == [1, 1]
+    assert batch["example_mask"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_batches_of_a_mixture_go_on_and_pick_the_texts_that_a_source_has(images)
         for batch in expected:
             for name, value in next(batches).items():
                 np.testing.assert_array_equal(value, batch[name])
-            assert batch["mask"].all() and batch["text_mask"].any(axis=1).all() and "web" not in batch["source"]
+            assert batch["example_mask"].all() and batch["text_mask"].any(axis=1).all() and "web" not in batch["source"]
 
 
 def test_a_mixtures_classes_are_those_of_all_by_name(tmp_path):

@@ -69,7 +69,7 @@ def test_an_index_says_what_a_shard_that_was_cut_before_the_job_should_hold(tmp_
     for name, content in index.items():
         (folder / name).write_text(json.dumps(content))
     told = eval_batches(opened(folder), OPS, 5, bad_share=1)
-    whole = sum(batch["mask"].sum() for batch in told)
+    whole = sum(batch["example_mask"].sum() for batch in told)
     assert (told.bad.seen, whole + told.bad.count) == (15, 15) and told.bad.count > 4
     with train_batches(opened(folder), OPS, 1, seed=0, bad_share=0.9, shuffle_buffer=1) as batches:
         take(batches, 30)
@@ -81,7 +81,7 @@ def test_a_shard_that_is_gone_before_its_first_reading_counts_by_its_size(tmp_pa
     source = opened(folder)
     (folder / "00001.tar").unlink()
     evaluated = eval_batches(source, OPS, 8, bad_share=1)
-    assert sum(batch["mask"].sum() for batch in evaluated) == 30
+    assert sum(batch["example_mask"].sum() for batch in evaluated) == 30
     assert abs(evaluated.bad.count - 120) <= 12 and evaluated.bad.seen == 30 + evaluated.bad.count
     assert evaluated.bad.names == {"00001.tar/byte 0": "No such file or directory"}
 

@@ -145,7 +145,7 @@ def test_splits_and_seeds_differ_and_slices_do_not():
 def test_operations_take_it():
     ops = operations.parse("decode(3)|resize(32)|normalize('half')|tokenize('emoji', 40, 'choices', most=5)")
     example = ops(sources.open("scenes", "test")[0])
-    assert example["image"].shape == (32, 32, 3) and example["text"].shape == (5, 40)
+    assert example["image"].shape == (32, 32, 3) and example["text_tokens"].shape == (5, 40)
     assert example["text_mask"].any(axis=1).all()
 
 

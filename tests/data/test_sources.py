@@ -354,7 +354,7 @@ def test_a_damaged_record_has_no_label_and_stops_no_check(monkeypatch):
     image = "decode(3)|resize(8)|normalize('half')|"
     check_texts(source, operations.parse(image + "tokenize('emoji', 8, 'keywords', most=99)"), "")
     (batch,) = eval_batches(source, image + "tokenize('emoji', 8, 'name')", 8, bad_share=1)
-    assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert batch["example_mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
 
 
 def test_texts_that_are_one_each_are_not_looked_at_before_a_training(monkeypatch):

@@ -102,7 +102,7 @@ def test_what_has_no_label_or_another_is_counted_and_named(tmp_path):
     assert source.labels.tolist() == [1, -1, 0, -1, -1, 1]
     passed = eval_batches(source, OPS, 6, bad_share=0.6)
     (batch,) = passed
-    assert batch["mask"].tolist() == [1, 0, 1, 0, 0, 1] and batch["label"].tolist() == [1, 0, 0, 0, 0, 1]
+    assert batch["example_mask"].tolist() == [1, 0, 1, 0, 0, 1] and batch["label"].tolist() == [1, 0, 0, 0, 0, 1]
     assert passed.bad.names == {
         "0.tar/1": "has no label in 'cls', and others have",
         "1.tar/3": "label 'yak' is none of the 2 classes; there is: cat, dog",

@@ -15,21 +15,23 @@ def test_a_batch_holds_the_tokens_of_a_field():
     source = sources.open("emoji", "test[:10]")
     (batch, last) = eval_batches(source, IMAGE + "|tokenize('emoji', 12, 'name')", 6)
     expected = tokenizers.open("emoji", 12).encode([source[i]["name"] for i in range(10)])
-    np.testing.assert_array_equal(np.concatenate([batch["text"], last["text"]])[:10], expected.ids)
+    np.testing.assert_array_equal(np.concatenate([batch["text_tokens"], last["text_tokens"]])[:10], expected.ids)
     np.testing.assert_array_equal(np.concatenate([batch["text_mask"], last["text_mask"]])[:10], expected.mask)
-    assert not last["text_mask"][4:].any() and batch["text"].dtype == np.int32
+    assert not last["text_mask"][4:].any() and batch["text_tokens"].dtype == np.int32
     zeros = zero_batch(source, IMAGE + "|tokenize('emoji', 12, 'name')", 3)
-    assert zeros["text"].shape == zeros["text_mask"].shape == (3, 12)
+    assert zeros["text_tokens"].shape == zeros["text_mask"].shape == (3, 12)
 
 
 def test_several_texts_to_an_image():
     source = sources.open("emoji", "test[:10]")
     (batch,) = eval_batches(source, IMAGE + "|tokenize('emoji', 12, 'keywords', most=20)", 10)
-    assert batch["text"].shape == (10, 20, 12)
+    assert batch["text_tokens"].shape == (10, 20, 12)
     for i in range(10):
         texts = source[i]["keywords"]
         assert batch["text_mask"][i].any(axis=1).sum() == len(texts)
-        np.testing.assert_array_equal(batch["text"][i, : len(texts)], tokenizers.open("emoji", 12).encode(texts).ids)
+        np.testing.assert_array_equal(
+            batch["text_tokens"][i, : len(texts)], tokenizers.open("emoji", 12).encode(texts).ids
+        )
 
 
 def test_a_text_is_picked_anew_each_epoch_and_again_the_same():
@@ -39,7 +41,7 @@ def test_a_text_is_picked_anew_each_epoch_and_again_the_same():
     def epochs(seed):
         batches = train_batches(source, ops, 16, seed)
         taken = [next(batches) for _ in range(6)]
-        return [batch["text"][np.argsort(batch["index"])] for batch in taken]
+        return [batch["text_tokens"][np.argsort(batch["index"])] for batch in taken]
 
     first, again = epochs(0), epochs(0)
     np.testing.assert_array_equal(first, again)
@@ -56,7 +58,7 @@ def test_a_text_is_picked_anew_each_epoch_and_again_the_same():
 def test_keep_leaves_the_tokens_where_they_are():
     source = sources.open("emoji", "test[:4]")
     (batch,) = eval_batches(source, IMAGE + "|tokenize('emoji', 12, 'name')|keep('name')", 4)
-    assert batch["name"].tolist() == [source[i]["name"] for i in range(4)] and batch["text"].shape == (4, 12)
+    assert batch["name"].tolist() == [source[i]["name"] for i in range(4)] and batch["text_tokens"].shape == (4, 12)
     assert "keywords" not in batch
 
 

@@ -167,7 +167,7 @@ def test_evaluation_sees_every_example_once_in_order(folder, batch_size, count):
     index = np.concatenate([batch["index"] for part in parts for batch in part])
     text = np.array(captions(batch for part in parts for batch in part))
     assert text[index >= 0][np.argsort(index[index >= 0])].tolist() == [f"picture {i}" for i in range(23)]
-    assert zero_batch(opened(folder), OPS, 2)["text"].shape == (2, 8)
+    assert zero_batch(opened(folder), OPS, 2)["text_tokens"].shape == (2, 8)
 
 
 def damaged(tmp_path):
@@ -202,7 +202,7 @@ def test_what_is_wrong_is_counted_and_named_and_the_rest_goes_on(tmp_path):
     with train_batches(source, ops, 3, seed=0, bad_share=0.7, shuffle_buffer=3) as batches:
         seen = take(batches, 3)
         assert batches.bad.seen == 9 and batches.bad.count == 6
-        assert sum(batch["mask"].sum() for batch in seen) == 3
+        assert sum(batch["example_mask"].sum() for batch in seen) == 3
         assert batches.bad.names.keys() == reasons.keys()
         assert all(batches.bad.names[name].startswith(reason) for name, reason in reasons.items())
         state = batches.get_state()
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_counted_and_named_and_the_rest_goes_on(tmp_path):
         assert batches.bad.count == 6
         assert_equal(take(batches, 2), ahead)
     evaluated = eval_batches(source, ops, 4, bad_share=0.7)
-    assert sum(batch["mask"].sum() for batch in evaluated) == 3 and evaluated.bad.names.keys() == reasons.keys()
+    assert sum(batch["example_mask"].sum() for batch in evaluated) == 3 and evaluated.bad.names.keys() == reasons.keys()
 
 
 def test_above_the_share_one_error_names_the_first(tmp_path):

@@ -42,9 +42,9 @@ def test_a_bar_in_a_caption_is_a_character(images):
     for seed in range(4):
         with train_batches(source, IMAGE + "|pick_text('caption')|tokenize('emoji', 16)", 1, seed=seed) as batches:
             for _ in range(3):
-                np.testing.assert_array_equal(next(batches)["text"], expected)
+                np.testing.assert_array_equal(next(batches)["text_tokens"], expected)
     (batch,) = eval_batches(source, IMAGE + "|tokenize('emoji', 16, most=3)", 1)
-    np.testing.assert_array_equal(batch["text"][0, :1], expected)
+    np.testing.assert_array_equal(batch["text_tokens"][0, :1], expected)
     assert batch["text_mask"].any(axis=-1).tolist() == [[True, False, False]]
 
 
@@ -52,9 +52,9 @@ def test_a_separator_is_there_for_those_who_ask(images):
     source = sources.open(listed(images, [{"image": "0.png", "caption": "a cat;a dog;"}]), "all")
     (batch,) = eval_batches(source, IMAGE + "|tokenize('emoji', 8, most=3, separator=';')", 1)
     expected = tokenizers.open("emoji", 8).encode(["a cat", "a dog"]).ids
-    np.testing.assert_array_equal(batch["text"][0, :2], expected)
+    np.testing.assert_array_equal(batch["text_tokens"][0, :2], expected)
     with train_batches(source, IMAGE + "|pick_text('caption', separator=';')|tokenize('emoji', 8)", 1, 0) as batches:
-        drawn = {tuple(next(batches)["text"][0]) for _ in range(12)}
+        drawn = {tuple(next(batches)["text_tokens"][0]) for _ in range(12)}
     assert drawn == set(map(tuple, expected))
 
 
@@ -192,7 +192,7 @@ def test_the_first_captions_are_taken_where_that_is_asked_for(several, most, rul
     assert texts_rule(operations.parse(ops)) == rule and texts_rule(operations.parse(IMAGE)) == ""
     (batch,) = eval_batches(several, ops, 3)
     expected = tokenizers.open("emoji", 8).encode(SIX[:most]).ids
-    np.testing.assert_array_equal(batch["text"][1].reshape(most, 8), expected)
+    np.testing.assert_array_equal(batch["text_tokens"][1].reshape(most, 8), expected)
 
 
 @pytest.mark.parametrize("spec", ["emoji", "scenes:train=4,test=4", "mix:1*emoji+1*scenes:train=4,test=4"])
@@ -262,6 +262,6 @@ def test_a_text_of_nothing_is_none(value):
 
 def test_empty_texts_among_several_take_no_place():
     example = {"image": np.zeros((4, 4, 3), np.uint8), "caption": (" ", "a", "", "b"), "id": "0"}
-    texts = operations.parse("tokenize('emoji', 8, most=2)")(example)["text"]
+    texts = operations.parse("tokenize('emoji', 8, most=2)")(example)["text_tokens"]
     one = operations.parse("tokenize('emoji', 8)")
-    np.testing.assert_array_equal(texts, [one({**example, "caption": text})["text"] for text in "ab"])
+    np.testing.assert_array_equal(texts, [one({**example, "caption": text})["text_tokens"] for text in "ab"])

@@ -14,13 +14,19 @@ KINDS = ("one", "two")
 
 def passes(image, text, mask, size):
     n = len(image)
-    arrays = {"image": image, "text": text, "text_mask": mask, "index": np.arange(n), "mask": np.ones(n, bool)}
+    arrays = {
+        "image": image,
+        "text_tokens": text,
+        "text_mask": mask,
+        "index": np.arange(n),
+        "example_mask": np.ones(n, bool),
+    }
     filled = {name: np.pad(x, ((0, -n % size), *((0, 0),) * (x.ndim - 1))) for name, x in arrays.items()}
     return lambda: ({name: x[i : i + size] for name, x in filled.items()} for i in range(0, n, size))
 
 
 def predict(name, variables, batch):
-    return {"embedding": 3 * np.asarray(batch[{"image_embedding": "image", "text_embedding": "text"}[name]])}
+    return {"embedding": 3 * np.asarray(batch[{"image_embedding": "image", "text_embedding": "text_tokens"}[name]])}
 
 
 def unit(x):

@@ -17,7 +17,7 @@ def picture_of(labels):
 
 def predict(name, variables, batch):
     """Embeddings that are the inputs themselves."""
-    return {"embedding": np.asarray(batch["image" if name == "image_embedding" else "text"], np.float32)}
+    return {"embedding": np.asarray(batch["image" if name == "image_embedding" else "text_tokens"], np.float32)}
 
 
 def zero_shot(folder, per_class=6, classes=CLASSES, shown=300):
@@ -26,7 +26,7 @@ def zero_shot(folder, per_class=6, classes=CLASSES, shown=300):
     taken = np.where((labels == 0) & (np.arange(len(labels)) % 3 == 0), 1, labels)
     rng = np.random.default_rng(0)
     images = np.eye(len(classes))[taken] + 0.05 * rng.uniform(size=(len(labels), len(classes)))
-    batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "mask": np.ones(len(labels))}
+    batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "example_mask": np.ones(len(labels))}
     evaluator = evaluation.build(
         "zero_shot",
         {"templates": "name", "shown": shown},
@@ -47,10 +47,10 @@ def retrieval(folder, n=40, shown=300, wrong=(), name="text {}"):
     text = np.repeat(image[own][:, None], 2, axis=1) + 0.01 * rng.normal(size=(n, 2, 12))
     batch = {
         "image": image,
-        "text": text,
+        "text_tokens": text,
         "text_mask": np.ones(text.shape, int),
         "index": np.arange(n) * 10,
-        "mask": np.ones(n),
+        "example_mask": np.ones(n),
     }
     known = {row.tobytes(): f"{name.format(i // 2)} {'ab'[i % 2]}" for i, row in enumerate(text.reshape(-1, 12))}
     evaluator = evaluation.build(
@@ -69,7 +69,7 @@ def classification(folder, labels, prediction, names=CLASSES, classes=4, **field
     evaluator = evaluation.build(
         "classification",
         fields,
-        batches=lambda: [batch | {"mask": np.ones(len(labels))}],
+        batches=lambda: [batch | {"example_mask": np.ones(len(labels))}],
         label_names=names,
         picture=lambda index: picture_of(labels % 4)(index - 100),
         example_id=lambda index: f"image-{index}",

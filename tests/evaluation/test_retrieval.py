@@ -74,10 +74,10 @@ def passes(image, text, mask, size):
             pad = lambda x, real=real: np.concatenate([x, np.repeat(x[:1], size - real, axis=0)])  # noqa: E731
             yield {
                 "image": pad(image[rows]),
-                "text": pad(text[rows]),
+                "text_tokens": pad(text[rows]),
                 "text_mask": pad(mask[rows]),
                 "index": pad(np.arange(len(image))[rows]),
-                "mask": np.arange(size) < real,
+                "example_mask": np.arange(size) < real,
             }
 
     return batches
@@ -85,7 +85,7 @@ def passes(image, text, mask, size):
 
 def predict(name, variables, batch):
     """Embeddings that are the inputs themselves."""
-    key = {"image_embedding": "image", "text_embedding": "text"}[name]
+    key = {"image_embedding": "image", "text_embedding": "text_tokens"}[name]
     return {"embedding": np.asarray(batch[key], np.float32) * variables["scale"]}
 
 
@@ -111,7 +111,7 @@ def test_the_evaluator_sees_every_text_once(size, tmp_path):
 
 
 def test_a_set_without_texts_says_what_to_add(tmp_path):
-    batches = lambda: [{"image": np.ones((2, 3)), "index": np.arange(2), "mask": np.ones(2)}]  # noqa: E731
+    batches = lambda: [{"image": np.ones((2, 3)), "index": np.arange(2), "example_mask": np.ones(2)}]  # noqa: E731
     with pytest.raises(
         ValueError, match=r"this evaluator needs texts: add tokenize to the operations of config\.data\.eval"
     ):

@@ -27,11 +27,13 @@ def text_embedding(number):
 def predict(name, variables, batch):
     if name == "image_embedding":
         return {"embedding": np.asarray(batch["image"], np.float32)}
-    return {"embedding": np.stack([text_embedding(row[0]) for row in batch["text"]])}
+    return {"embedding": np.stack([text_embedding(row[0]) for row in batch["text_tokens"]])}
 
 
 def batches(images, labels):
-    return lambda: [{"image": images, "label": labels, "index": np.arange(len(images)), "mask": np.ones(len(images))}]
+    return lambda: [
+        {"image": images, "label": labels, "index": np.arange(len(images)), "example_mask": np.ones(len(images))}
+    ]
 
 
 def expected_classes(names, templates):

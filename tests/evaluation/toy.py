@@ -18,9 +18,9 @@ def passes(images, labels=None, batch_size=7, index=None, padding=3):
             batch = {
                 "image": np.full((size, *images.shape[1:]), 77, np.float32),
                 "index": np.zeros(size, np.int64),
-                "mask": np.zeros(size, np.float32),
+                "example_mask": np.zeros(size, np.float32),
             }
-            batch["image"][:real], batch["index"][:real], batch["mask"][:real] = images[rows], index[rows], 1
+            batch["image"][:real], batch["index"][:real], batch["example_mask"][:real] = images[rows], index[rows], 1
             if labels is not None:
                 batch["label"] = np.zeros(size, np.int32)
                 batch["label"][:real] = labels[rows]

@@ -115,11 +115,11 @@ def test_what_fits_is_built(images):
 def test_kept_strings_stay_on_the_host(images):
     """keep(...) put strings into the batch that goes to the device: a bare TypeError, before the first step."""
     job = setup(a_config(images, ops=f"keep('caption')|{OPS}", source="jsonl:{}/list.jsonl"))
-    assert set(job.example_batch) == {"image", "label", "mask", "index"}
+    assert set(job.example_batch) == {"image", "label", "example_mask", "index"}
     with train.open_batches(job) as batches:
         batch = next(batches)
     assert set(batch["caption"]) <= {"one ant", "one cow"}
     placed = sharding.put_batch(batch, job.mesh)
-    assert set(placed) == {"image", "label", "mask", "index"}
+    assert set(placed) == {"image", "label", "example_mask", "index"}
     several = batch | {"names": np.array([("a",), ("b", "c"), (), ("d",)], object)}
     assert set(sharding.put_batch(several, job.mesh)) == set(placed)

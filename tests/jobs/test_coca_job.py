@@ -39,6 +39,6 @@ def test_learns_to_name_what_it_is_shown(tmp_path):
     loaded, tokenizer = pretrained.load(tmp_path / "workdir"), tokenizers.open("emoji", 32)
     run = jax.jit(lambda v, x: caption(loaded.model, v, x, start=1, end=2, length=32))
     found = np.asarray(run(loaded.variables, batch["image"]))
-    names = tokenizer.decode(batch["text"])
+    names = tokenizer.decode(batch["text_tokens"])
     right = np.mean([ours == name for ours, name in zip(tokenizer.decode(found), names)])
     assert right > 0.8, names

@@ -112,14 +112,14 @@ def texts(size: int, ops: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Tokens, if the operations make some."""
     tokenizer = operations.text.tokenizer_of(operations.parse(ops))
     shape = (size, tokenizer.length) if tokenizer else ()
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("text", "text_mask") if tokenizer}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("text_tokens", "text_mask") if tokenizer}
 
 
 def a_batch(size: int, image: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "image": ((size, image, image, channels), jnp.float32),
         "label": ((size,), jnp.int32),
-        "mask": ((size,), jnp.float32),
+        "example_mask": ((size,), jnp.float32),
         "index": ((size,), jnp.int32),
     }
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -32,8 +32,8 @@ def epochs(batches, peer, count):
     if peer:
         images, ids = (np.concatenate([one[i].numpy() for one in taken]) for i in (0, 1))
         return images.transpose(0, 2, 3, 1), ids
-    assert all(one["mask"].all() for one in taken)
-    return tuple(np.concatenate([one[name] for one in taken]) for name in ("image", "text"))
+    assert all(one["example_mask"].all() for one in taken)
+    return tuple(np.concatenate([one[name] for one in taken]) for name in ("image", "text_tokens"))
 
 
 def test_every_way_gives_the_same_images_and_tokens(folder):

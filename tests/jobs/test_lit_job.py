@@ -39,7 +39,7 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
 
     with train.open_batches(job) as batches:
         batch = next(batches)
-        assert batch["text"][0][0] == 101 and batch["text"].shape == (2, 24)  # [CLS]
+        assert batch["text_tokens"][0][0] == 101 and batch["text_tokens"].shape == (2, 24)  # [CLS]
         state, metrics = train.compiled_step(job)(state, sharding.put_batch(batch, job.mesh))
     assert np.isfinite(metrics["loss"])
     jax.tree.map(np.testing.assert_array_equal, before["image"], jax.device_get(state.params["image"]))

@@ -203,7 +203,7 @@ def test_two_towers_are_judged_by_retrieval_and_zero_shot(tmp_path):
     source, prepare = sources.open("emoji", "test[:20]"), operations.parse(config.data.eval.ops)
     examples = [prepare(source[i]) for i in range(20)]
     images, texts, masks = (
-        np.stack([example[name] for example in examples]) for name in ("image", "text", "text_mask")
+        np.stack([example[name] for example in examples]) for name in ("image", "text_tokens", "text_mask")
     )
     logits = model.apply(variables, images, texts, masks).logits_per_image
     found = np.mean(np.argmax(logits, axis=0) == np.arange(20))
@@ -236,7 +236,7 @@ def test_images_of_every_shape_are_judged_as_the_weights_prepare_them(tmp_path):
     examples = [prepare(source[i]) for i in range(20)]
     pixels, mask, grids = (np.stack([e[name] for e in examples]) for name in ("image", "patch_mask", "patch_grid"))
     patches = Patches(pixels.reshape(20, 12, -1), mask, grids)
-    texts, text_mask = (np.stack([example[name] for example in examples]) for name in ("text", "text_mask"))
+    texts, text_mask = (np.stack([example[name] for example in examples]) for name in ("text_tokens", "text_mask"))
     output = model.apply(loaded.variables, patches, texts, text_mask)
     rank = (output.logits_per_image > np.diag(output.logits_per_image)[:, None]).sum(axis=1)
     assert scores["retrieval"].metrics["image_to_text_r5"] == pytest.approx(np.mean(rank < 5))

@@ -41,15 +41,19 @@ def batches():
     """Yields this process's half of each batch of four; the last batch is padded."""
     filled = {
         name: np.pad(array, ((0, 1), (0, 0)))
-        for name, array in (("image", image[:11]), ("text", text[:11]), ("text_mask", np.ones((11, 6), np.int32)))
+        for name, array in (
+            ("image", image[:11]),
+            ("text_tokens", text[:11]),
+            ("text_mask", np.ones((11, 6), np.int32)),
+        )
     }
-    filled |= {"index": np.arange(12), "mask": np.arange(12) < 11}
+    filled |= {"index": np.arange(12), "example_mask": np.arange(12) < 11}
     for start in range(0, 12, 4):
         yield {name: array[start + 2 * index : start + 2 * index + 2] for name, array in filled.items()}
 
 
 def predict(name, variables, batch):
-    return {"embedding": batch[{"image_embedding": "image", "text_embedding": "text"}[name]]}
+    return {"embedding": batch[{"image_embedding": "image", "text_embedding": "text_tokens"}[name]]}
 
 
 with tempfile.TemporaryDirectory() as folder:

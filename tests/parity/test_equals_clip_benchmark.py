@@ -14,7 +14,7 @@ CLASSES, TEMPLATES = 7, 3
 def batches(size, **arrays):
     """The set in batches of one size, the last filled up."""
     n = len(arrays["image"])
-    arrays["index"], arrays["mask"] = np.arange(n), np.ones(n, bool)
+    arrays["index"], arrays["example_mask"] = np.arange(n), np.ones(n, bool)
     filled = {name: np.pad(x, ((0, -n % size), *((0, 0),) * (x.ndim - 1))) for name, x in arrays.items()}
     starts = range(0, n, size)
     return lambda: ({name: x[start : start + size] for name, x in filled.items()} for start in starts)
@@ -23,7 +23,9 @@ def batches(size, **arrays):
 @pytest.mark.parametrize("size", [8, 61])
 def test_zero_shot(size, tmp_path):
     def predict(name, variables, batch):
-        return {"embedding": batch["image"] if name == "image_embedding" else RECORDED["prompt"][batch["text"][:, 0]]}
+        return {
+            "embedding": batch["image"] if name == "image_embedding" else RECORDED["prompt"][batch["text_tokens"][:, 0]]
+        }
 
     def tokenize(texts):
         rows = [int(name) * TEMPLATES + int(template) for name, template in (text.split() for text in texts)]
@@ -52,10 +54,10 @@ def test_retrieval(size, tmp_path):
     text[owner, place], mask[owner, place] = caption, 1
 
     def predict(name, variables, batch):
-        return {"embedding": batch[{"image_embedding": "image", "text_embedding": "text"}[name]]}
+        return {"embedding": batch[{"image_embedding": "image", "text_embedding": "text_tokens"}[name]]}
 
     evaluator = evaluation.build(
-        "retrieval", {}, batches=batches(size, image=RECORDED["image"], text=text, text_mask=mask)
+        "retrieval", {}, batches=batches(size, image=RECORDED["image"], text_tokens=text, text_mask=mask)
     )
     metrics = evaluator.run(predict, {}, tmp_path).metrics
     for k in (1, 5, 10):

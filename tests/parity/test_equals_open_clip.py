@@ -34,14 +34,19 @@ def the_batch(expected, padding=True):
     """`padding`: whether the text tower is told of it, which CoCa's is, and which is the same to a causal one."""
     texts = expected["texts"].astype(np.int32)
     images = expected["images"].transpose(0, 2, 3, 1)
-    return {"image": images, "text": texts, "text_mask": (texts != 0) | (not padding), "mask": np.ones(len(texts))}
+    return {
+        "image": images,
+        "text_tokens": texts,
+        "text_mask": (texts != 0) | (not padding),
+        "example_mask": np.ones(len(texts)),
+    }
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_values_gradients_and_back(folder, tmp_path):
     expected, loaded = load_file(folder / "expected.safetensors"), pretrained.load(folder)
     batch = the_batch(expected, padding=loaded.model.text.causal)
-    output = jax.jit(loaded.model.apply)(loaded.variables, batch["image"], batch["text"])
+    output = jax.jit(loaded.model.apply)(loaded.variables, batch["image"], batch["text_tokens"])
     close(output.image_embedding, expected["image_embedding"], "image embedding")
     close(output.text_embedding, expected["text_embedding"], "text embedding")
     coca = "logits" in expected

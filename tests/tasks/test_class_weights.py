@@ -35,7 +35,7 @@ class Linear(nn.Module):
 
 def a_batch(size=6, several=False):
     rng = np.random.default_rng(0)
-    batch = {"image": rng.normal(size=(size, 2, 3, 1)).astype(np.float32), "mask": np.ones(size, np.float32)}
+    batch = {"image": rng.normal(size=(size, 2, 3, 1)).astype(np.float32), "example_mask": np.ones(size, np.float32)}
     if several:
         batch["labels"] = (rng.uniform(size=(size, S)) < 0.4).astype(np.float32)
         batch["labels"][1] = 0  # none of the classes
@@ -78,7 +78,7 @@ def test_mixed_targets_are_distributions_as_in_torch(mixup, cutmix):
     loss, grads, head = ours(task, batch)
     targets = jax.nn.one_hot(batch["label"], S)
     images, targets = mixing.mix(
-        split_rng(RNG, "mix", "dropout")["mix"], batch["image"], targets, batch["mask"], mixup, cutmix
+        split_rng(RNG, "mix", "dropout")["mix"], batch["image"], targets, batch["example_mask"], mixup, cutmix
     )
     cross_entropy = torch.nn.CrossEntropyLoss(torch.tensor(WEIGHTS), label_smoothing=0.1)
     value, wanted = theirs(head, images, lambda x: cross_entropy(x, torch.tensor(np.asarray(targets))))
@@ -104,7 +104,7 @@ def test_micro_batches_have_the_weighted_mean_of_the_whole_batch(accumulate, pad
     """Though their labels' weights differ; padding and what cannot be read count nothing."""
     batch = a_batch()
     if padding:
-        batch["mask"] = batch["mask"].at[1].set(0)
+        batch["example_mask"] = batch["example_mask"].at[1].set(0)
         batch["image"] = batch["image"].at[1].set(99)
     task = Classify(Linear(), class_weights=WEIGHTS)
     whole, together = ours(task, batch), ours(task, batch, accumulate)
@@ -126,7 +126,7 @@ def test_several_labels_are_smoothed_and_mixed():
     loss, *_, head = ours(Classify(Linear(), loss_kind="sigmoid", label_smoothing=0.2, mixup=0.7), batch)
     targets = batch["labels"] * 0.8 + 0.1
     images, targets = mixing.mix(
-        split_rng(RNG, "mix", "dropout")["mix"], batch["image"], targets, batch["mask"], 0.7, 0
+        split_rng(RNG, "mix", "dropout")["mix"], batch["image"], targets, batch["example_mask"], 0.7, 0
     )
     bce = torch.nn.BCEWithLogitsLoss(reduction="sum")
     value, _ = theirs(head, images, lambda x: bce(x, torch.tensor(np.asarray(targets))) / len(x))

@@ -29,7 +29,7 @@ def captioned(size):
     lengths = jnp.arange(size) % 8
     return batch | {
         "text_mask": (jnp.arange(7) < lengths[:, None]).astype(jnp.int32),
-        "mask": jnp.ones(size).at[jnp.array([1, size - 1])].set(0),
+        "example_mask": jnp.ones(size).at[jnp.array([1, size - 1])].set(0),
     }
 
 
@@ -66,15 +66,15 @@ def test_the_loss_is_the_weighted_sum(task, dense):
     """Of the contrastive task's and of the mean over tokens, here in NumPy."""
     task, variables = task
     batch, (_, metrics, _) = captioned(8), dense
-    output = jax.jit(task.model.apply)(variables, batch["image"], batch["text"], batch["text_mask"])
-    contrast = contrastive.softmax(output.image_embedding, output.text_embedding, output.scale, batch["mask"])
+    output = jax.jit(task.model.apply)(variables, batch["image"], batch["text_tokens"], batch["text_mask"])
+    contrast = contrastive.softmax(output.image_embedding, output.text_embedding, output.scale, batch["example_mask"])
     logits = np.asarray(output.logits, float)
     log_p = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
     losses = [
-        -log_p[b, t - 1, batch["text"][b, t]]
+        -log_p[b, t - 1, batch["text_tokens"][b, t]]
         for b in range(8)
         for t in range(1, 7)
-        if batch["mask"][b] and batch["text_mask"][b, t]
+        if batch["example_mask"][b] and batch["text_mask"][b, t]
     ]
     assert len(losses) == 1 + 2 + 3 + 4 + 5
     np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-5)
@@ -106,7 +106,7 @@ def test_padding_and_empty_captions(task, dense):
     gradients, metrics, _ = whole(task)(variables["params"], {}, batch | {"text_mask": 0 * batch["text_mask"]}, RNG)
     assert metrics["caption_loss"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    other = batch | {"image": batch["image"].at[1].set(9.0), "text": batch["text"].at[1].set(5)}
+    other = batch | {"image": batch["image"].at[1].set(9.0), "text_tokens": batch["text_tokens"].at[1].set(5)}
     close(whole(task)(variables["params"], {}, other, RNG), dense)
 
 

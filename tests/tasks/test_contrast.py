@@ -24,10 +24,10 @@ def a_batch(size=5):
     rng = np.random.default_rng(0)
     return {
         "image": jnp.asarray(rng.normal(size=(size, 8, 12, 3)), jnp.float32),
-        "text": jnp.asarray(rng.integers(3, 30, (size, 7)), jnp.int32).at[:, 5].set(2),
+        "text_tokens": jnp.asarray(rng.integers(3, 30, (size, 7)), jnp.int32).at[:, 5].set(2),
         "text_mask": jnp.ones((size, 7), jnp.int32).at[:, 6].set(0),
         "label": jnp.zeros(size, jnp.int32),
-        "mask": jnp.ones(size).at[-1].set(0),
+        "example_mask": jnp.ones(size).at[-1].set(0),
         "index": jnp.arange(size),
     }
 
@@ -66,7 +66,7 @@ def test_the_loss_is_the_papers(task):
 def test_padding_weighs_nothing(task):
     task, variables = task
     batch = a_batch()
-    other = batch | {"image": batch["image"].at[-1].set(50.0), "text": batch["text"].at[-1].set(4)}
+    other = batch | {"image": batch["image"].at[-1].set(50.0), "text_tokens": batch["text_tokens"].at[-1].set(4)}
     gradient = jax.jit(jax.grad(lambda params, batch: task.loss({"params": params}, batch, RNG, True)[0]))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),

@@ -20,7 +20,7 @@ def a_batch(size: int = 5) -> dict[str, jax.Array]:
     return {
         "image": jnp.asarray(rng.normal(size=(size, 8, 12, 3)), jnp.float32),
         "label": jnp.asarray(rng.integers(0, 4, size), jnp.int32),
-        "mask": jnp.ones(size),
+        "example_mask": jnp.ones(size),
         "index": jnp.arange(size) + 7,
     }
 
@@ -45,11 +45,11 @@ def test_masked_examples_weigh_nothing_in_loss_and_metrics(name, request):
     task, variables = request.getfixturevalue(name)
     batch = a_batch()
     if name == "reconstruct":  # the mask noise of a batch depends on its size, so compare with other pixels instead
-        smaller = batch | {"image": batch["image"].at[3:].set(100.0), "mask": jnp.array([1.0, 1, 1, 0, 0])}
-        batch = batch | {"mask": jnp.array([1.0, 1, 1, 0, 0])}
+        smaller = batch | {"image": batch["image"].at[3:].set(100.0), "example_mask": jnp.array([1.0, 1, 1, 0, 0])}
+        batch = batch | {"example_mask": jnp.array([1.0, 1, 1, 0, 0])}
     else:
         smaller = {key: value[:3] for key, value in batch.items()}
-        batch = batch | {"mask": jnp.array([1.0, 1, 1, 0, 0])}
+        batch = batch | {"example_mask": jnp.array([1.0, 1, 1, 0, 0])}
     loss, metrics, _ = task.loss(variables, batch, RNG, False)
     expected, expected_metrics, _ = task.loss(variables, smaller, RNG, False)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -29,7 +29,7 @@ def batch():
     return {
         "image": jnp.asarray(rng.normal(size=(5, 8, 8, 3)), jnp.float32),
         "label": jnp.asarray(rng.integers(0, 4, 5), jnp.int32),
-        "mask": jnp.array([1.0, 1, 1, 1, 0]),
+        "example_mask": jnp.array([1.0, 1, 1, 1, 0]),
     }
 
 
@@ -66,7 +66,7 @@ def test_loss_equals_the_papers_equations(student, fields, batch, teacher):
     to_labels, to_teacher = output.logits, output.logits
     if student == "deit":
         to_labels, to_teacher = output.cls_logits, output.distillation_logits
-    rows, real = np.arange(5), np.asarray(batch["mask"]) > 0
+    rows, real = np.arange(5), np.asarray(batch["example_mask"]) > 0
     on_labels = -log_softmax(to_labels)[rows, batch["label"]][real].mean()
     if distillation.kind == "hard":
         on_teacher = -log_softmax(to_teacher)[rows, np.argmax(answers, axis=1)][real].mean()
@@ -115,7 +115,7 @@ def test_the_teacher_sees_the_mixed_images(batch, teacher):
     variables = {**random_variables(model, 2), **task.constants}
     head = variables["params"]["distillation_head"]
     head["kernel"] = jnp.zeros_like(head["kernel"])  # the student says the same of every image
-    images, mask = batch["image"], batch["mask"]
+    images, mask = batch["image"], batch["example_mask"]
     mixed, _ = mixing.mix(split_rng(RNG, "mix", "dropout")["mix"], images, jnp.zeros((5, 4)), mask, 1.0, 0.0)
     decisions, unmixed = (np.argmax(each.reshape(5, -1)[:, :4], axis=1)[:4] for each in (mixed, images))
     assert (decisions != unmixed).any()

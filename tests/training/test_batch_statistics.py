@@ -28,7 +28,7 @@ def batch():
     return {
         "image": rng.normal(size=(BATCH, 12, 8, 3)).astype(np.float32),
         "label": rng.integers(3, size=BATCH).astype(np.int32),
-        "mask": np.ones(BATCH, np.float32),
+        "example_mask": np.ones(BATCH, np.float32),
     }
 
 

@@ -20,7 +20,7 @@ def make_params(dtype=np.float32):
 def make_batch():
     rng = np.random.default_rng(1)
     sides = {name: rng.normal(size=(B, WIDTH)).astype(np.float32) for name in ("image", "text")}
-    return {**sides, "label": np.arange(B), "mask": np.array([1, 1, 0, 1, 1, 1, 1, 0], np.float32)}
+    return {**sides, "label": np.arange(B), "example_mask": np.array([1, 1, 0, 1, 1, 1, 1, 0], np.float32)}
 
 
 def encode(params, batch, rng):
@@ -40,9 +40,9 @@ def noisy(params, batch, rng):
 def loss(embeddings, params, batch):
     """Loss over all pairs that depends on the order of the examples; it regularises the towers, as the encoder does."""
     logits = params["scale"] * embeddings["image"] @ embeddings["text"].T
-    own = jax.nn.log_softmax(jnp.where(batch["mask"][None] > 0, logits, -1e9))[jnp.arange(B), batch["label"]]
+    own = jax.nn.log_softmax(jnp.where(batch["example_mask"][None] > 0, logits, -1e9))[jnp.arange(B), batch["label"]]
     penalty = 0.1 * jnp.sum(params["image"] ** 2)
-    return -jnp.sum(own * batch["mask"]) / batch["mask"].sum() + penalty, {"penalty": penalty}
+    return -jnp.sum(own * batch["example_mask"]) / batch["example_mask"].sum() + penalty, {"penalty": penalty}
 
 
 def close(found, wanted):

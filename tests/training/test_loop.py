@@ -273,7 +273,7 @@ def test_a_real_nan_leaves_the_last_good_checkpoint(tmp_path):
             batch = super().__next__()
             if self.taken == 6:
                 batch["image"][3] = np.inf
-                batch["mask"][3] = 1
+                batch["example_mask"][3] = 1
             return batch
 
     with pytest.raises(loop.NotFiniteError, match=r"step 6: train/\w+ is (nan|inf); the last good checkpoint is 4"):

@@ -40,7 +40,7 @@ def close(found, wanted, tolerance=1e-6):
 @pytest.mark.parametrize(("parts", "side_by_side"), [(2, False), (12, False), (2, True), (12, True)])
 def test_accumulation_equals_the_whole_batch(parts, side_by_side):
     batch = toy.batch_of(3, 12)
-    batch["mask"][::parts] = 0  # the first micro-batch holds no example at all
+    batch["example_mask"][::parts] = 0  # the first micro-batch holds no example at all
     whole, whole_metrics = jax.jit(toy.make_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
     split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, side_by_side=side_by_side)
     found, metrics = jax.jit(split)(fresh(), batch)
@@ -53,7 +53,7 @@ def test_a_batch_without_an_example_changes_nothing_but_the_step():
     make = functools.partial(step.make_train_step, make_gradients(toy.loss), tx, schedule=SCHEDULE, ema_decay=0.5)
     guarded, plain = jax.jit(make(pass_over_empty=True)), jax.jit(make())
     begun, _ = plain(fresh(tx), toy.batch_of(1))
-    empty = toy.batch_of(2) | {"mask": np.zeros(toy.BATCH, np.float32)}
+    empty = toy.batch_of(2) | {"example_mask": np.zeros(toy.BATCH, np.float32)}
     after, metrics = guarded(begun, empty)
     assert float(metrics["examples"]) == 0 and int(after.step) == 2
     jax.tree.map(np.testing.assert_array_equal, _plain(after.replace(step=begun.step)), _plain(begun))
@@ -127,7 +127,7 @@ def test_micro_batches_draw_different_random_numbers():
         value, metrics, updated = quiet_loss(variables, batch, rng, train)
         return value, metrics | {"square": jax.random.normal(rng) ** 2, "noise": jax.random.normal(rng)}, updated
 
-    batch = toy.batch_of(0, 6) | {"mask": np.ones(6, np.float32)}
+    batch = toy.batch_of(0, 6) | {"example_mask": np.ones(6, np.float32)}
     _, metrics = jax.jit(toy.make_step(noise, TX, schedule=SCHEDULE, accumulate=3))(fresh(), batch)
     of_step = jax.random.fold_in(jax.random.key(1), 0)
     drawn = [jax.random.normal(jax.random.fold_in(of_step, part)) for part in range(3)]
@@ -152,7 +152,7 @@ def test_statistics_see_the_micro_batches_in_turn():
     def tanh_mean(rows):
         params = toy.variables()["params"]["hidden"]
         hidden = jnp.tanh(batch["image"][rows] @ params["kernel"] + params["bias"])
-        mask = batch["mask"][rows]
+        mask = batch["example_mask"][rows]
         return (hidden * mask[:, None]).sum(axis=0) / mask.sum()
 
     def loss(variables, batch, rng, train):

@@ -35,7 +35,7 @@ def loss(variables, batch, rng, train):
     if train:
         hidden = hidden * (1 + 0.1 * jax.random.normal(rng, hidden.shape))
     errors = (hidden @ params["head"]["kernel"])[:, 0] - batch["label"]
-    mask = batch["mask"]
+    mask = batch["example_mask"]
     count = jnp.maximum(mask.sum(), 1)
     mean = (errors**2 * mask).sum() / count
     running = 0.9 * variables["statistics"]["mean"] + 0.1 * (hidden * mask[:, None]).sum(axis=0) / count
@@ -58,7 +58,7 @@ def batch_of(number: int, size: int = BATCH) -> dict[str, np.ndarray]:
     return {
         "image": rng.normal(size=(size, 4)).astype(np.float32),
         "label": rng.normal(size=size).astype(np.float32),
-        "mask": (rng.random(size) < 0.8).astype(np.float32),
+        "example_mask": (rng.random(size) < 0.8).astype(np.float32),
     }
 
 

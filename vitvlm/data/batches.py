@@ -1,9 +1,9 @@
 """Batches: deterministic, reshuffled each epoch, shared out among processes, made ahead by threads or workers.
 
 A batch is a dictionary of arrays: image float32 [B, H, W, C], label int32 [B] (of a multi-label source labels
-float32 [B, S], 1 for each class of an image), mask float32 [B] (1 for an example,
+float32 [B, S], 1 for each class of an image), example_mask float32 [B] (1 for an example,
 0 for padding or an unreadable image), index int64 [B] (position in the source, -1 for padding), the arrays that
-operations make (`tokenize`: text and text_mask int32 [B, L]), and the text fields that they `keep`.
+operations make (`tokenize`: text_tokens and text_mask int32 [B, L]), and the text fields that they `keep`.
 
 What example stands where, and which random numbers its operations draw, follows from the seed, the epoch and the
 index alone. So the number of workers never shows in a batch, the global batch is the same for any number of processes,
@@ -89,10 +89,10 @@ class TrainBatches(Iterator[Batch]):
         for lost in itertools.count(1):
             batch = _take(self._running[0], self.bad, self._naming)
             self._step += 1
-            if self._plan.process_count > 1 or batch["mask"].any():
+            if self._plan.process_count > 1 or batch["example_mask"].any():
                 return batch
             self.skipped += 1
-            rows = len(batch["mask"])
+            rows = len(batch["example_mask"])
             self.say(f"skipped: a batch of {rows} images, none of which can be read")
             if lost * rows > self._plan.most_lost:
                 raise TooManyUnreadable(f"none of the last {lost * rows:,} images can be read: {self.bad}")
@@ -279,7 +279,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
-    """Every example exactly once and in order; the last batch is filled up with rows of mask 0.
+    """Every example exactly once and in order; the last batch is filled up with rows of example_mask 0.
 
     Every process gets the same number of batches, of the same size. The arguments are those of `train_batches`.
     """

@@ -31,7 +31,7 @@ _SHUFFLE, _OPERATIONS = 1, 2
 class Loader:
     """Makes arrays of examples; all that a worker needs to know.
 
-    `shape` is that of an image; `rows` are zeros of the other arrays that the operations make, such as "text".
+    `shape` is that of an image; `rows` are zeros of the other arrays that the operations make, such as "text_tokens".
     """
 
     source: Source
@@ -115,7 +115,7 @@ class Loader:
             for name in texts:
                 texts[name][row] = example[name]
         epochs, index = np.array(places, np.int64).T
-        batch = {"image": images, "labels" if several else "label": labels, "mask": mask, "index": index}
+        batch = {"image": images, "labels" if several else "label": labels, "example_mask": mask, "index": index}
         batch |= {UNREADABLE: unreadable, EPOCHS: epochs}
         return batch | arrays | {name: as_array(text) for name, text in texts.items()}
 

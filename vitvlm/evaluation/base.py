@@ -51,7 +51,7 @@ class Facts:
     Attributes:
       name, train_name: names of the evaluated split, and of the one that probes and neighbours learn from.
       labels, train_labels: functions that give every example's label, [n] and [m], unreadable images included.
-      arrays: names of the arrays in batches besides image, label, mask and index.
+      arrays: names of the arrays in batches besides image, label, example_mask and index.
       predictions: names of the task's prediction functions.
     """
 
@@ -85,7 +85,7 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
     """Per-example arrays of a whole data set, each example once, in the order of its index.
 
     Args:
-      batches: one exact pass; padding (mask 0) is dropped.
+      batches: one exact pass; padding (example_mask 0) is dropped.
       outputs: a batch's arrays by name, each `[B, ...]`. "index" and "label" or "labels" (where the batch has one) are
         added.
 
@@ -94,7 +94,7 @@ def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray
     """
     parts: dict[str, list[np.ndarray]] = {}
     for batch in batches():
-        real = np.asarray(batch["mask"]) > 0
+        real = np.asarray(batch["example_mask"]) > 0
         arrays = {name: batch[name] for name in ("index", "label", "labels") if name in batch} | dict(outputs(batch))
         for name, array in _gather(arrays | {"real": real}).items():
             parts.setdefault(name, []).append(array)

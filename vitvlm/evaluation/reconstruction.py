@@ -62,7 +62,7 @@ class Reconstruction:
 
     def _keep(self, sample: _Sample, batch: base.Batch, arrays: base.Arrays) -> None:
         """Keeps the examples to show: spread over the set, the same ones for every batch size."""
-        for row in np.flatnonzero(np.asarray(batch["mask"]) > 0):
+        for row in np.flatnonzero(np.asarray(batch["example_mask"]) > 0):
             sample[int(batch["index"][row])] = (
                 np.asarray(batch["image"][row]),
                 {name: array[row] for name, array in arrays.items()},

@@ -104,7 +104,7 @@ class Embeddings:
 
 def check_texts(facts: base.Facts) -> None:
     """Raises ConfigError if batches hold no texts."""
-    if "text" not in facts.arrays:
+    if "text_tokens" not in facts.arrays:
         raise ConfigError(f"data.ops: no texts of {facts.name}; add tokenize to the operations of config.data.eval")
 
 
@@ -126,13 +126,13 @@ def with_texts(predict: base.Predict, variables: base.Variables, batches: base.B
     """
 
     def both(batch: base.Batch) -> dict[str, np.ndarray]:
-        if "text" not in batch:
+        if "text_tokens" not in batch:
             raise ValueError("this evaluator needs texts: add tokenize to the operations of config.data.eval")
-        text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
+        text, mask = np.asarray(batch["text_tokens"]), np.asarray(batch["text_mask"])
         B, *_, L = text.shape
         text, mask = text.reshape(B, -1, L), mask.reshape(B, -1, L)
         embedded = [
-            predict("text_embedding", variables, {"text": text[:, t], "text_mask": mask[:, t]})["embedding"]
+            predict("text_embedding", variables, {"text_tokens": text[:, t], "text_mask": mask[:, t]})["embedding"]
             for t in range(text.shape[1])
         ]
         return {

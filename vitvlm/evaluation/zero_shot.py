@@ -126,7 +126,9 @@ def class_embeddings(
     for start in range(0, len(texts), ROWS):
         some = texts[start : start + ROWS]
         ids, mask = tokenize(some + some[:1] * (ROWS - len(some)))  # always as many: compiled once
-        rows.append(predict("text_embedding", variables, {"text": ids, "text_mask": mask})["embedding"][: len(some)])
+        rows.append(
+            predict("text_embedding", variables, {"text_tokens": ids, "text_mask": mask})["embedding"][: len(some)]
+        )
     each = normalise(np.concatenate(rows).astype(np.float64)).reshape(len(names), len(templates), -1)
     return normalise(each.mean(axis=1))
 

@@ -152,7 +152,7 @@ def _compile(
     model = models.build(case.family, **case.sizes, image_size=case.image_size, scan=scan, **head)
     task = Classify(model) if case.family == "vit" else Reconstruct(model)
     gradients = make_gradients(task.losses, accumulate=micro_batches, side_by_side=micro_batches > 1)
-    batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "mask": jnp.ones(case.batch_size)}
+    batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "example_mask": jnp.ones(case.batch_size)}
     key = jax.random.key(0)
     params = jax.jit(task.init)(key, batch)["params"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 from vitvlm.nn.patches import Patches
 
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
-Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], mask [B] (1 = real), index [B], ...
+Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], example_mask [B] (1 = real), index [B], ...
 PredictFn = Callable[[Variables, Batch], dict[str, Array]]
 LossFn = Callable[[Variables, Batch, PRNGKeyArray, bool], tuple[Array, dict[str, Array], dict[str, Any]]]
 

@@ -95,7 +95,7 @@ class Classify:
         rngs = split_rng(rng, "mix", "dropout")
         own = {name: collection for name, collection in variables.items() if name != TEACHER}
         batch = self.whole_batch(batch)
-        images, mask = batch["image"], batch["mask"]
+        images, mask = batch["image"], batch["example_mask"]
         targets = self._targets(batch, self.label_smoothing * train)
         if train:
             images, targets = mixing.mix(rngs["mix"], images, targets, mask, self.mixup, self.cutmix)
@@ -122,8 +122,8 @@ class Classify:
             return batch
         scale = jnp.ones((), jnp.float32)
         if self.loss_kind == "softmax" and not (self.mixup or self.cutmix):
-            scale = classification.weight_scale(batch["label"], batch["mask"], jnp.array(self.class_weights))
-        return {**batch, "loss_scale": jnp.broadcast_to(scale, batch["mask"].shape)}
+            scale = classification.weight_scale(batch["label"], batch["example_mask"], jnp.array(self.class_weights))
+        return {**batch, "loss_scale": jnp.broadcast_to(scale, batch["example_mask"].shape)}
 
     def _targets(self, batch: Batch, smoothing: float) -> Float[Array, "B S"]:
         if "labels" not in batch:
@@ -138,8 +138,8 @@ class Classify:
         """Accuracy against the labels. Under mixup and cutmix mixed images count by their own label: a lower bound."""
         if "labels" in batch:
             correct = classification.answers_correct(logits, batch["labels"])
-            return {"answers_accuracy": masked.mean(correct, batch["mask"])}
-        return {"accuracy": masked.mean(classification.top_k_correct(logits, batch["label"]), batch["mask"])}
+            return {"answers_accuracy": masked.mean(correct, batch["example_mask"])}
+        return {"accuracy": masked.mean(classification.top_k_correct(logits, batch["label"]), batch["example_mask"])}
 
     @property
     def constants(self) -> Mapping[str, Any]:
@@ -161,7 +161,7 @@ class Classify:
         answers = self.distillation.teacher.logits(teacher, images)
         terms = {
             "label_loss": self._label_loss(to_labels, targets, batch),
-            "distillation_loss": masked.mean(self.distillation.loss(to_teacher, answers), batch["mask"]),
+            "distillation_loss": masked.mean(self.distillation.loss(to_teacher, answers), batch["example_mask"]),
         }
         weight = self.distillation.weight
         return (1 - weight) * terms["label_loss"] + weight * terms["distillation_loss"], terms
@@ -170,9 +170,9 @@ class Classify:
         sigmoid, weights = self.loss_kind == "sigmoid", self.class_weights
         cross_entropy = classification.sigmoid_cross_entropy if sigmoid else classification.softmax_cross_entropy
         if weights is None:
-            return masked.mean(cross_entropy(logits, targets), batch["mask"])
+            return masked.mean(cross_entropy(logits, targets), batch["example_mask"])
         losses = cross_entropy(logits, targets, jnp.array(weights, jnp.float32))
-        return masked.mean(losses * batch["loss_scale"], batch["mask"])
+        return masked.mean(losses * batch["loss_scale"], batch["example_mask"])
 
     @property
     def losses(self) -> tuple[LossFn, ...]:

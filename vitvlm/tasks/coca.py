@@ -35,7 +35,7 @@ class CoCa(Contrast):
             raise ConfigError(f"task coca: a {type(self.model).__name__} has no decoder: take model coca")
 
     def _of_examples(self, output: CoCaOutput, batch: Batch) -> dict[str, Float[Array, "B ..."]]:
-        caption = captioning.next_token_losses(output.logits, batch["text"], batch["text_mask"])
+        caption = captioning.next_token_losses(output.logits, batch["text_tokens"], batch["text_mask"])
         return {**super()._of_examples(output, batch), "caption": caption}
 
     def _compare(
@@ -47,6 +47,6 @@ class CoCa(Contrast):
     ) -> tuple[Array, dict[str, Array]]:
         """Metrics besides `Contrast`'s are both losses, without their weights."""
         contrast, metrics = super()._compare(examples, scale, bias, batch)
-        caption = captioning.token_mean(examples["caption"], batch["text_mask"], batch["mask"])
+        caption = captioning.token_mean(examples["caption"], batch["text_mask"], batch["example_mask"])
         loss = self.contrast_weight * contrast + self.caption_weight * caption
         return loss, {**metrics, "contrastive_loss": contrast, "caption_loss": caption}

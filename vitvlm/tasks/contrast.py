@@ -22,7 +22,7 @@ from vitvlm.tasks.features import feature_fns
 class Contrast:
     """Pulls an image and its text together and pushes the others of the batch apart.
 
-    Batches hold image [B, H, W, C], text and text_mask [B, L], and mask [B].
+    Batches hold image [B, H, W, C], text_tokens and text_mask [B, L], and example_mask [B].
 
     Attributes:
       model: two towers; see `models.two_towers.TwoTowers`.
@@ -104,7 +104,7 @@ class Contrast:
         how: dict[str, Any] = {}
         if self.block is not None or math.prod(self.mesh.shape[axis] for axis in self.axes) > 1:
             losses, how = chunked, {"mesh": self.mesh if self.axes else None, "axes": self.axes, "block": self.block}
-        image, text, mask = examples["image"], examples["text"], batch["mask"]
+        image, text, mask = examples["image"], examples["text"], batch["example_mask"]
         if self.loss_kind == "softmax":
             loss = losses.softmax(image, text, scale, mask, self.label_smoothing, **how)
         else:
@@ -129,7 +129,9 @@ class Contrast:
         return {"embedding": self.model.apply(variables, images_of(batch), method="encode_image")}
 
     def _embed_text(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        return {"embedding": self.model.apply(variables, batch["text"], batch["text_mask"], method="encode_text")}
+        return {
+            "embedding": self.model.apply(variables, batch["text_tokens"], batch["text_mask"], method="encode_text")
+        }
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
         return self.model.apply(variables, images_of(batch), method=lambda model, x: model.image(x, **call))
@@ -137,9 +139,9 @@ class Contrast:
 
 def _pairs(batch: Batch) -> tuple[Array, Array, Array]:
     """Images, texts, and which tokens are real. Raises ConfigError for a batch without texts."""
-    if "text" not in batch:
+    if "text_tokens" not in batch:
         raise ConfigError("config.data: this task needs texts; add tokenize(...) to the operations of both splits")
-    return images_of(batch), batch["text"], batch["text_mask"]
+    return images_of(batch), batch["text_tokens"], batch["text_mask"]
 
 
 @jax.custom_vjp

@@ -36,7 +36,7 @@ class Reconstruct:
             rngs=split_rng(rng, "mask", "dropout"),
             mutable=collections(variables) if train else [],
         )
-        return masked.mean(output.loss_per_example, batch["mask"]), {}, dict(updated)
+        return masked.mean(output.loss_per_example, batch["example_mask"]), {}, dict(updated)
 
     @property
     def losses(self) -> tuple[LossFn, ...]:

@@ -34,7 +34,7 @@ def make_cached_gradients(
       encode: `(params, micro-batch, rng) -> embeddings`, a tree of floating-point arrays [B / A, …]. Micro-batch k
         of A holds examples k, k+A, k+2A …, and the key is `fold_in(rng, k)` in both passes: the same dropout.
       loss: `(embeddings, params, batch) -> (scalar, metrics)`, of the whole batch in its own order, so it sees the
-        mask [B]. "loss" is added to its metrics.
+        example_mask [B]. "loss" is added to its metrics.
       accumulate: number of micro-batches, A; it must divide B. With 1 the batch is embedded once only.
 
     Raises ConfigError for fewer than one micro-batch and, when traced, for a batch that does not divide.

@@ -27,8 +27,8 @@ def make_gradients(
 ) -> Gradients:
     """A pure `(params, collections, batch, rng) -> (gradients, metrics, collections)`.
 
-    The batch holds `mask [B]`: 1 for an example, 0 for padding; the loss and its metrics, to which "loss" is added,
-    are means over it.
+    The batch holds `example_mask [B]`: 1 for an example, 0 for padding; the loss and its metrics, to which "loss" is
+    added, are means over it.
 
     Args:
       losses: a task's `loss(variables, batch, rng, train) -> (scalar, metrics, updated collections)`, or several, of
@@ -76,7 +76,7 @@ def make_gradients(
 
     def accumulated(params, collections, batch, rng):
         micro_batches = split(dict(whole_batch(batch)), accumulate)
-        counts = micro_batches["mask"].sum(axis=1)  # [A]
+        counts = micro_batches["example_mask"].sum(axis=1)  # [A]
         shares = counts / jnp.maximum(counts.sum(), 1)
 
         def add(carry, item):

@@ -28,9 +28,9 @@ def make_train_step(
 ) -> TrainStep:
     """A pure `(state, batch, constants={}) -> (state, metrics)`; `jit_train_step` compiles it.
 
-    The batch holds `mask [B]`: 1 for an example, 0 for padding; the loss and its metrics are means over it. Metrics
-    are float32 scalars: "loss", those of the task, "grad_norm" (before clipping), "update_norm", "param_norm" (after
-    the update) and "learning_rate" (of this update). The norms are finite only if every gradient, update and
+    The batch holds `example_mask [B]`: 1 for an example, 0 for padding; the loss and its metrics are means over it.
+    Metrics are float32 scalars: "loss", those of the task, "grad_norm" (before clipping), "update_norm", "param_norm"
+    (after the update) and "learning_rate" (of this update). The norms are finite only if every gradient, update and
     parameter is, so a look at the metrics shows every step gone wrong. `constants` are collections that the loss reads
     besides those of the state.
 
@@ -38,8 +38,9 @@ def make_train_step(
       gradients: of a batch; see `make_gradients` and `make_cached_gradients`.
       tx: the optimizer.
       schedule: learning rate of an update from the number of updates before it.
-      pass_over_empty: a batch whose mask is all 0 changes nothing but the step's number, and the metric "examples" says
-        how many there were. For several processes, of which none knows whether the others' parts hold an example.
+      pass_over_empty: a batch whose example_mask is all 0 changes nothing but the step's number, and the metric
+        "examples" says how many there were. For several processes, of which none knows whether the others' parts hold
+        an example.
       ema_decay: d in `ema = d ema + (1 - d) params`, taken after the update; None for no average.
 
     Raises ConfigError for numbers that cannot be meant and, when traced, for a batch that does not divide.
@@ -67,7 +68,7 @@ def make_train_step(
         }
         after = {"params": params, "collections": collections, "opt_state": opt_state, "ema": ema}
         if pass_over_empty:
-            examples = metrics["examples"] = batch["mask"].sum()
+            examples = metrics["examples"] = batch["example_mask"].sum()
             before = {name: getattr(state, name) for name in after}
             after = jax.tree.map(lambda new, old: jnp.where(examples > 0, new, old), after, before)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}

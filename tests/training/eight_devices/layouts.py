@@ -42,7 +42,7 @@ def make_batch():
     return {
         "image": rng.normal(size=(BATCH, 8, 16, 3)).astype(np.float32),
         "label": rng.integers(8, size=BATCH).astype(np.int32),
-        "mask": np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32),
+        "example_mask": np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32),
     }
 
 

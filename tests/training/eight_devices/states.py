@@ -37,7 +37,7 @@ def make_params():
 
 def make_batch(size=8):
     x = np.random.default_rng(1).normal(size=(size, WIDTH)).astype(np.float32)
-    return {"x": x, "mask": np.ones(size, np.float32)}
+    return {"x": x, "example_mask": np.ones(size, np.float32)}
 
 
 def loss(variables, batch, rng, train):

@@ -28,7 +28,7 @@ def pick_text(
     return {**example, "caption": texts[rng.integers(len(texts))]}
 
 
-@example_operation("tokenize", arrays=("text", "text_mask"))
+@example_operation("tokenize", arrays=("text_tokens", "text_mask"))
 def tokenize(
     example: dict[str, Any],
     tokenizer: str,
@@ -39,7 +39,7 @@ def tokenize(
     surplus: str = "error",
     **rules: str | int | bool,
 ) -> dict[str, Any]:
-    """Adds text and text_mask int32 [L], tokens of the field `name` and 1 where they are real; see `data.tokenizers`.
+    """Adds text_tokens and text_mask int32 [L]: the ids of the texts in field `name`, and 1 where they are real.
 
     With `most` above 1 the field holds at most that many texts (see `pick_text`), and both arrays are [most, L], with
     rows of zeros for missing texts. More texts than `most` are an error; with surplus="first" the first ones are taken
@@ -58,7 +58,7 @@ def tokenize(
     text[: len(texts)], mask[: len(texts)] = tokens.ids, tokens.mask
     if most == 1:
         text, mask = text[0], mask[0]
-    return {**example, "text": text, "text_mask": mask}
+    return {**example, "text_tokens": text, "text_mask": mask}
 
 
 @functools.lru_cache(maxsize=8)
