@@ -1,0 +1,81 @@
+"""Attention on arrays against PyTorch: grouped heads, scales, soft caps and head dims, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from vitvlm.core.config import ConfigError
+from vitvlm.nn.attend import attend, attention_weights
+
+B, K, N, M, d, dv = 2, 6, 5, 7, 4, 3
+
+
+def draw(kv_heads):
+    """Query, key, value, the direction of the gradient, a mask with a row that sees nothing, and a bias."""
+    rng = np.random.default_rng(0)
+    shapes = [(B, K, N, d), (B, kv_heads, M, d), (B, kv_heads, M, dv), (B, K, N, dv)]
+    mask = rng.random((B, 1, N, M)) < 0.7
+    mask[0, 0, 0] = False
+    return *(rng.normal(size=shape).astype(np.float32) for shape in shapes), mask, rng.normal(size=(1, K, N, M))
+
+
+def in_torch(query, key, value, direction, mask, bias, scale, soft_cap):
+    """Weights, output and the gradients by query, key, value and bias, from the definition."""
+    query, key, value, bias = leaves = [
+        torch.tensor(np.asarray(x, np.float64), requires_grad=True) for x in (query, key, value, bias)
+    ]
+    key, value = (x.repeat_interleave(K // x.shape[1], dim=1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3)) * (d**-0.5 if scale is None else scale)
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    scores = (scores + bias).masked_fill(~torch.tensor(mask), torch.finfo(torch.float32).min)
+    weights = torch.softmax(scores, dim=-1)
+    mixed = weights @ value
+    mixed.backward(torch.tensor(np.asarray(direction, np.float64)))
+    return weights.detach(), mixed.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("scale, soft_cap", [(None, None), (0.3, None), (None, 1.5), (1.0, 2.0)])
+def test_values_and_gradients_are_pytorchs(kv_heads, scale, soft_cap):
+    query, key, value, direction, mask, bias = draw(kv_heads)
+    how = {"scale": scale, "soft_cap": soft_cap}
+    expected_weights, expected, gradients = in_torch(query, key, value, direction, mask, bias, **how)
+    weights = attention_weights(query, key, mask, bias, **how)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+    mixed, vjp = jax.vjp(
+        lambda query, key, value, bias: attend(query, key, value, mask, bias, **how),
+        *map(jnp.asarray, (query, key, value, bias)),
+    )
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
+    for found, wanted in zip(vjp(jnp.asarray(direction)), gradients, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_grouped_heads_are_pytorchs_own():
+    query, key, value, _, mask, _ = draw(2)
+    mask = mask | ~mask.any(axis=-1, keepdims=True)  # PyTorch gives NaN to a query that sees nothing
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *map(torch.tensor, (query, key, value)), attn_mask=torch.tensor(mask), enable_gqa=True
+    )
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
+
+
+def test_grouped_heads_are_not_copied():
+    query, key, value, *_ = draw(2)
+    program = str(jax.make_jaxpr(lambda *x: attend(*x))(query, key, value))
+    assert f"f32[{B},2,{M},{d}]" in program and f"f32[{B},{K},{M},{d}]" not in program
+
+
+def test_heads_that_do_not_divide():
+    query, key, value, *_ = draw(4)
+    with pytest.raises(ValueError, match="4 heads of keys and values do not divide 6 query heads"):
+        attend(query, key, value)
+
+
+def test_an_unknown_kind():
+    query, key, value, *_ = draw(2)
+    with pytest.raises(ConfigError, match="attention: no kind 'plane'; did you mean \"plain\""):
+        attend(query, key, value, kind="plane")
