@@ -28,7 +28,7 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
     config.data.train.split = config.data.eval.split = "train[:4]"
     job = setup(config)
     state = train.first_state(job)
-    before = jax.device_get(state.params)
+    before = jax.device_get(state.variables()["params"])
     image = pretrained.load("weights/vit_s_focus.onnx").variables["params"]
     kept = {path: leaf for path, leaf in paths.flatten(image).items() if not path.startswith("blocks_11/")}
     kept["positions/grid"] = resample_grid(kept["positions/grid"], (2, 2))
@@ -42,7 +42,8 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
         assert batch["text_tokens"][0][0] == 101 and batch["text_tokens"].shape == (2, 24)  # [CLS]
         state, metrics = train.compiled_step(job)(state, sharding.put_batch(batch, job.mesh))
     assert np.isfinite(metrics["loss"])
-    jax.tree.map(np.testing.assert_array_equal, before["image"], jax.device_get(state.params["image"]))
+    assert state.frozen.keys() == {"image"}
+    jax.tree.map(np.testing.assert_array_equal, before["image"], jax.device_get(state.frozen["image"]))
     for part in ("text", "project_image", "project_text"):
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), before[part], jax.device_get(state.params[part]))
         assert any(jax.tree.leaves(moved)), part

@@ -78,7 +78,7 @@ def model_fields(case: str) -> dict:
 
 
 def record(case: str) -> dict:
-    """What a case's model has and computes, as JSON: see `_numbers` for how an array is written."""
+    """Describes a case's model and what it computes, as JSON: see `_numbers` for how an array is written."""
     fields = model_fields(case)
     name = fields.pop("name")
     model = models.build(name, **fields)

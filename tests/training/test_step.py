@@ -10,7 +10,8 @@ import pytest
 import toy_training as toy
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training import sharding, step
+from vitvlm.core.paths import flatten
+from vitvlm.training import freezing, sharding, step
 from vitvlm.training.gradients import make_gradients
 from vitvlm.training.state import TrainState
 
@@ -212,15 +213,24 @@ def test_metrics_are_those_of_the_update():
     close(metrics, wanted, 1e-5)
 
 
-def test_untrainable_parameters_get_no_gradient():
+def test_what_is_frozen_stays_and_has_no_gradient():
+    variables = toy.variables()
     trainable = {"hidden": {"kernel": False, "bias": False}, "head": {"kernel": True}}
-    train_step = toy.make_step(quiet_loss, optax.sgd(0.1), schedule=SCHEDULE, trainable=trainable)
-    state, metrics = jax.jit(train_step)(fresh(optax.sgd(0.1)), toy.batch_of(0))
-    before = toy.variables()["params"]
-    np.testing.assert_array_equal(state.params["hidden"]["kernel"], before["hidden"]["kernel"])
-    moved = np.asarray(state.params["head"]["kernel"] - before["head"]["kernel"])
-    np.testing.assert_allclose(metrics["update_norm"], np.linalg.norm(moved), rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(moved) / 0.1, rtol=1e-5)
+    params, frozen = freezing.split(variables["params"], trainable)
+    assert params.keys() == {"head"} and frozen.keys() == {"hidden"}
+    tx = optax.adam(0.1)
+    state = TrainState.create({**variables, "params": params}, tx, jax.random.key(1), ema=True, frozen=frozen)
+    assert {path for path in flatten((state.opt_state, state.ema)) if "hidden" in path} == set()
+    whole, _ = jax.jit(toy.make_step(quiet_loss, tx, schedule=SCHEDULE, ema_decay=0.5))(fresh(tx), toy.batch_of(0))
+    after, metrics = jax.jit(toy.make_step(quiet_loss, tx, schedule=SCHEDULE, ema_decay=0.5))(state, toy.batch_of(0))
+    close(after.params["head"], whole.params["head"])
+    close(after.ema["head"], whole.ema["head"])
+    jax.tree.map(np.testing.assert_array_equal, after.frozen, frozen)
+    assert jax.tree.structure(after.variables()) == jax.tree.structure(whole.variables())
+    jax.tree.map(np.testing.assert_array_equal, after.variables(ema=True)["params"]["hidden"], frozen["hidden"])
+    moved = np.linalg.norm(np.asarray(after.params["head"]["kernel"] - params["head"]["kernel"]))
+    np.testing.assert_allclose(metrics["update_norm"], moved, rtol=1e-5)
+    np.testing.assert_allclose(metrics["param_norm"], np.linalg.norm(after.params["head"]["kernel"]), rtol=1e-5)
 
 
 def test_compiled_step_donates_its_state():

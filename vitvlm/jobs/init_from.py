@@ -33,25 +33,28 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     """
     if job.job.init_from is None:
         return state
-    fresh = state.variables()
-    taken, roles = _merge(fresh), job.roles(state.params)
+    taken, roles = _merge(state.variables()), job.roles(job.variable_shapes["params"])
     for where, section in _sections(job.job.init_from):
         wanted = config_lib.call(fields.InitFrom, section, where)
         source = _with_our_classes(job, wanted, where, taken, roles, _load(wanted, where))
         taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore)
     values = flatten(taken)
-    collections = {name: map_with_path(lambda path, _: values[path], tree) for name, tree in fresh.items()}
-    params = collections.pop("params")
+
+    def filled(tree: Any) -> Any:
+        return map_with_path(lambda path, _: values[path], tree)
+
+    params, frozen = filled(state.params), filled(state.frozen)
+    collections = {name: filled(tree) for name, tree in state.collections.items()}
     # The average starts where the parameters start, in arrays of its own: the step donates both.
     ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
-    return state.replace(params=params, collections=collections, ema=ema)
+    return state.replace(params=params, collections=collections, ema=ema, frozen=frozen)
 
 
 def describe(job: Setup) -> str:
     """Says where a new training begins: the sources of its parameters, and which are fresh besides."""
     if job.job.init_from is None:
         return "from the start"
-    paths, fresh, sources = list(flatten(_merge(job.state_shapes.variables()))), None, []
+    paths, fresh, sources = list(flatten(_merge(job.variable_shapes))), None, []
     for where, section in _sections(job.job.init_from):
         wanted = config_lib.call(fields.InitFrom, section, where)
         left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()

@@ -26,7 +26,7 @@ from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
-from vitvlm.training import optimizer, sharding
+from vitvlm.training import freezing, optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
@@ -64,7 +64,10 @@ class Setup:
         return sharding.numbers(zero_batch(self.source, self.train_split.ops, 1))
 
     def optimizer(self, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The gradient transformation for these parameters (shapes suffice), and the learning rate by step."""
+        """The gradient transformation of the model's parameters that train, and the learning rate by step.
+
+        `params` are all of them; shapes suffice.
+        """
         return optimizer.build(self.job.optimizer, self.job.schedule, params, self.clock, self.roles(params))
 
     def roles(self, params: Any) -> dict[str, Role]:
@@ -78,19 +81,34 @@ class Setup:
     def init_state(self, seed: jax.Array) -> TrainState:
         """The state before the first step; pure."""
         init_rng, train_rng = jax.random.split(jax.random.key(seed))
-        variables = self.init_variables(init_rng)
+        return self.make_state(self.init_variables(init_rng), train_rng)
+
+    def make_state(self, variables: Mapping[str, Any], rng: jax.Array) -> TrainState:
+        """The state before the first step, from the model's variables; pure."""
         tx, _ = self.optimizer(variables["params"])
-        return TrainState.create(variables, tx, train_rng, ema=self.job.ema_decay is not None)
+        trainable = optimizer.trainable(self.job.optimizer, variables["params"])
+        params, frozen = freezing.split(variables["params"], trainable)
+        averaged = self.job.ema_decay is not None
+        return TrainState.create({**variables, "params": params}, tx, rng, ema=averaged, frozen=frozen)
 
     @functools.cached_property
-    def state_shapes(self) -> TrainState:
-        """Shapes and dtypes of the whole train state. Raises ConfigError if the model does not fit its data."""
+    def variable_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the model's variables, trained and frozen, as `init` makes them.
+
+        Raises ConfigError if the model does not fit its data.
+        """
         try:
-            return jax.eval_shape(self.init_state, self.job.seed)
+            return jax.eval_shape(lambda: self.init_variables(jax.random.key(0)))
         except (config_lib.ConfigError, DataError):
             raise
         except ValueError as error:
             raise config_lib.ConfigError(f"config.model on {self.source.name}: {error}") from error
+
+    @functools.cached_property
+    def state_shapes(self) -> TrainState:
+        """Shapes and dtypes of the whole train state. Raises ConfigError if the model does not fit its data."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(self.make_state, self.variable_shapes, key)
 
     @functools.cached_property
     def forward_flops(self) -> int:

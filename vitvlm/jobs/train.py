@@ -19,7 +19,7 @@ from vitvlm.jobs import class_weights, curves, data_files, evaluators, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
-from vitvlm.training import lock, loop, optimizer, peak_flops, records, resume, sharding, workdir, writers
+from vitvlm.training import lock, loop, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
@@ -149,7 +149,7 @@ def first_state(job: Setup) -> TrainState:
 
 def compiled_step(job: Setup) -> Any:
     """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
-    tx, schedule = job.optimizer(job.state_shapes.params)
+    tx, schedule = job.optimizer(job.variable_shapes["params"])
     several = jax.process_count() > 1
     step = make_train_step(_gradients(job), tx, schedule=schedule, ema_decay=job.job.ema_decay, pass_over_empty=several)
     return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
@@ -157,18 +157,16 @@ def compiled_step(job: Setup) -> Any:
 
 def _gradients(job: Setup) -> Gradients:
     """Chooses how gradients are computed: by GradCache for micro-batches of a task that compares a batch's examples."""
-    trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
     pairwise = getattr(job.task, "pairwise", None)
     if pairwise and job.job.accumulate > 1:
         if job.job.side_by_side:
             raise ConfigError("config.side_by_side: a loss over all pairs of a batch takes its micro-batches in turn")
         encode = sharding.keep_examples_split(pairwise.encode, job.mesh)
-        return cached_gradients(encode, pairwise.compare, accumulate=job.job.accumulate, trainable=trainable)
+        return cached_gradients(encode, pairwise.compare, accumulate=job.job.accumulate)
     return make_gradients(
         [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
         accumulate=job.job.accumulate,
         side_by_side=job.job.side_by_side,
-        trainable=trainable,
         **({"whole_batch": job.task.whole_batch} if hasattr(job.task, "whole_batch") else {}),
     )
 
@@ -186,21 +184,27 @@ def backward_share(job: Setup) -> float:
 
     Counted on the gradient's own program, rematerialisation and all, where frozen parameters spare a part of it.
     """
-    trainable = optimizer.trainable(job.job.optimizer, job.state_shapes.params)
-    if all(jax.tree.leaves(trainable)):
+    state = job.state_shapes
+    if not state.frozen:
         return BACKWARD_SHARE
-    gradients = make_gradients(job.task.losses, trainable=trainable)
-    shapes = {**job.state_shapes.collections, **job.task.constants}
+    gradients = make_gradients(job.task.losses)
+    collections = {**state.collections, **job.task.constants}
     key = jax.eval_shape(lambda: jax.random.key(0))
     both = flops.count(
-        lambda *args: gradients(*args[:2], job.example_batch, args[2])[0], job.state_shapes.params, shapes, key
+        lambda params, collections, rng, frozen: gradients(params, collections, job.example_batch, rng, frozen)[0],
+        state.params,
+        collections,
+        key,
+        state.frozen,
     )
     return both / job.forward_flops - 1
 
 
 def describe(job: Setup, start: resume.Start) -> str:
     """One line: what trains, on what, from where."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.variable_shapes["params"]))
+    training = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
+    trains = "" if training == parameters else f" of which {training:,} train"
     mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
     weights = getattr(job.task, "class_weights", None)
     alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(job.job.classes or ())[:5])
@@ -212,7 +216,7 @@ def describe(job: Setup, start: resume.Start) -> str:
             f"at its end, checkpoint {start.restored}: no step is left, and only evaluations that are missing are run"
         )
     return (
-        f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters, on {job.source.name} "
+        f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters{trains}, on {job.source.name} "
         f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
         f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
         f"device{'s' * (jax.device_count() > 1)} ({mesh}){weighted}{doubt}; {where}"

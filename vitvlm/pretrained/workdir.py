@@ -14,6 +14,7 @@ from vitvlm.data.operations import text
 from vitvlm.nn.stack import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
+from vitvlm.training import freezing
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 from vitvlm.training.workdir import WorkdirError, claim, read_config
 
@@ -41,6 +42,7 @@ def load(folder: Path, step: int | None = None, ema: bool | None = None, **field
     params = state["params"]
     if "ema" in state and ema is not False:
         params = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state["ema"], params)
+    params = freezing.join(params, state.get("frozen"))
     try:
         section = {**config["model"], **fields}
         model = _build(section)

@@ -1,8 +1,9 @@
 """Checkpoints that are written while training continues, appear whole or not at all, and are checked when read.
 
-Orbax writes the arrays. Beside them each checkpoint has a record: shape, dtype and fingerprint of every array, the
-resolved config, the metrics, and where the loop was; with a digest of itself. So a damaged byte is found, where
-Orbax alone would restore it, or cast a wrong dtype, without a word.
+Orbax writes the arrays; frozen parameters, which never change, once for all checkpoints (`bases`). Beside them each
+checkpoint has a record: shape, dtype and fingerprint of every array, the resolved config, the metrics, and where the
+loop was; with a digest of itself. So a damaged byte is found, where Orbax alone would restore it, or cast a wrong
+dtype, without a word.
 """
 
 import dataclasses
@@ -15,18 +16,20 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import Array
 
 from vitvlm.core import config as config_lib
 from vitvlm.core import paths
-from vitvlm.training import integrity
+from vitvlm.training import integrity, older
+from vitvlm.training.arrays import as_arrays, like
+from vitvlm.training.bases import Bases
 from vitvlm.training.best import Best
-from vitvlm.training.records import DamagedError, Record, line
+from vitvlm.training.records import CheckpointError, DamagedError, Record, line
 
 Tree = Any
 Json = Any
 
 _LOG = logging.getLogger(__name__)
+FROZEN = "frozen/"  # before the paths of frozen parameters in a train state
 
 
 class _NoEchoes(logging.Filter):
@@ -37,10 +40,6 @@ class _NoEchoes(logging.Filter):
 
 
 _NO_ECHOES = _NoEchoes()
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, found or used; one line that says which and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +100,9 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: no folder of checkpoints")
         logging.getLogger("absl").addFilter(_NO_ECHOES)
         self._manager = self._open()
+        self._bases = Bases(self.folder)
+        if not read_only:
+            self._collect_bases()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -132,19 +134,19 @@ class Checkpoints:
         Raises CheckpointError if the save before this one, or the start of this one, failed.
         """
         self.wait()
-        arrays = _as_arrays(state)
+        arrays, frozen = _apart(as_arrays(state))
         marks = integrity.fingerprints(arrays)
         record = Record(
-            arrays={
-                path: (tuple(leaf.shape), str(leaf.dtype), marks[path]) for path, leaf in paths.flatten(arrays).items()
-            },
+            arrays={path: (tuple(leaf.shape), str(leaf.dtype), marks[path]) for path, leaf in arrays.items()},
             config=self._config,
             metrics=dict(metrics or {}),
             resume=resume,
+            base=self._bases.save(frozen) if frozen else None,
         )
         self._metrics[step] = record.metrics
         self._saving = step
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record.json()))
+        tree = paths.unflatten(arrays)
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), record=ocp.args.JsonSave(record.json()))
         try:
             self._manager.save(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that nothing was committed.
@@ -236,7 +238,7 @@ class Checkpoints:
         newest, *_ = self._wanted(step)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
-            arrays = self.record(newest).arrays
+            arrays = self.record(newest).all_arrays
         except DamagedError as error:
             raise CheckpointError(f"{self.folder}: {error}; {self._all()}") from error
         return paths.unflatten(
@@ -267,24 +269,34 @@ class Checkpoints:
 
     def _read(self, step: int, target: Tree) -> Restored:
         record = self.record(step)
-        arrays = _as_arrays(target)
-        problems = record.mismatches(arrays)
-        if problems:
+        wanted = as_arrays(target)
+        if older.is_older(wanted, record.arrays):
+            found = older.renamed(self._arrays(step, record, older.target(wanted, record.arrays)), wanted)
+        else:
+            found = self._arrays(step, record, wanted)
+        return Restored(step, like(target, found), record.resume, record.metrics, record.config)
+
+    def _arrays(self, step: int, record: Record, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of a checkpoint and its base by path, checked against their fingerprints."""
+        if problems := record.mismatches(wanted):
             raise CheckpointError(
                 f"{self.folder}: checkpoint {step} does not fit this model and optimizer: {integrity.some(problems)}"
             )
+        tree = paths.unflatten({path: wanted[path] for path in record.arrays})
         args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(arrays, restore_args=ocp.checkpoint_utils.construct_restore_args(arrays))
+            state=ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
         )
         try:
-            found = self._manager.restore(step, args=args).state
+            found = paths.flatten(self._manager.restore(step, args=args).state)
         except Exception as error:
             raise DamagedError(line(error)) from error
         expected = {path: fingerprint for path, (_, _, fingerprint) in record.arrays.items()}
         differing = integrity.differing(integrity.fingerprints(found), expected)
         if differing:
             raise DamagedError(f"checksums differ: {integrity.some(differing)}")
-        return Restored(step, _like(target, found), record.resume, record.metrics, record.config)
+        if record.base is None:
+            return found
+        return found | self._bases.restore(record.base, {path: wanted[path] for path in record.base.arrays})
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -324,6 +336,15 @@ class Checkpoints:
         scores = {step: self._best.score(self._metrics.get(step, {})) for step in steps}
         return {step: score for step, score in scores.items() if score is not None}
 
+    def _collect_bases(self) -> None:
+        """Deletes frozen parameters that no checkpoint refers to, set aside or not; none, if a record is damaged."""
+        files = self.folder.glob("*/record/metadata")
+        try:
+            bases = [Record.read(file).base for file in files]
+        except DamagedError:
+            return
+        self._bases.collect({base.name for base in bases if base})
+
     def _failed(self, error: Exception) -> None:
         step, self._saving = self._saving, None
         reason = line(error)
@@ -351,42 +372,10 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _as_arrays(tree: Tree) -> dict[str, Any]:
-    """Nested dictionaries of the tree's arrays, typed keys as their words: what goes to disk.
-
-    Arrays without elements stay out: there is nothing to save, and Orbax refuses them.
-    """
-    return paths.unflatten({path: _key_words(leaf) for path, leaf in paths.flatten(tree).items() if leaf.size})
-
-
-def _key_words(leaf: Any) -> Any:
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        words = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
-    return jax.random.key_data(leaf)
-
-
-def _like(target: Tree, arrays: Mapping[str, Any]) -> Tree:
-    """The arrays in the target's structure: the inverse of `_as_arrays`."""
-    found = paths.flatten(arrays)
-
-    def pick(path: str, leaf: Any) -> Array:
-        if not leaf.size:
-            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(found[path], impl=_key_impl(leaf))
-        return found[path]
-
-    return paths.map_with_path(pick, target)
-
-
-def _key_impl(key: Any) -> Any:
-    """Returns `jax.random.key_impl` of a key or of a `jax.ShapeDtypeStruct`, which JAX takes only while tracing."""
-    impls = []
-    jax.eval_shape(lambda traced: impls.append(jax.random.key_impl(traced)), key)
-    return impls[0]
+def _apart(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separates what goes into every checkpoint from the frozen parameters, which are saved once."""
+    frozen = {path: leaf for path, leaf in arrays.items() if path.startswith(FROZEN)}
+    return {path: leaf for path, leaf in arrays.items() if path not in frozen}, frozen
 
 
 def _free_name(path: epath.Path) -> epath.Path:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
+from vitvlm.training.freezing import join
 from vitvlm.training.gradients import Batch, Gradients, Metrics, split
 
 Tree = Any
@@ -70,34 +71,24 @@ def make_cached_gradients(
     return whole if accumulate == 1 else cached
 
 
-def cached_gradients(encode: Encode, loss: PairLoss, *, accumulate: int, trainable: Tree | None = None) -> Gradients:
+def cached_gradients(encode: Encode, loss: PairLoss, *, accumulate: int) -> Gradients:
     """Wraps `make_cached_gradients` in the form of `make_gradients`, for a model without collections.
-
-    Args:
-      trainable: see `make_gradients`.
 
     Raises ConfigError, when traced, for a model with batch statistics.
     """
 
-    def frozen(params):
-        if trainable is None:
-            return params
-        return jax.tree.map(lambda leaf, on: leaf if on else jax.lax.stop_gradient(leaf), params, trainable)
-
-    cached = make_cached_gradients(
-        lambda params, batch, rng: encode(frozen(params), batch, rng),
-        lambda embeddings, params, batch: loss(embeddings, frozen(params), batch),
-        accumulate=accumulate,
-    )
-
-    def gradients(params, collections, batch, rng):
+    def gradients(params, collections, batch, rng, frozen=None):
         if collections:
             raise ConfigError(
                 f"config.accumulate: {accumulate}; micro-batches of a model with {', '.join(collections)} are not the "
                 "whole batch to a loss over all pairs: set it to 1"
             )
-        grads, metrics = cached(params, batch, rng)
-        return grads, metrics, collections
+        cached = make_cached_gradients(
+            lambda params, batch, rng: encode(join(params, frozen), batch, rng),
+            lambda embeddings, params, batch: loss(embeddings, join(params, frozen), batch),
+            accumulate=accumulate,
+        )
+        return *cached(params, batch, rng), collections
 
     return gradients
 

@@ -2,19 +2,31 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
+from vitvlm.training.freezing import join
 
 Tree = Any
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 Loss = Callable[[Tree, Batch, Key[Array, ""], bool], tuple[Float[Array, ""], Mapping[str, Array], Mapping[str, Tree]]]
-Gradients = Callable[[Tree, Tree, Batch, Key[Array, ""]], tuple[Tree, Metrics, Tree]]
+
+
+class Gradients(Protocol):
+    """The gradient of a batch with respect to the parameters that train."""
+
+    def __call__(
+        self, params: Tree, collections: Tree, batch: Batch, rng: Key[Array, ""], frozen: Tree | None = None
+    ) -> tuple[Tree, Metrics, Tree]:
+        """Returns (gradients like `params`, metrics, updated collections).
+
+        The loss is given `params` and `frozen` as one tree.
+        """
 
 
 def make_gradients(
@@ -22,11 +34,11 @@ def make_gradients(
     *,
     accumulate: int = 1,
     side_by_side: bool = False,
-    trainable: Tree | None = None,
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Gradients:
-    """A pure `(params, collections, batch, rng) -> (gradients, metrics, collections)`.
+    """A pure `(params, collections, batch, rng, frozen=None) -> (gradients, metrics, collections)`.
 
+    What is frozen has no gradient, of whatever dtype it is: `jax.grad` never sees it as something to differentiate.
     The batch holds `example_mask [B]`: 1 for an example, 0 for padding; the loss and its metrics, to which "loss" is
     added, are means over it.
 
@@ -42,8 +54,6 @@ def make_gradients(
       side_by_side: whether the program holds the micro-batches one next to the other, instead of a loop over them.
         A loop saves memory. Side by side nothing is saved, but a CPU's cores work on a micro-batch each, where they
         would wait for each other within each small operation of a whole batch.
-      trainable: tree of booleans like the parameters; False stops the gradient there, which spares its backward
-        pass: it is zero. None trains everything.
       whole_batch: adds to a batch what its micro-batches must know of all of it, such as a sum of weights.
 
     Raises ConfigError for fewer than one micro-batch and, when traced, for a batch that does not divide.
@@ -56,25 +66,23 @@ def make_gradients(
     def gradients_of(loss: Loss):
         return jax.grad(functools.partial(train_loss, loss), has_aux=True)
 
-    def train_loss(loss, params, collections, batch, rng):
-        if trainable is not None:
-            params = jax.tree.map(lambda leaf, on: leaf if on else jax.lax.stop_gradient(leaf), params, trainable)
-        value, metrics, updated = loss({"params": params, **collections}, batch, rng, True)
+    def train_loss(loss, params, frozen, collections, batch, rng):
+        value, metrics, updated = loss({"params": join(params, frozen), **collections}, batch, rng, True)
         return value, ({**metrics, "loss": value}, {**collections, **updated})
 
-    def whole(params, collections, batch, rng):
+    def whole(params, collections, batch, rng, frozen=None):
         if len(choices) == 1:
-            grads, (metrics, collections) = choices[0](params, collections, batch, rng)
+            grads, (metrics, collections) = choices[0](params, frozen, collections, batch, rng)
         else:
             # The switch is around the gradients: inside, each loss would save room for what the others save.
             draw, rng = jax.random.split(rng)
             chosen = jax.random.randint(draw, (), 0, len(choices))
-            grads, (metrics, collections) = jax.lax.switch(chosen, choices, params, collections, batch, rng)
+            grads, (metrics, collections) = jax.lax.switch(chosen, choices, params, frozen, collections, batch, rng)
         return grads, metrics, collections
 
     choices = [gradients_of(loss) for loss in (losses if isinstance(losses, Sequence) else [losses])]
 
-    def accumulated(params, collections, batch, rng):
+    def accumulated(params, collections, batch, rng, frozen=None):
         micro_batches = split(dict(whole_batch(batch)), accumulate)
         counts = micro_batches["example_mask"].sum(axis=1)  # [A]
         shares = counts / jnp.maximum(counts.sum(), 1)
@@ -82,7 +90,8 @@ def make_gradients(
         def add(carry, item):
             total, collections = carry
             index, share, micro_batch = item
-            grads, metrics, collections = whole(params, collections, micro_batch, jax.random.fold_in(rng, index))
+            own = jax.random.fold_in(rng, index)
+            grads, metrics, collections = whole(params, collections, micro_batch, own, frozen)
             total = jax.tree.map(lambda a, b: a + share * b.astype(a.dtype), total, grads)
             return (total, collections), jax.tree.map(lambda value: share * value, metrics)
 

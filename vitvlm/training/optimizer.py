@@ -10,8 +10,6 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
@@ -56,18 +54,18 @@ def build(
     where: str = "config.optimizer",
     schedule_where: str = "config.schedule",
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
-    """The gradient transformation for a tree of parameters, and its learning rate as a function of the step.
+    """The gradient transformation of the parameters that train, and its learning rate as a function of the step.
 
     Args:
       fields: `name` (see `methods`), that method's hyper-parameters, and those of `Common`.
       schedule: see `schedules.build`.
-      params: arrays or `jax.ShapeDtypeStruct`s.
+      params: all the model's parameters, as arrays or `jax.ShapeDtypeStruct`s: a layer's depth counts frozen ones too.
       clock: what durations are relative to.
       roles: what each parameter is to its model, by path; see `nn.roles`.
       where, schedule_where: what error messages call the two sections.
 
-    Frozen parameters get no optimizer state and stay bit-identical. A model whose layers are scanned is trained exactly
-    as one that loops over them.
+    The transformation is for the tree of those that train alone (`trainable`, `freezing.split`). A model whose layers
+    are scanned is trained exactly as one that loops over them.
 
     Raises ConfigError for a field that the optimizer does not take, and RuleError for rules that do not fit the
     parameters.
@@ -87,11 +85,7 @@ def build(
     steps = [method, _scale_by_factors(_factors(common, shapes, learning, roles, where))]
     if common.clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(common.clip_norm))
-    transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
-    if any(frozen.values()):
-        labels = map_with_path(lambda path, _: "frozen" if frozen[path] else "trainable", params)
-        transform = optax.partition({"trainable": transform, "frozen": _keep()}, labels)
-    return transform, learning_rate
+    return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate)), learning_rate
 
 
 def trainable(fields: Mapping[str, Any], params: Tree, where: str = "config.optimizer") -> Tree:
@@ -183,8 +177,3 @@ def _scale_by_factors(factors: Mapping[str, Factor]) -> optax.GradientTransforma
         return update * factor
 
     return optax.stateless(lambda updates, _: map_with_path(scale, updates))
-
-
-def _keep() -> optax.GradientTransformation:
-    """Updates that leave parameters as they are, bit by bit: x + (-0.0) is x for every x, -0.0 included."""
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda update: jnp.full_like(update, -0.0), updates))

@@ -4,14 +4,20 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
 
-from vitvlm.core import paths
-
 Json = Any
+
+
+# Shape, dtype name and fingerprint of an array.
+Described = tuple[tuple[int, ...], str, str]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, found or used; one line that says which and what to do."""
 
 
 class DamagedError(RuntimeError):
@@ -19,23 +25,40 @@ class DamagedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Base:
+    """Frozen parameters that a checkpoint refers to: the name of their folder, and what each array is, by its path."""
+
+    name: str
+    arrays: Mapping[str, Described]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """Content of a checkpoint's record.
 
     Attributes:
-      arrays: shape, dtype name and fingerprint of each array, by its path.
+      arrays: each array that the checkpoint itself holds, by its path.
       config: the resolved config of the job that wrote it.
       metrics: metrics of the evaluations at this step.
       resume: state of the loop, such as the places of iterators and writers.
+      base: the frozen parameters, which lie outside the checkpoint; None if there are none.
     """
 
-    arrays: Mapping[str, tuple[tuple[int, ...], str, str]]
+    arrays: Mapping[str, Described]
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
     resume: Json
+    base: Base | None = None
+
+    @property
+    def all_arrays(self) -> dict[str, Described]:
+        """The arrays of the checkpoint and of its base."""
+        return {**self.arrays, **(self.base.arrays if self.base else {})}
 
     def json(self) -> dict[str, Json]:
         content = dataclasses.asdict(self)
+        if self.base is None:
+            del content["base"]
         return {"content": content, "sha256": _digest(content)}
 
     @classmethod
@@ -47,8 +70,9 @@ class Record:
             whole = found["sha256"] == _digest(content)
             if not whole:
                 raise DamagedError("its record does not have its digest")
-            arrays = {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in content.pop("arrays").items()}
-            return cls(arrays=arrays, **content)
+            if base := content.pop("base", None):
+                base = Base(base["name"], _described(base["arrays"]))
+            return cls(arrays=_described(content.pop("arrays")), base=base, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"its record cannot be read: {line(error)}") from error
 
@@ -61,13 +85,32 @@ class Record:
 
     def mismatches(self, target: Mapping[str, Any]) -> list[str]:
         """Lists how the arrays differ from a target's in name, shape and dtype: one phrase per array."""
-        wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in paths.flatten(target).items()}
-        found = {path: (shape, dtype) for path, (shape, dtype, _) in self.arrays.items()}
+        wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in target.items()}
+        found = {path: (shape, dtype) for path, (shape, dtype, _) in self.all_arrays.items()}
+        if moved := _moved(wanted, found):
+            return moved
         return [
             f"{path} is {_show(found.get(path))} in the checkpoint and {_show(wanted.get(path))} in the model"
             for path in sorted({*wanted, *found})
             if wanted.get(path) != found.get(path)
         ]
+
+
+def _described(arrays: Mapping[str, Json]) -> dict[str, Described]:
+    return {path: (tuple(shape), dtype, mark) for path, (shape, dtype, mark) in arrays.items()}
+
+
+def _moved(wanted: Collection[str], found: Collection[str]) -> list[str]:
+    """Lists the parameters that are frozen on one side only: one phrase each."""
+    return [
+        f"{path} {here} in this job and {there} in the checkpoint (config.optimizer.freeze)"
+        for ours, theirs, here, there in (
+            ("params", "frozen", "trains", "is frozen"),
+            ("frozen", "params", "is frozen", "trains"),
+        )
+        for path in (each.removeprefix(f"{ours}/") for each in sorted(wanted) if each.startswith(f"{ours}/"))
+        if f"{theirs}/{path}" in found and f"{ours}/{path}" not in found
+    ]
 
 
 def line(error: BaseException, most: int = 160) -> str:

@@ -23,6 +23,7 @@ from vitvlm.core import rules
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.stack import is_scanned
+from vitvlm.training.freezing import join
 
 T = TypeVar("T")
 
@@ -101,13 +102,14 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "co
 
 
 def state_shardings(state: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Tree:
-    """Shardings for a whole train state: `state.params` by rules, everything that mirrors a parameter like it.
+    """Shardings for a whole train state: its parameters by rules, everything that mirrors a parameter like it.
 
     An array mirrors a parameter if its path ends in the parameter's and their shapes are equal: moments, averages.
     All other arrays (counters, keys, factored moments, batch statistics) are replicated.
     """
-    params = flatten(state.params)
-    placed = flatten(shardings(state.params, by, mesh, where))
+    whole_model = join(state.params, state.frozen)
+    params = flatten(whole_model)
+    placed = flatten(shardings(whole_model, by, mesh, where))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: str, leaf: Any) -> NamedSharding:

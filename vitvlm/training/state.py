@@ -9,6 +9,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Key
 
+from vitvlm.training.freezing import join
+
 Tree = Any
 Leaf = Any
 
@@ -21,11 +23,12 @@ class TrainState:
 
     Attributes:
       step: number of updates done; int32 scalar.
-      params: the model's parameters.
+      params: the parameters that train.
       collections: the model's other collections by name, such as batch statistics; most models have none.
-      opt_state: the optimizer's state.
-      ema: exponential moving average of the parameters in float32, or None without `ema_decay`.
+      opt_state: the optimizer's state, of the parameters that train.
+      ema: exponential moving average of the parameters that train in float32, or None without `ema_decay`.
       rng: the typed key of the training; step t draws from `fold_in(rng, t)`, so it never changes.
+      frozen: the parameters that do not train: no gradient, moment, average or update ever has their size.
     """
 
     step: Leaf
@@ -34,12 +37,25 @@ class TrainState:
     opt_state: Tree
     ema: Tree | None
     rng: Leaf
+    frozen: Tree = struct.field(default_factory=dict)
 
     @classmethod
     def create(
-        cls, variables: Mapping[str, Tree], tx: optax.GradientTransformation, rng: Key[Array, ""], *, ema: bool = False
+        cls,
+        variables: Mapping[str, Tree],
+        tx: optax.GradientTransformation,
+        rng: Key[Array, ""],
+        *,
+        ema: bool = False,
+        frozen: Tree | None = None,
     ) -> "TrainState":
-        """The state before the first step. Pure: jit it with `out_shardings`, or `eval_shape` it for a restore."""
+        """The state before the first step. Pure: jit it with `out_shardings`, or `eval_shape` it for a restore.
+
+        Args:
+          variables: "params", those that train, and the other collections.
+          tx: the optimizer of the parameters that train.
+          frozen: the model's other parameters; see `freezing.split`.
+        """
         collections = dict(variables)
         params = collections.pop("params")
         return cls(
@@ -49,18 +65,20 @@ class TrainState:
             opt_state=tx.init(params),
             ema=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params) if ema else None,
             rng=rng,
+            frozen=frozen or {},
         )
 
     def variables(self, *, ema: bool = False) -> dict[str, Tree]:
-        """Variables for the model's `apply`: the parameters, or their average with `ema`, and the other collections.
+        """Variables for the model's `apply`: its parameters as one tree, and the other collections.
 
+        With `ema`, those that train are given as their average.
         Raises ValueError for `ema=True` if the state has no average.
         """
         if not ema:
-            return {"params": self.params, **self.collections}
+            return {"params": join(self.params, self.frozen), **self.collections}
         if self.ema is None:
             raise ValueError(
                 "this state has no averaged parameters: train with an ema decay, or evaluate with ema=False"
             )
         averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), self.ema, self.params)
-        return {"params": averaged, **self.collections}
+        return {"params": join(averaged, self.frozen), **self.collections}

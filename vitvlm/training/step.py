@@ -30,9 +30,9 @@ def make_train_step(
 
     The batch holds `example_mask [B]`: 1 for an example, 0 for padding; the loss and its metrics are means over it.
     Metrics are float32 scalars: "loss", those of the task, "grad_norm" (before clipping), "update_norm", "param_norm"
-    (after the update) and "learning_rate" (of this update). The norms are finite only if every gradient, update and
-    parameter is, so a look at the metrics shows every step gone wrong. `constants` are collections that the loss reads
-    besides those of the state.
+    (after the update) and "learning_rate" (of this update). Norms are over what trains, and finite only if every
+    gradient, update and parameter is, so a look at the metrics shows every step gone wrong. `constants` are collections
+    that the loss reads besides those of the state.
 
     Args:
       gradients: of a batch; see `make_gradients` and `make_cached_gradients`.
@@ -53,7 +53,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
         read = {**state.collections, **(constants or {})}
-        grads, metrics, collections = gradients(state.params, read, batch, rng)
+        grads, metrics, collections = gradients(state.params, read, batch, rng, state.frozen)
         collections = {name: collections[name] for name in state.collections}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

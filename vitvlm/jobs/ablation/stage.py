@@ -119,7 +119,7 @@ def facts(job: Setup) -> dict[str, float]:
     token and registers included.
     """
     found = {
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))),
+        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.variable_shapes["params"]))),
         "forward_flops": float(job.forward_flops),
         "total_flops": train.step_flops(job) * job.clock.total_steps,
         "steps": float(job.clock.total_steps),

@@ -1,0 +1,95 @@
+"""Frozen parameters on disk: written once for a training, in a folder that is named by their content.
+
+Each checkpoint refers to them by that name and by a fingerprint of every array. The folder appears whole or not at all,
+and before any checkpoint that refers to it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vitvlm.core import paths
+from vitvlm.training import integrity
+from vitvlm.training.records import Base, CheckpointError, DamagedError, line
+
+PREFIX = "frozen-"
+_LOG = logging.getLogger(__name__)
+
+
+class Bases:
+    """The sets of frozen parameters in a folder of checkpoints; call it on every process."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def save(self, arrays: Mapping[str, Any]) -> Base:
+        """Writes the arrays, by path, unless they are there, and returns what a checkpoint keeps of them.
+
+        Raises CheckpointError if they cannot be written.
+        """
+        marks = integrity.fingerprints(arrays)
+        described = {path: (tuple(leaf.shape), str(leaf.dtype), marks[path]) for path, leaf in arrays.items()}
+        base = Base(_name(described), described)
+        if not (self._folder / base.name).exists():
+            try:
+                with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
+                    checkpointer.save(self._folder / base.name, args=ocp.args.PyTreeSave(paths.unflatten(arrays)))
+            except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that nothing was committed.
+                raise CheckpointError(
+                    f"{self._folder}: the frozen parameters, {base.name}, could not be saved: {line(error)}; "
+                    "make room or mend the folder, and run the same command again"
+                ) from error
+        return base
+
+    def restore(self, base: Base, target: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of a base, checked against their fingerprints.
+
+        Args:
+          target: `jax.ShapeDtypeStruct`s with shardings, by path.
+
+        Raises CheckpointError if they are gone, or are not those that were saved.
+        """
+        folder = self._folder / base.name
+        remedy = (
+            "put that folder back from a copy of the workdir, or begin another workdir with the weights that this one "
+            "began with (config.init_from)"
+        )
+        if not folder.exists():
+            raise CheckpointError(
+                f"{folder}: the frozen parameters are gone: checkpoints hold only what trains; {remedy}"
+            )
+        tree = paths.unflatten(target)
+        args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+        try:
+            with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
+                found = paths.flatten(checkpointer.restore(folder, args=args))
+            expected = {path: mark for path, (_, _, mark) in base.arrays.items()}
+            if differing := integrity.differing(integrity.fingerprints(found), expected):
+                raise DamagedError(f"checksums differ: {integrity.some(differing)}")
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder}: the frozen parameters are not those that were saved: {line(error)}; {remedy}"
+            ) from error
+        return found
+
+    def collect(self, used: Collection[str]) -> None:
+        """Deletes the bases that are not `used`, and what a killed job left of one."""
+        if jax.process_index() == 0:
+            for path in self._folder.glob(f"{PREFIX}*"):
+                if path.name not in used:
+                    _LOG.info("%s: no checkpoint refers to it; it is deleted", path)
+                    path.rmtree()
+        ocp.multihost.sync_global_processes("vitvlm: frozen parameters that nothing refers to are deleted")
+
+
+def _name(described: Mapping[str, Any]) -> str:
+    """Returns a name that follows from the arrays' paths, shapes, dtypes and fingerprints."""
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return PREFIX + hashlib.sha256(text.encode()).hexdigest()[:16]
