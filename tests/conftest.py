@@ -13,11 +13,14 @@ import tempfile
 import pytest
 from playwright.sync_api import sync_playwright
 
+from vitvlm.jobs import simulated
+
 COMPILED = pathlib.Path(tempfile.gettempdir()) / f"vitvlm_tests_{os.getuid()}"
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_onednn=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+simulated.give_threads()
 
 SLOWEST_FILES = 20
 

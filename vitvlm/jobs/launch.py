@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import allocator
+from vitvlm.jobs import allocator, simulated
 from vitvlm.jobs.overrides import apply_overrides, take_overrides
 from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.interrupts import Interrupted
@@ -100,6 +100,7 @@ def run(main: Callable[[], None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     allocator.keep_large_buffers()
+    simulated.give_threads()
     app.run(one_line_errors, flags_parser=parse)
 
 
