@@ -9,7 +9,6 @@ from vitvlm import pretrained
 from vitvlm.data import tokenizers
 from vitvlm.jobs import train
 from vitvlm.jobs.setup import setup
-from vitvlm.models.coca import caption
 
 
 def a_config(**fields):
@@ -37,7 +36,7 @@ def test_learns_to_name_what_it_is_shown(tmp_path):
     with train.open_batches(setup(config)) as batches:
         batch = next(batches)
     loaded, tokenizer = pretrained.load(tmp_path / "workdir"), tokenizers.open("emoji", 32)
-    run = jax.jit(lambda v, x: caption(loaded.model, v, x, start=1, end=2, length=32))
+    run = jax.jit(lambda v, x: loaded.model.apply(v, x, start=1, end=2, length=32, method=loaded.model.caption))
     found = np.asarray(run(loaded.variables, batch["image"]))
     names = tokenizer.decode(batch["text_tokens"])
     right = np.mean([ours == name for ours, name in zip(tokenizer.decode(found), names)])

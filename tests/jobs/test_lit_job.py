@@ -11,7 +11,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.jobs import train
 from vitvlm.jobs.setup import setup
 from vitvlm.nn.positions import resample_grid
-from vitvlm.nn.stack import stack_blocks
+from vitvlm.nn.stacking import stack_blocks
 from vitvlm.training import sharding
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
-from vitvlm.nn.stack import unstack_blocks
+from vitvlm.nn.stacking import unstack_blocks
 
 SIZES = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 20, "length": 6}
 TEXTS = jnp.array([[3, 4, 9, 3, 9, 1], [3, 9, 2, 15, 1, 1]], jnp.int32)

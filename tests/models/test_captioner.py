@@ -10,8 +10,7 @@ from toy_models import make_images
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
-from vitvlm.models.coca import caption
-from vitvlm.nn.stack import stack_blocks
+from vitvlm.nn.stacking import stack_blocks
 
 SIZES = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12}
 IMAGE = {"name": "vit", "patch_size": 4, "image_size": (8, 12), "pool": "cls", **SIZES}
@@ -117,9 +116,9 @@ def test_scanned_and_by_its_methods():
         ("encode_text", (TEXTS,), expected.text_embedding),
         ("encode_image_tokens", (IMAGES,), expected.image_tokens),
     ]:
-        found = jax.jit(functools.partial(scanned.apply, method=method))(stacked, *inputs)
+        found = jax.jit(functools.partial(scanned.apply, method=getattr(scanned, method)))(stacked, *inputs)
         np.testing.assert_allclose(found, wanted, atol=1e-5, err_msg=method)
-    decoded = jax.jit(functools.partial(scanned.apply, method="decode"))(stacked, expected.image_tokens, TEXTS)
+    decoded = jax.jit(functools.partial(scanned.apply, method=scanned.decode))(stacked, expected.image_tokens, TEXTS)
     np.testing.assert_allclose(decoded[TEXTS > 0], expected.logits[TEXTS > 0], atol=1e-5)
 
 
@@ -127,7 +126,7 @@ def test_a_caption_is_the_likeliest_next_token_each_time():
     model = a_model(pad_id=0)
     variables = make_params(model)
     run = jax.jit(model.apply)
-    found = jax.jit(lambda v, x: caption(model, v, x, start=1, end=2, length=6))(variables, IMAGES)
+    found = jax.jit(lambda v, x: model.apply(v, x, start=1, end=2, length=6, method=model.caption))(variables, IMAGES)
     text = np.zeros((2, 6), np.int32)
     text[:, 0] = 1
     for place in range(5):
@@ -135,7 +134,7 @@ def test_a_caption_is_the_likeliest_next_token_each_time():
     ends = np.cumsum(np.cumsum(text == 2, axis=1), axis=1) > 1
     np.testing.assert_array_equal(found, np.where(ends, 0, text))
     end = int(text[0, 2])  # now it ends there, at the latest
-    ended = jax.jit(lambda v, x: caption(model, v, x, start=1, end=end, length=6))(variables, IMAGES)
+    ended = jax.jit(lambda v, x: model.apply(v, x, start=1, end=end, length=6, method=model.caption))(variables, IMAGES)
     first = list(text[0]).index(end)
     np.testing.assert_array_equal(ended[0], [*text[0, : first + 1], *[0] * (5 - first)])
 

@@ -111,7 +111,7 @@ def test_other_masking_on_an_image_of_another_size(masking, ratio, variables):
 
 
 def test_encode_is_the_encoder_on_the_whole_image(model, variables, images):
-    encoded = jax.jit(lambda: model.apply(variables, images, method="encode", capture=("hidden",)))()
+    encoded = jax.jit(lambda: model.apply(variables, images, method=model.encode, capture=("hidden",)))()
     vit = make("vit", positions="sincos")
     alone = jax.jit(vit.apply)({"params": variables["params"]["vit"]}, images)
     np.testing.assert_allclose(encoded.tokens, alone.tokens, atol=1e-6)

@@ -63,18 +63,19 @@ RUNS = [dict(image_projection="mlp"), dict(bias_init=0.0, scan=False), dict(embe
 for fields in RUNS:
     model = models.build("two_towers", **towers | fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts[:1], mask[:1], **everything)))
-    jax.eval_shape(lambda: model.init_with_output(rngs, texts, mask == 1, method="encode_text"))
-    jax.eval_shape(lambda: model.init_with_output(rngs, images, method="encode_image"))
+    jax.eval_shape(lambda: model.init_with_output(rngs, texts, mask == 1, method=model.encode_text))
+    jax.eval_shape(lambda: model.init_with_output(rngs, images, method=model.encode_image))
 COCA = dict(queries=3, pool_heads=2, decoder_depth=2, decoder_heads=2)
 towers |= dict(text=dict(TEXT, name="text", pool="cls", norm_pooled=True, late_mask=True, dropout=0.1))
 RUNS = [dict(pooling="joint", remat="dots"), dict(pooling="cascade", scan=False, pad_id=1), dict(pooling="none")]
 for fields in RUNS:
     model = models.build("coca", **towers | COCA | fields)
     jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts, mask, **everything)))
-    jax.eval_shape(lambda: model.init_with_output(rngs, texts[:1], mask[:1] == 1, method="encode_text"))
-    jax.eval_shape(lambda: model.init_with_output(rngs, images, method="encode_image"))
+    jax.eval_shape(lambda: model.init_with_output(rngs, texts[:1], mask[:1] == 1, method=model.encode_text))
+    jax.eval_shape(lambda: model.init_with_output(rngs, images, method=model.encode_image))
     variables = jax.eval_shape(lambda: model.init(rngs, images, texts))
-    jax.eval_shape(lambda v: models.coca.caption(model, v, images, start=1, end=2, length=4), variables)
+    caption = dict(start=1, end=2, length=4, method=model.caption)
+    jax.eval_shape(lambda v: model.apply(v, images, **caption), variables)
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

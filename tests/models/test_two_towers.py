@@ -10,7 +10,7 @@ from toy_models import fast_key, make_images, make_variables
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
-from vitvlm.nn.stack import unstack_blocks
+from vitvlm.nn.stacking import unstack_blocks
 
 TEXT = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 20, "length": 6}
 IMAGE = {"width": 12, "depth": 1, "heads": 3, "mlp_width": 8, "patch_size": 4, "image_size": 8}
@@ -92,8 +92,8 @@ def test_embeddings_logits_and_the_methods():
     np.testing.assert_allclose((both.scale, both.bias), (10, -10), rtol=1e-6)
     cosines = both.image_embedding @ both.text_embedding.T
     np.testing.assert_allclose(both.logits_per_image, 10 * cosines - 10, atol=1e-5)
-    image = jax.jit(functools.partial(model.apply, method="encode_image"))(variables, images)
-    text = jax.jit(functools.partial(model.apply, method="encode_text"))(variables, TEXTS)
+    image = jax.jit(functools.partial(model.apply, method=model.encode_image))(variables, images)
+    text = jax.jit(functools.partial(model.apply, method=model.encode_text))(variables, TEXTS)
     np.testing.assert_allclose(image, both.image_embedding, atol=1e-6)
     np.testing.assert_allclose(text, both.text_embedding, atol=1e-6)
     assert set(variables["params"]) == {"image", "text", "project_image", "project_text", "log_scale", "bias"}

@@ -9,6 +9,9 @@ from programs import products
 
 from vitvlm.nn.attend import attend, attention_weights
 from vitvlm.nn.attention import Attention
+from vitvlm.nn.calls import Call
+
+CAPTURE = ("attention",)
 
 B, K, N, M, d = 2, 3, 5, 7, 4
 
@@ -73,9 +76,9 @@ def test_a_bias_has_a_gradient_of_its_own_shape(heads, shape, dtype, tolerance):
 def test_captured_weights_are_those_with_the_bias(module):
     x, params = module
     bias = jnp.zeros((1, 3, 1, 6)).at[..., 2].set(20.0)
-    y, weights = Attention(3).apply({"params": params}, x, bias=bias, capture=True)
+    y, weights, _ = Attention(3).apply({"params": params}, x, Call(bias=bias, capture=CAPTURE))
     np.testing.assert_allclose(weights[..., 2], 1, atol=1e-3)
-    np.testing.assert_allclose(Attention(3).apply({"params": params}, x, bias=bias)[0], y, atol=1e-5)
+    np.testing.assert_allclose(Attention(3).apply({"params": params}, x, Call(bias=bias))[0], y, atol=1e-5)
 
 
 def test_attend_survives_scores_beyond_what_exp_can_hold(heads):
@@ -106,13 +109,14 @@ def test_cross_attention_equals_torch(masked, capture):
     rng = np.random.default_rng(0)
     x, context = (jnp.asarray(rng.normal(size=(2, length, 12)), jnp.float32) for length in (5, 7))
     mask = jnp.tril(jnp.ones((1, 1, 5, 7), bool)) if masked else None
-    model = Attention(3)
-    variables = model.init(jax.random.key(0), x, context)
+    model = Attention(3, cross=True)
+    variables = model.init(jax.random.key(0), x, Call(context=context))
     keys = iter(jax.random.split(jax.random.key(1), 8))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), variables["params"])
 
     def call(x):
-        y, weights = model.apply({"params": params}, x, context, mask, capture=capture)
+        call = Call(context=context, context_mask=mask, capture=CAPTURE if capture else ())
+        y, weights, _ = model.apply({"params": params}, x, call)
         return jnp.square(y).sum(), (y, weights)
 
     gradient, (y, weights) = jax.grad(call, has_aux=True)(x)
@@ -135,7 +139,7 @@ def test_captured_weights_can_be_differentiated(module):
     x, params = module
 
     def first_key(x):
-        return Attention(3).apply({"params": params}, x, capture=True)[1][..., 0].sum()
+        return Attention(3).apply({"params": params}, x, Call(capture=CAPTURE))[1][..., 0].sum()
 
     step = 1e-2 * jnp.ones_like(x).at[:, 1:].set(0)
     difference = (first_key(x + step) - first_key(x - step)) / 2
@@ -148,7 +152,7 @@ def test_dropout_drops_weights_in_training_only(module):
     model = Attention(3, dropout=0.5)
 
     def run(train, seed=0):
-        return model.apply({"params": params}, x, train=train, rngs={"dropout": jax.random.key(seed)})[0]
+        return model.apply({"params": params}, x, Call(train=train), rngs={"dropout": jax.random.key(seed)})[0]
 
     plain = Attention(3).apply({"params": params}, x)[0]
     np.testing.assert_allclose(run(False), plain, atol=1e-6)
@@ -182,7 +186,7 @@ def test_gradients_are_the_same_under_scan_and_remat(module, remat):
 def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     x, params = module
     model = Attention(3, dtype=jnp.bfloat16)
-    y, weights = model.apply({"params": params}, x, capture=True)
+    y, weights, _ = model.apply({"params": params}, x, Call(capture=CAPTURE))
     assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
     assert model.apply({"params": params}, x)[0].dtype == jnp.bfloat16
     program = jax.make_jaxpr(lambda x: model.apply({"params": params}, x)[0])(x)
@@ -207,7 +211,7 @@ def test_parts_of_the_batch_equal_the_whole(monkeypatch, mask_rows):
 
 def test_head_dim_may_differ_from_the_width(module):
     x, _ = module
-    params = Attention(5, head_dim=2, qkv_bias=False).init(jax.random.key(0), x)["params"]
+    params = Attention(5, head_dim=2, biases=("out",)).init(jax.random.key(0), x)["params"]
     assert {name: leaf["kernel"].shape for name, leaf in params.items()} == {
         "query": (12, 10), "key": (12, 10), "value": (12, 10), "out": (10, 12),
     }  # fmt: skip

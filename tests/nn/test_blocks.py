@@ -8,7 +8,16 @@ import torch
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.activations import ACTIVATIONS, activation
-from vitvlm.nn.blocks import Block, SwiGlu, drop_examples
+from vitvlm.nn.attention import Attention
+from vitvlm.nn.blocks import Block, drop_examples
+from vitvlm.nn.calls import Call, PerLayer
+from vitvlm.nn.mlps import Mlp
+
+
+def make_block(attention_dropout=0.0, **fields):
+    """A block of two heads with an MLP of width 16."""
+    attention = functools.partial(Attention, 2, dropout=attention_dropout)
+    return Block(attention, functools.partial(Mlp, 16), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,7 @@ def test_unknown_activation_names_the_nearest():
 
 def test_swiglu_is_the_formula_of_the_paper():
     x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
-    params = SwiGlu(5).init(jax.random.key(0, impl="rbg"), x)["params"]
+    params = Mlp(5, kind="swiglu").init(jax.random.key(0, impl="rbg"), x)["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases too
 
     def linear(name, x):
@@ -47,11 +56,11 @@ def test_swiglu_is_the_formula_of_the_paper():
 
     gate = np.asarray(linear("gate", x))
     expected = linear("down", gate / (1 + np.exp(-gate)) * linear("up", x))
-    np.testing.assert_allclose(SwiGlu(5).apply({"params": params}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(Mlp(5, kind="swiglu").apply({"params": params}, x), expected, atol=1e-5)
 
 
 def test_layer_scale_scales_each_branch(tokens):
-    scaled = Block(2, 16, layer_scale=1e-4)
+    scaled = make_block(layer_scale=1e-4)
     params = jax.jit(scaled.init)(jax.random.key(0, impl="rbg"), tokens)["params"]
     np.testing.assert_array_equal(params["attention_scale"], np.full(8, 1e-4, np.float32))
     np.testing.assert_array_equal(params["mlp_scale"], np.full(8, 1e-4, np.float32))
@@ -63,7 +72,7 @@ def test_layer_scale_scales_each_branch(tokens):
 
     zero, one = jnp.zeros(8), jnp.ones(8)
     unscaled = {name: leaf for name, leaf in params.items() if not name.endswith("_scale")}
-    plain = jax.jit(Block(2, 16).apply)({"params": unscaled}, tokens)[0]
+    plain = jax.jit(make_block().apply)({"params": unscaled}, tokens)[0]
     np.testing.assert_array_equal(run(zero, zero), tokens)
     np.testing.assert_allclose(run(one, one), plain, atol=1e-6)
 
@@ -79,7 +88,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
 
 @pytest.fixture(scope="module")
 def variables(tokens):
-    return jax.jit(Block(2, 16).init)(jax.random.key(0, impl="rbg"), tokens)
+    return jax.jit(make_block().init)(jax.random.key(0, impl="rbg"), tokens)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,7 @@ def test_randomness_acts_in_training_only(fields, drop_path, variables, tokens):
     @functools.partial(jax.jit, static_argnums=0)
     def run(train, seed):
         rngs = {"dropout": jax.random.key(seed, impl="rbg")}
-        return Block(2, 16, **fields).apply(variables, tokens, None, drop_path, train, rngs=rngs)[0]
+        return make_block(**fields).apply(variables, tokens, Call(train=train), PerLayer(drop_path), rngs=rngs)[0]
 
     np.testing.assert_array_equal(run(False, 0), run(False, 1))
     np.testing.assert_array_equal(run(True, 0), run(True, 0))
@@ -99,8 +108,8 @@ def test_randomness_acts_in_training_only(fields, drop_path, variables, tokens):
 
 def test_a_dropped_branch_leaves_the_example_as_it_was(variables, tokens):
     many = jnp.tile(tokens, (32, 1, 1))
-    y, _ = jax.jit(lambda rng: Block(2, 16).apply(variables, many, None, 0.6, True, rngs={"dropout": rng}))(
-        jax.random.key(0, impl="rbg")
-    )
+    call, layer = Call(train=True), PerLayer(drop_path=0.6)
+    run = jax.jit(lambda rng: make_block().apply(variables, many, call, layer, rngs={"dropout": rng}))
+    y = run(jax.random.key(0, impl="rbg"))[0]
     unchanged = np.asarray(y == many).all(axis=(1, 2))
     assert abs(unchanged.mean() - 0.6**2) < 0.12

@@ -7,8 +7,12 @@ import pytest
 from flax import linen as nn
 
 from vitvlm.core.config import ConfigError
+from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Block
-from vitvlm.nn.stack import apply_blocks, stack_blocks, unstack_blocks
+from vitvlm.nn.calls import Call
+from vitvlm.nn.mlps import Mlp
+from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 
 
 class Stack(nn.Module):
@@ -19,16 +23,16 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, train=False, capture=()):
-        block = functools.partial(Block, 2, 12)
+        attention, mlp = functools.partial(Attention, 2), functools.partial(Mlp, 12)
+        block = functools.partial(Block, attention, mlp)
         return apply_blocks(
             block,
             tokens,
+            Call(train=train, capture=capture),
             depth=self.depth,
             scan=self.scan,
             remat=self.remat,
             drop_path=self.drop_path,
-            train=train,
-            capture=capture,
         )
 
 
@@ -68,7 +72,7 @@ def test_scan_and_remat_change_no_value_gradient_or_capture(scan, remat, params,
     stacked, gradients = outputs_and_gradients(stack, params if scan else unstack_blocks(params), tokens)
     expected, expected_gradients = reference
     assert stacked.hidden.shape == (4, 2, 5, 8)
-    assert stacked.attention.shape == (3, 2, 2, 5, 5)
+    assert stacked.weights().shape == (3, 2, 2, 5, 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), stacked, expected)
     looped = unstack_blocks(gradients) if scan else gradients
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), looped, expected_gradients)
@@ -91,7 +95,7 @@ def test_captured_layers_are_the_layers(reference, tokens):
     stacked, _ = reference
     np.testing.assert_array_equal(stacked.hidden[0], tokens)
     np.testing.assert_array_equal(stacked.hidden[-1], stacked.tokens)
-    np.testing.assert_allclose(stacked.attention.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(stacked.weights().sum(axis=-1), 1, atol=1e-5)
 
 
 def test_nothing_is_captured_unasked(params, tokens):

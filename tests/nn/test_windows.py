@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from vitvlm.nn.windows import (
-    WindowAttention,
-    join,
-    partition,
-    relative_position_index,
-    resample_relative_positions,
-    shift_mask,
-)
+from vitvlm.nn.attention import Attention
+from vitvlm.nn.calls import Call
+from vitvlm.nn.relative import RelativeTable, relative_position_index, resample_relative_positions
+from vitvlm.nn.windows import Windows, join, partition, shift_mask
+
+
+def window_attention(heads, grid, window, shifted=False):
+    """Swin's."""
+    windows = Windows.shifted(grid, window, shifted)
+    return Attention(heads, windows=windows, positional=(RelativeTable(heads, window, windows.side),))
 
 
 def test_windows_are_cut_row_by_row_and_joined_again():
@@ -51,16 +53,17 @@ def test_the_index_finds_the_offset_of_query_and_key(window, table_window):
 
 def test_a_window_larger_than_the_grid_shrinks_to_it_and_uses_the_middle_of_the_table():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2 * 5, 8)), jnp.float32)
-    large = WindowAttention(2, grid=(2, 5), window=4, shifted=True)
-    small = WindowAttention(2, grid=(2, 5), window=2, shifted=False)
+    large = window_attention(2, grid=(2, 5), window=4, shifted=True)
+    small = window_attention(2, grid=(2, 5), window=2)
     shapes = jax.eval_shape(large.init, jax.random.key(0), x)["params"]
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
     table = params["relative_positions"]
     assert table.shape == (49, 2)
     middle = table.reshape(7, 7, 2)[2:5, 2:5].reshape(9, 2)
-    ours, weights = jax.jit(large.apply, static_argnames="capture")({"params": params}, x, capture=True)
-    expected, _ = jax.jit(small.apply)({"params": params | {"relative_positions": middle}}, x)
+    call = Call(capture=("attention",))
+    ours, weights, _ = jax.jit(lambda params: large.apply({"params": params}, x, call))(params)
+    expected, _, _ = jax.jit(small.apply)({"params": params | {"relative_positions": middle}}, x)
     assert weights.shape == (2 * 3, 2, 4, 4)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -68,7 +71,7 @@ def test_a_window_larger_than_the_grid_shrinks_to_it_and_uses_the_middle_of_the_
 def test_a_mask_is_refused():
     x = jnp.zeros((1, 4, 8))
     with pytest.raises(ValueError, match="takes no mask"):
-        WindowAttention(2, grid=(2, 2), window=2).init(jax.random.key(0), x, jnp.ones((1, 1, 4, 4), bool))
+        window_attention(2, grid=(2, 2), window=2).init(jax.random.key(0), x, Call(mask=jnp.ones((1, 1, 4, 4), bool)))
 
 
 @pytest.mark.parametrize("old, new", [(7, 12), (7, 3), (2, 5)], ids=str)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from transformers import PreTrainedModel
 
 from vitvlm import pretrained
-from vitvlm.nn.stack import unstack_blocks
+from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained.entries import in_memory
 from vitvlm.pretrained.huggingface import FAMILIES
 from vitvlm.pretrained.tables import Table

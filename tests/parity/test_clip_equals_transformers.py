@@ -85,7 +85,7 @@ def test_scanned_and_in_bfloat16(tmp_path):
 
 
 def encode_text(loaded, texts):
-    return jax.jit(functools.partial(loaded.model.apply, method="encode_text"))(loaded.variables, texts)
+    return jax.jit(functools.partial(loaded.model.apply, method=loaded.model.encode_text))(loaded.variables, texts)
 
 
 def test_folders_of_the_hub(tmp_path):

@@ -1,6 +1,7 @@
 """Ours against what open_clip's CLIP and CoCa answered; recorded by tests/parity/recorded/record_open_clip.py."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from vitvlm import models, pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
-from vitvlm.models.coca import caption
 from vitvlm.pretrained.open_clip_models import FAMILIES, architecture
 from vitvlm.pretrained.tables import Table
 from vitvlm.tasks import CoCa, Contrast
@@ -92,7 +92,8 @@ def test_captions(name, scan):
     folder = RECORDED / f"open_clip_{name}"
     expected, loaded = load_file(folder / "expected.safetensors"), pretrained.load(folder, scan=scan)
     images = the_batch(expected)["image"]
-    found = jax.jit(lambda v, x: caption(loaded.model, v, x, start=1, end=30, length=9))(loaded.variables, images)
+    caption = functools.partial(loaded.model.apply, start=1, end=30, length=9, method=loaded.model.caption)
+    found = jax.jit(caption)(loaded.variables, images)
     np.testing.assert_array_equal(found, expected["captions"])
 
 

@@ -97,7 +97,7 @@ def test_siglip_reads_padded_texts_and_sees_the_padding(siglip):
     np.testing.assert_array_equal(ids, expected.numpy())
     assert mask.all()
     embedded = array(theirs.get_text_features(expected).pooler_output)
-    ours = loaded.model.apply(loaded.variables, ids, mask, method="encode_text")
+    ours = loaded.model.apply(loaded.variables, ids, mask, method=loaded.model.encode_text)
     close(ours, embedded / np.linalg.norm(embedded, axis=1, keepdims=True), "embedding")
     assert loaded.tokenizer.decode(ids, mask)[0].strip() == "a red apple"
 
@@ -129,7 +129,7 @@ def test_clip_reads_as_its_files_say(clip):
     np.testing.assert_array_equal(mask, expected["attention_mask"].numpy())
     features = theirs.get_text_features(torch.from_numpy(ids), torch.from_numpy(mask))
     embedded = array(features.pooler_output)
-    ours = loaded.model.apply(loaded.variables, ids, mask, method="encode_text")
+    ours = loaded.model.apply(loaded.variables, ids, mask, method=loaded.model.encode_text)
     close(ours, embedded / np.linalg.norm(embedded, axis=1, keepdims=True), "embedding")
 
 

@@ -11,7 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vitvlm import pretrained
 from vitvlm.core import paths
-from vitvlm.nn.stack import stack_blocks
+from vitvlm.nn.stacking import stack_blocks
 
 BASE = {
     "hidden_size": 24,

@@ -93,7 +93,7 @@ def test_the_encoder_alone(case, tmp_path):
     torch.save({"model": encoder}, tmp_path / "encoder.pth")
     loaded = pretrained.load(tmp_path / "encoder.pth", heads=4)
     autoencoder = pretrained.load(path, heads=4, decoder_heads=2, norm_pix=True)
-    expected = autoencoder.model.apply(autoencoder.variables, images, method="encode")
+    expected = autoencoder.model.apply(autoencoder.variables, images, method=autoencoder.model.encode)
     np.testing.assert_allclose(loaded.model.apply(loaded.variables, images).tokens, expected.tokens, atol=1e-5)
 
 

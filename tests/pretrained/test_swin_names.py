@@ -7,7 +7,7 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core import paths
-from vitvlm.nn.windows import relative_position_index
+from vitvlm.nn.relative import relative_position_index
 from vitvlm.pretrained.swin import swin_rows
 from vitvlm.pretrained.tables import Table
 from vitvlm.pretrained.timm_swin import swin_rows as timm_rows

@@ -13,7 +13,7 @@ from vitvlm.core.paths import flatten
 from vitvlm.core.rules import RuleError
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.roles import LINEAR, NORM, STACK, Role, roles_of, under
-from vitvlm.nn.stack import stack_blocks, unstack_blocks
+from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.training import freezing, methods, optimizer
 
 CLOCK = Clock(batch_size=8, train_examples=80, total_steps=100)

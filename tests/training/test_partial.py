@@ -14,7 +14,7 @@ from vitvlm.core.rules import RuleError
 from vitvlm.models.swin import Swin
 from vitvlm.models.vit import ViT
 from vitvlm.nn.roles import Role, roles_of
-from vitvlm.nn.stack import stack_blocks, unstack_blocks
+from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.training import partial, sharding
 
 SIZES = {"width": 8, "depth": 3, "heads": 2, "mlp_width": 12, "patch_size": 4, "image_size": (8, 12)}

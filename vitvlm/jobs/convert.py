@@ -8,7 +8,7 @@ import numpy as np
 from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
-from vitvlm.nn.stack import unstack_blocks
+from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import Pretrained
 
 

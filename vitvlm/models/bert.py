@@ -1,12 +1,10 @@
 """BERT (Devlin et al. 2019): a post-norm text encoder that looks both ways. MiniLM (Wang et al. 2020) is one."""
 
-import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
@@ -14,10 +12,11 @@ from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import masked_mean
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
-from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.transformer import Transformer
 
 UNCASED = {"vocab_size": 30_522, "length": 512}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,11 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 POOLS = ("cls", "first", "mean")
 
 
-class Bert(nn.Module):
+class Bert(Transformer, kw_only=True):
     """Embeddings of tokens, positions and segments, a norm, post-norm blocks, and one pooled vector.
 
-    Fields:
-      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
+    Fields, besides those of `nn.transformer.Transformer`:
       vocab_size: ids are in [0, vocab_size); length: the most tokens that a text has positions for.
       segments: number of kinds of tokens ("token types"): those of a first and of a second sentence.
       pool: "cls", a tanh layer on the first token, [CLS] (the pooler); "first", that token itself (ALIGN); or "mean"
@@ -42,10 +40,6 @@ class Bert(nn.Module):
         2019, section 3.1): `logits`. Its last layer is the table of tokens, transposed.
       pooler: whether the pooler is there; by default exactly if it pools. Published weights have one that pools
         nothing; it is kept here so that they are written as they were read.
-      activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
-        block.
-      scan, remat: see `nn.stack.apply_blocks`.
-      dtype: of the computation; param_dtype: of the parameters.
     """
 
     roles: ClassVar[Roles] = (
@@ -59,25 +53,13 @@ class Bert(nn.Module):
         ("mlm_bias", Role("bias")),
     )
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     vocab_size: int
     length: int
     segments: int = 2
     pool: str = "cls"
     pooler: bool | None = None
     mlm_head: bool = False
-    activation: str = "gelu"
     norm_eps: float = 1e-12
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -88,6 +70,7 @@ class Bert(nn.Module):
         segment_ids: Int[Array, "B L"] | None = None,
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K L L"]] | None = None,
     ) -> TextOutput:
         """Encodes texts of L <= `length` tokens.
 
@@ -95,6 +78,7 @@ class Bert(nn.Module):
           mask [B, L]: 1 or True for each real token, 0 for padding, which is not looked at; all are real by default.
           segment_ids [B, L]: in [0, segments); all 0 by default.
           capture: any of "hidden" and "attention".
+          perturb: {"attention": zeros}, whose gradient is that of the attention weights; see `nn.calls.PerLayer`.
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
@@ -105,44 +89,25 @@ class Bert(nn.Module):
         B, L = text_tokens.shape
         if self.length < L:
             raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = self.dtypes
         init = nn.initializers.normal(0.02)  # their own code's
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed", **dtypes)
         positions = self.param("positions", init, (self.length, self.width), self.param_dtype)
         segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
         segment = segments[0] if segment_ids is None else segments[segment_ids]
         x = embed(text_tokens) + positions[:L].astype(self.dtype) + segment.astype(self.dtype)
-        x = nn.LayerNorm(self.norm_eps, name="embed_norm", **dtypes)(x)
+        x = self.make_norm()(name="embed_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            post_norm=True,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            x,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=self.drop_path,
-            mask=None if mask is None else mask.astype(bool)[:, None, None, :],
-            train=train,
-            capture=capture,
-        )
-        pooled = self._pool(stacked.tokens, jnp.ones((B, L), bool) if mask is None else mask, dtypes)
+        visible = None if mask is None else mask.astype(bool)[:, None, None, :]
+        call = Call(mask=visible, train=train, capture=capture)
+        stacked = self.apply_blocks(x, call, self.make_block(norms="post"), perturb=perturb)
+        pooled = self._pool(stacked.tokens, jnp.ones((B, L), bool) if mask is None else mask)
         return TextOutput(
             tokens=stacked.tokens,
             pooled=pooled,
-            logits=self._predict(stacked.tokens, embed, dtypes) if self.mlm_head else None,
+            logits=self._predict(stacked.tokens, embed) if self.mlm_head else None,
             hidden=stacked.hidden,
-            attention=stacked.attention,
+            attention=stacked.weights(),
         )
 
     @property
@@ -155,21 +120,17 @@ class Bert(nn.Module):
         if self.pool == "cls" and not self.has_pooler:
             raise config.ConfigError('model.pooler: False, but model.pool is "cls": use "first" or "mean"')
 
-    def _pool(
-        self, tokens: Float[Array, "B L D"], mask: Shaped[Array, "B L"], dtypes: dict[str, DTypeLike]
-    ) -> Float[Array, "B D"]:
+    def _pool(self, tokens: Float[Array, "B L D"], mask: Shaped[Array, "B L"]) -> Float[Array, "B D"]:
         first = tokens[:, 0]
         if self.has_pooler:
-            by_pooler = jnp.tanh(Dense(self.width, name="pooler", **dtypes)(first))
+            by_pooler = jnp.tanh(Dense(self.width, name="pooler", **self.dtypes)(first))
         if self.pool == "cls":
             return by_pooler
         return first if self.pool == "first" else masked_mean(tokens, mask)
 
-    def _predict(
-        self, tokens: Float[Array, "B L D"], embed: nn.Embed, dtypes: dict[str, DTypeLike]
-    ) -> Float[Array, "B L V"]:
-        x = activation(self.activation)(Dense(self.width, name="mlm_dense", **dtypes)(tokens))
-        x = nn.LayerNorm(self.norm_eps, name="mlm_norm", **dtypes)(x)
+    def _predict(self, tokens: Float[Array, "B L D"], embed: nn.Embed) -> Float[Array, "B L V"]:
+        x = activation(self.activation)(Dense(self.width, name="mlm_dense", **self.dtypes)(tokens))
+        x = self.make_norm()(name="mlm_norm")(x)
         bias = self.param("mlm_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
         return embed.attend(x) + bias.astype(self.dtype)
 

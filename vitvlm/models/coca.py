@@ -1,24 +1,24 @@
 """CoCa: two towers and a decoder that says what the image shows (Yu et al. 2022), with open_clip's published sizes."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
 from vitvlm.models.outputs import CoCaOutput, EncoderOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.models.two_towers import TwoTowers, assemble
-from vitvlm.nn.blocks import Block
+from vitvlm.nn.blocks import Block, BlockOutput, Make
+from vitvlm.nn.calls import Call, PerLayer
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import QueryPool
 from vitvlm.nn.roles import NORM, STACK, Roles, under
-from vitvlm.nn.stack import Stacked, apply_blocks
+from vitvlm.nn.stack import Stacked
+from vitvlm.nn.transformer import Transformer
 
 POOLINGS = ("joint", "parallel", "cascade", "none")
 
@@ -41,29 +41,30 @@ VARIANTS = {"B/32": _coca("B/32", width=512, heads=8), "L/14": _coca("L/14", wid
 
 
 class DecoderLayer(nn.Module):
-    """A block that looks at the text so far, then one that looks at the context, the image."""
+    """A block that looks at the text so far, then one that looks at the context, the image.
+
+    Fields:
+      own, cross: make the two blocks; each has one attention.
+    """
 
     roles: ClassVar[Roles] = under("(own|cross)/", Block.roles)
+    kinds: ClassVar[tuple[str, ...]] = ("attention", "cross")
 
-    make_block: Callable[..., nn.Module]
+    own: Make
+    cross: Make
 
     @nn.compact
-    def __call__(
-        self,
-        tokens: Float[Array, "B L D"],
-        mask: Bool[Array, "#B #K #L #L"],
-        drop_path: ArrayLike | None,
-        train: bool,
-        capture: bool,
-        context: Float[Array, "B M E"],
-    ) -> tuple[Float[Array, "B L D"], tuple[Float[Array, "B K L L"], Float[Array, "B K L M"]] | None]:
-        shared = {"drop_path": drop_path, "train": train, "capture": capture}
-        tokens, own = self.make_block(name="own")(tokens, mask=mask, **shared)
-        tokens, cross = self.make_block(name="cross")(tokens, context=context, **shared)
-        return tokens, (own, cross) if capture else None
+    def __call__(self, tokens: Float[Array, "B L D"], call: Call, layer: PerLayer) -> BlockOutput:
+        tokens, own, own_cache = self.own(name="own")(tokens, call, layer.of("attention"))
+        tokens, cross, cross_cache = self.cross(name="cross")(tokens, call, layer.of("cross"))
+
+        def by_kind(own: Mapping[str, Any] | None, cross: Mapping[str, Any] | None) -> dict[str, Any] | None:
+            return None if own is None else {"attention": own["attention"], "cross": cross["attention"]}
+
+        return tokens, by_kind(own, cross), by_kind(own_cache, cross_cache)
 
 
-class CaptionDecoder(nn.Module):
+class CaptionDecoder(Transformer, kw_only=True):
     """Logits of every next token from the text tower's tokens and the image's; see `CoCa` for the fields."""
 
     roles: ClassVar[Roles] = (
@@ -73,17 +74,6 @@ class CaptionDecoder(nn.Module):
     )
 
     vocab_size: int
-    depth: int
-    heads: int
-    mlp_width: int
-    activation: str = "gelu"
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -93,31 +83,13 @@ class CaptionDecoder(nn.Module):
         train: bool = False,
         capture: Collection[str] = (),
     ) -> tuple[Float[Array, "B L V"], Stacked]:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            functools.partial(DecoderLayer, block),
-            text,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            mask=jnp.tri(text.shape[1], dtype=bool)[None, None],
-            train=train,
-            capture=capture,
-            context=image,
-        )
-        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        own = self.make_block(attention=self.make_attention(causal=True))
+        cross = self.make_block(attention=self.make_attention(cross=True), context_norm=True)
+        layer = functools.partial(DecoderLayer, own=own, cross=cross)
+        stacked = self.apply_blocks(text, Call(context=image, train=train, capture=capture), layer)
+        tokens = self.make_norm()(name="norm")(stacked.tokens)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **dtypes)
+        head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
         return head(tokens), stacked
 
 
@@ -125,8 +97,8 @@ class CoCa(TwoTowers):
     """Two towers, the image's pooled by attention, and a decoder from both towers' tokens to the caption.
 
     Fields, besides those of `TwoTowers`:
-      text: a causal text encoder, whose tokens the decoder goes on with. Its activation, dropout, scan and remat are
-        the decoder's too.
+      text: a causal text encoder, whose tokens the decoder goes on with. The fields of its blocks are the decoder's
+        too, but for the sizes, norm_eps, drop path and layer scale.
       pooling: how the image's pooled vector and its M tokens of width E come about, each by learned queries:
         "joint", the first of `queries` is the pooled vector, the others are the tokens, and a norm follows (open_clip);
         "parallel", one query pools, `queries` others make the tokens; "cascade", the one pools what the others made
@@ -169,17 +141,18 @@ class CoCa(TwoTowers):
         elif self.pooling != "none":
             self.pool, self.pool_one = pool(self.queries), pool(1)
         self.decoder = CaptionDecoder(
-            text.vocab_size,
-            self.decoder_depth,
-            self.decoder_heads,
-            self.decoder_mlp_width or 4 * text.width,
-            activation=text.activation,
-            norm_eps=self.norm_eps,
-            dropout=text.dropout,
-            attention_dropout=text.attention_dropout,
-            scan=text.scan,
-            remat=text.remat,
-            **dtypes,
+            **text.block_fields(
+                depth=self.decoder_depth,
+                heads=self.decoder_heads,
+                mlp_width=self.decoder_mlp_width or 4 * text.width,
+                head_dim=None,
+                kv_heads=None,
+                norm_eps=self.norm_eps,
+                layer_scale=None,
+                drop_path=0.0,
+                **dtypes,
+            ),
+            vocab_size=text.vocab_size,
         )
 
     def __call__(
@@ -207,14 +180,13 @@ class CoCa(TwoTowers):
         pooled, image_tokens, pool_attention = self._pool(image, "attention" in capture)
         towers = self._compare(image, text, pooled)
         logits, decoded = self.decoder(text.tokens, image_tokens, train, capture)
-        own, cross = decoded.attention or (None, None)
         return CoCaOutput(
             **vars(towers),
             logits=logits,
             image_tokens=image_tokens,
             decoder_hidden=decoded.hidden,
-            decoder_attention=own,
-            cross_attention=cross,
+            decoder_attention=decoded.weights(),
+            cross_attention=decoded.weights("cross"),
             pool_attention=pool_attention,
         )
 
@@ -235,6 +207,26 @@ class CoCa(TwoTowers):
     def decode(self, image_tokens: Float[Array, "B M F"], text_tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
         """Logits of the token after each, float32; all tokens are taken for real."""
         return self.decoder(self.text(text_tokens).tokens, image_tokens)[0].astype(jnp.float32)
+
+    def caption(
+        self, images: Float[Array, "B H W C"], *, start: int, end: int, length: int
+    ) -> Int[Array, "B {length}"]:
+        """Greedy captions: token ids from `start` on, each the likeliest next one; 0 (or pad_id) after `end`.
+
+        Every step runs the text tower and the decoder on all `length` tokens. Raises ValueError for more tokens than
+        the text tower has positions for.
+        """
+        pad = self.pad_id or 0
+        image_tokens = self.encode_image_tokens(images)
+
+        def step(model: CoCa, text: Int[Array, "B L"], place: Int[Array, ""]) -> tuple[Int[Array, "B L"], None]:
+            logits = model.decode(image_tokens, text)[:, place]
+            ended = jnp.any((text == end) & (jnp.arange(length) <= place), axis=1)
+            return text.at[:, place + 1].set(jnp.where(ended, pad, jnp.argmax(logits, axis=1))), None
+
+        text = jnp.full((len(images), length), pad, jnp.int32).at[:, 0].set(start)
+        steps = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        return steps(self, text, jnp.arange(length - 1))[0]
 
     def _pool(
         self, image: EncoderOutput, capture: bool = False
@@ -261,26 +253,6 @@ class CoCa(TwoTowers):
 
     def _real(self, text_tokens: Int[Array, "T L"], mask: Shaped[Array, "T L"] | None) -> Shaped[Array, "T L"] | None:
         return text_tokens != self.pad_id if mask is None and self.pad_id is not None else mask
-
-
-def caption(
-    model: CoCa, variables: Mapping[str, Any], images: Float[Array, "B H W C"], *, start: int, end: int, length: int
-) -> Int[Array, "B {length}"]:
-    """Greedy captions: token ids from `start` on, each the likeliest next one; 0 (or pad_id) after `end`.
-
-    Every step runs the text tower and the decoder on all `length` tokens. Raises ValueError for more tokens than the
-    text tower has positions for.
-    """
-    pad = model.pad_id or 0
-    image_tokens = model.apply(variables, images, method="encode_image_tokens")
-
-    def step(text: Int[Array, "B L"], place: Int[Array, ""]) -> tuple[Int[Array, "B L"], None]:
-        logits = model.apply(variables, image_tokens, text, method="decode")[:, place]
-        ended = jnp.any((text == end) & (jnp.arange(length) <= place), axis=1)
-        return text.at[:, place + 1].set(jnp.where(ended, pad, jnp.argmax(logits, axis=1))), None
-
-    text = jnp.full((len(images), length), pad, jnp.int32).at[:, 0].set(start)
-    return jax.lax.scan(step, text, jnp.arange(length - 1))[0]
 
 
 @MODELS.register("coca")

@@ -16,11 +16,12 @@ from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import drop_examples
+from vitvlm.nn.calls import check_capture
 from vitvlm.nn.convolutions import ConvNorm, Stage
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.roles import Roles, under
-from vitvlm.nn.stack import check_capture
 
 # Compound scaling (section 3.3): width, depth and dropout of the published models. Their image sizes are 224, 240,
 # 260, 300, 380, 456, 528 and 600; symmetric_padding names the strided blocks whose input has an odd side there.
@@ -192,14 +193,13 @@ class EfficientNet(nn.Module):
         tokens = x.reshape(B, h * w, D)
         pooled = tokens.mean(axis=1) if self.pool == "gap" else tokens.max(axis=1)
         dropped = nn.Dropout(self.dropout, deterministic=not train)(pooled)
-        head = Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)
         return EncoderOutput(
             tokens=tokens,
             prefix=tokens[:, :0],
             pooled=pooled,
             grid=(h, w),
             pyramid=tuple(levels[1:]),  # the first is of stride 2
-            logits=head(dropped) if self.num_classes else None,
+            logits=classify(dropped, self.num_classes, **dtypes),
             hidden=tuple(hidden) if "hidden" in capture else None,
         )
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
+from vitvlm.nn.calls import CAPTURES
 from vitvlm.nn.pyramids import FeaturePyramid
 from vitvlm.nn.roles import Roles, under
-from vitvlm.nn.stack import CAPTURES
 
 
 class FPN(nn.Module):

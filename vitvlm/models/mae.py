@@ -1,13 +1,11 @@
 """The masked autoencoder (He et al. 2022)."""
 
-import functools
 from collections.abc import Collection
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
@@ -15,18 +13,25 @@ from vitvlm.models.outputs import EncoderOutput, MAEOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.models.vit import ViT, variant_fields
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.masking import make_masking
 from vitvlm.nn.patches import Pair, as_pair, patch_grid, patchify, take_tokens
 from vitvlm.nn.positions import PositionTable
 from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
-from vitvlm.nn.stack import Stacked, apply_blocks
+from vitvlm.nn.stack import Stacked
+from vitvlm.nn.transformer import Transformer
 
 NORM_PIX_EPS = 1e-6
 
 
-class Decoder(nn.Module):
-    """Predicts the pixels of all patches from the visible ones: a mask token stands for each of the others."""
+class Decoder(Transformer, kw_only=True):
+    """Predicts the pixels of all patches from the visible ones: a mask token stands for each of the others.
+
+    Fields, besides those of `nn.transformer.Transformer`:
+      table_grid, positions, position_antialias: of the table of positions, as in `ViT`.
+      cls_token: whether the first token of the prefix has a position.
+    """
 
     roles: ClassVar[Roles] = (
         *under("embed/", Dense.roles),
@@ -37,22 +42,10 @@ class Decoder(nn.Module):
         *under("prediction/", Dense.roles, "head"),
     )
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     table_grid: Pair
     positions: str = "sincos"
     cls_token: bool = True
     position_antialias: bool = False
-    qkv_bias: bool = True
-    mlp: str = "plain"
-    activation: str = "gelu"
-    norm_eps: float = 1e-6
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -68,8 +61,7 @@ class Decoder(nn.Module):
         """Predictions of `values` = PPC numbers per patch, and the blocks' captured layers."""
         B, R, _ = prefix.shape
         n, N = visible.shape[1], restore.shape[1]
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embedded = Dense(self.width, name="embed", **dtypes)(jnp.concatenate([prefix, visible], axis=1))
+        embedded = Dense(self.width, name="embed", **self.dtypes)(jnp.concatenate([prefix, visible], axis=1))
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
         masked = jnp.broadcast_to(mask_token.astype(self.dtype), (B, N - n, self.width))
         tokens = take_tokens(jnp.concatenate([embedded[:, R:], masked], axis=1), restore)
@@ -89,34 +81,18 @@ class Decoder(nn.Module):
             if self.cls_token:
                 prefix = prefix.at[:, 0].add(before[0].astype(self.dtype))
 
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            qkv_bias=self.qkv_bias,
-            mlp=self.mlp,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            jnp.concatenate([prefix, tokens], axis=1),
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            train=train,
-            capture=capture,
-        )
-        x = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens[:, R:])
-        return Dense(values, name="prediction", **dtypes)(x), stacked
+        together = jnp.concatenate([prefix, tokens], axis=1)
+        stacked = self.apply_blocks(together, Call(train=train, capture=capture))
+        x = self.make_norm()(name="norm")(stacked.tokens[:, R:])
+        return Dense(values, name="prediction", **self.dtypes)(x), stacked
 
 
 class MAE(nn.Module):
     """A ViT encodes the visible patches, a small decoder predicts the pixels of the masked ones.
 
     Fields:
-      vit: the encoder; the decoder shares its patch size, positions, norm_eps, activation, scan, dtypes and so on.
+      vit: the encoder; the decoder shares its patch size and positions, and its blocks' fields but for the sizes, layer
+        scale, drop path and dropout.
       mask_ratio, masking: see `nn.masking.make_masking`.
       norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
       decoder_mlp_width: 4 x decoder_width by default.
@@ -136,22 +112,22 @@ class MAE(nn.Module):
     def setup(self) -> None:
         vit = self.vit
         self.decoder = Decoder(
-            self.decoder_width,
-            self.decoder_depth,
-            self.decoder_heads,
-            self.decoder_mlp_width or 4 * self.decoder_width,
+            **vit.block_fields(
+                width=self.decoder_width,
+                depth=self.decoder_depth,
+                heads=self.decoder_heads,
+                mlp_width=self.decoder_mlp_width or 4 * self.decoder_width,
+                head_dim=None,
+                kv_heads=None,
+                layer_scale=None,
+                drop_path=0.0,
+                dropout=0.0,
+                attention_dropout=0.0,
+            ),
             table_grid=vit.table_grid,
             positions=vit.positions,
             cls_token=vit.has_cls,
             position_antialias=vit.position_antialias,
-            qkv_bias=vit.qkv_bias,
-            mlp=vit.mlp,
-            activation=vit.activation,
-            norm_eps=vit.norm_eps,
-            scan=vit.scan,
-            remat=vit.remat,
-            dtype=vit.dtype,
-            param_dtype=vit.param_dtype,
         )
 
     def __call__(
@@ -196,13 +172,13 @@ class MAE(nn.Module):
             hidden=encoded.hidden,
             attention=encoded.attention,
             decoder_hidden=decoded.hidden,
-            decoder_attention=decoded.attention,
+            decoder_attention=decoded.weights(),
         )
 
     def encode(
         self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
     ) -> EncoderOutput:
-        """The encoder on whole images: `model.apply(variables, images, method="encode")`."""
+        """The encoder on whole images: `model.apply(variables, images, method=model.encode)`."""
         return self.vit(images, train=train, capture=capture)
 
     def target(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N PPC"]:

@@ -1,6 +1,5 @@
 """Any pyramid as one sequence of tokens, and a transformer on it: the multi-scale image encoder."""
 
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,45 +11,33 @@ from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
 from vitvlm.nn.patches import Pair
 from vitvlm.nn.pyramids import Pyramid, ScaleTokens, split_scales
 from vitvlm.nn.roles import NORM, STACK, Roles, under
-from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.transformer import BlockFields
 
 
-class MultiScale(nn.Module):
+class MultiScale(BlockFields, kw_only=True):
     """The levels of a backbone's pyramid as one token sequence [B, N, D], pre-norm blocks, a final norm, the mean.
 
     A convolutional pyramid (ResNet, with or without FPN) and a hierarchical transformer (Swin) end in the same
     sequence, so any module that takes tokens takes either.
 
-    Fields:
+    Fields, besides those of `nn.transformer.BlockFields`:
       backbone: an image encoder; its dtypes are those of the rest too.
-      width, depth, heads, mlp_width: of the transformer.
       levels: which of the pyramid are taken, 0 being the finest; all by default.
       positions, table_grid: see `nn.pyramids.ScaleTokens`.
       num_classes: S; 0 for no head.
-      qkv_bias, activation, norm_eps, drop_path, dropout, attention_dropout, scan, remat: as in `ViT`.
     """
 
     backbone: nn.Module
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     levels: tuple[int, ...] | None = None
     positions: str = "sincos"
     table_grid: Pair = (14, 14)
     num_classes: int = 0
-    qkv_bias: bool = True
-    activation: str = "gelu"
-    norm_eps: float = 1e-6
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -61,46 +48,22 @@ class MultiScale(nn.Module):
         `capture` takes "hidden" and "attention", of the transformer on top. Raises ConfigError for a level that the
         pyramid does not have, and what the backbone raises.
         """
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         pyramid = self._chosen(self.backbone(images, train=train).pyramid)
         grids = [level.shape[1:3] for level in pyramid]
-        x = ScaleTokens(self.width, self.table_grid, self.positions, name="scales", **dtypes)(pyramid)
+        x = ScaleTokens(self.width, self.table_grid, self.positions, name="scales", **self.dtypes)(pyramid)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            qkv_bias=self.qkv_bias,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            x,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=self.drop_path,
-            train=train,
-            capture=capture,
-        )
-        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        stacked = self.apply_blocks(x, Call(train=train, capture=capture))
+        tokens = self.make_norm()(name="norm")(stacked.tokens)
         pooled = tokens.mean(axis=1)
-        logits = None
-        if self.num_classes:
-            logits = Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
         return EncoderOutput(
             tokens=tokens,
             prefix=tokens[:, :0],
             pooled=pooled,
             grid=grids[0],
             pyramid=split_scales(tokens, grids),
-            logits=logits,
+            logits=classify(pooled, self.num_classes, **self.dtypes),
             hidden=stacked.hidden,
-            attention=stacked.attention,
+            attention=stacked.weights(),
         )
 
     @property

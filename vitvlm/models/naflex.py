@@ -1,47 +1,41 @@
 """The vision transformer of SigLIP 2's NaFlex (Tschannen et al. 2025, section 2.4): images of every shape."""
 
-import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.models.vit import HEAD_INPUTS
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
 from vitvlm.nn.patches import Pair, PatchEmbed, Patches, as_pair, as_patches
 from vitvlm.nn.pooling import MapHead, masked_mean
 from vitvlm.nn.positions import FlexiblePositions
 from vitvlm.nn.roles import NORM, STACK, Roles, under
-from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.transformer import Transformer
 
 POOLS = ("map", "gap")
 
 
 @MODELS.register("naflex")
-class NaFlex(nn.Module):
+class NaFlex(Transformer, kw_only=True):
     """Patches of images of every shape, positions resampled for each, pre-norm blocks, a norm, one pooled vector.
 
     Each image has a grid of its own, of at most as many patches as the batch has room for; the rest of the row is
     padding, which nothing looks at.
 
-    Fields:
-      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
+    Fields, besides those of `nn.transformer.Transformer`:
       patch_size: a number or (height, width).
       position_grid: (h, w) of the learned table of positions, resampled linearly, with antialias, to the grid of each
         image.
       num_classes: S; 0 for no head. head_input: what the head reads: "pooled", or "mean", that of the patch tokens.
       pool: "map", attention pooling, or "gap", the mean over patch tokens.
-      activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
-        block.
-      scan, remat: see `nn.stack.apply_blocks`.
-      dtype: of the computation; param_dtype: of the parameters.
     """
 
     roles: ClassVar[Roles] = (
@@ -53,83 +47,57 @@ class NaFlex(nn.Module):
         *under("head/", Dense.roles, "head"),
     )
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     patch_size: int | Pair = 16
     position_grid: Pair = (16, 16)
     num_classes: int = 0
     head_input: str = "pooled"
     pool: str = "map"
     activation: str = "gelu_tanh"
-    norm_eps: float = 1e-6
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, images: Patches | Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+        self,
+        images: Patches | Float[Array, "B H W C"],
+        *,
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K N N"]] | None = None,
     ) -> EncoderOutput:
         """Encodes images of shapes of their own, as `Patches`; or of one shape, which the patch divides.
 
         For Patches the output's grid is (1, N), its `mask` marks the real tokens, and there is no pyramid.
-        `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
+        `capture` takes "hidden" and "attention"; `perturb` is that of `ViT`. In training, rng "dropout" is used if any
+        dropout or drop path is on.
 
         Raises ValueError if the patch does not divide the images, ConfigError for an unknown pool, head_input or
         capture.
         """
         self._check()
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patch = as_pair(self.patch_size)
         alike = not isinstance(images, Patches)
         patches = as_patches(images, patch) if alike else images
         B, N, _ = patches.pixels.shape
         grid = (images.shape[1] // patch[0], images.shape[2] // patch[1]) if alike else (1, N)
 
-        tokens = PatchEmbed(self.width, patch, cut=False, name="patches", **dtypes)(patches.pixels)
+        tokens = PatchEmbed(self.width, patch, cut=False, name="patches", **self.dtypes)(patches.pixels)
         positions = FlexiblePositions(self.position_grid, self.width, self.param_dtype, name="positions")
         tokens = tokens + positions(patches.grids, N).astype(self.dtype)
         tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
         real = patches.mask.astype(bool)
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            tokens,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=self.drop_path,
-            mask=None if alike else real[:, None, None, :],
-            train=train,
-            capture=capture,
-        )
-        tokens = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)(stacked.tokens)
+        call = Call(mask=None if alike else real[:, None, None, :], train=train, capture=capture)
+        stacked = self.apply_blocks(tokens, call, perturb=perturb)
+        tokens = self.make_norm()(name="norm")(stacked.tokens)
         mean = masked_mean(tokens, real)
-        pooled = mean if self.pool == "gap" else self._attend(tokens, real, dtypes)
+        pooled = mean if self.pool == "gap" else self._attend(tokens, real)
         return EncoderOutput(
             tokens=tokens,
             prefix=tokens[:, :0],
             pooled=pooled,
             grid=grid,
             pyramid=(tokens.reshape(B, *grid, self.width),) if alike else (),
-            logits=self._classify(pooled if self.head_input == "pooled" else mean, dtypes),
+            logits=classify(pooled if self.head_input == "pooled" else mean, self.num_classes, **self.dtypes),
             hidden=stacked.hidden,
-            attention=stacked.attention,
+            attention=stacked.weights(),
             mask=None if alike else real,
         )
 
@@ -138,13 +106,6 @@ class NaFlex(nn.Module):
             if (value := getattr(self, field)) not in allowed:
                 raise config.ConfigError(f"model.{field}: no such choice {value!r}; {config.suggest(value, allowed)}")
 
-    def _attend(
-        self, tokens: Float[Array, "B N D"], real: Float[Array, "B N"], dtypes: dict[str, DTypeLike]
-    ) -> Float[Array, "B D"]:
-        head = MapHead(self.heads, self.mlp_width, self.activation, self.norm_eps, name="pool", **dtypes)
+    def _attend(self, tokens: Float[Array, "B N D"], real: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+        head = MapHead(self.heads, self.mlp_width, self.activation, self.norm_eps, name="pool", **self.dtypes)
         return head(tokens, real)
-
-    def _classify(self, features: Float[Array, "B D"], dtypes: dict[str, DTypeLike]) -> Float[Array, "B S"] | None:
-        if not self.num_classes:
-            return None
-        return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(features)

@@ -13,10 +13,11 @@ from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
+from vitvlm.nn.calls import check_capture
 from vitvlm.nn.convolutions import ConvNorm, Stage
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
 from vitvlm.nn.roles import Roles, under
-from vitvlm.nn.stack import check_capture
 
 # Table 1 of the paper.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -149,14 +150,13 @@ class ResNet(nn.Module):
         B, h, w, D = levels[-1].shape
         tokens = levels[-1].reshape(B, h * w, D)
         pooled = tokens.mean(axis=1)
-        head = Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)
         return EncoderOutput(
             tokens=tokens,
             prefix=tokens[:, :0],
             pooled=pooled,
             grid=(h, w),
             pyramid=tuple(levels[1:]),
-            logits=head(pooled) if self.num_classes else None,
+            logits=classify(pooled, self.num_classes, **dtypes),
             hidden=tuple(levels) if "hidden" in capture else None,
         )
 

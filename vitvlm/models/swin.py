@@ -13,13 +13,19 @@ from jaxtyping import Array, Float
 from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
+from vitvlm.nn.attention import PROJECTIONS, Attention
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call, check_capture
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
+from vitvlm.nn.mlps import Mlp
+from vitvlm.nn.norms import make_norm
 from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, pad_to_patches, patch_grid, whole_patches
 from vitvlm.nn.positions import PositionTable
+from vitvlm.nn.relative import RelativeTable
 from vitvlm.nn.roles import NORM, Roles, under
-from vitvlm.nn.stack import Captured, apply_each
-from vitvlm.nn.windows import WindowAttention
+from vitvlm.nn.stack import Stacked, apply_blocks
+from vitvlm.nn.windows import Windows
 
 # Table 7; the paper's C is `width`.
 SIZES = {
@@ -62,48 +68,32 @@ class Stage(nn.Module):
     """Stage: merges patches, except in the first one, then applies blocks; every second has shifted windows.
 
     Fields:
-      make_block, make_attention, make_merge: make a `Block`, a `WindowAttention` and, except in the first stage, a
-        `PatchMerge`, from what depends on the stage.
-      depth, heads: number of blocks, K; mlp_ratio, remat: see `Swin`.
+      make_block: makes what makes a block from its width, heads, grid and whether it is shifted.
+      make_merge: makes a `PatchMerge`; None in the first stage.
+      depth, heads: number of blocks, K; remat: see `nn.stack.apply_blocks`.
     """
 
     roles: ClassVar[Roles] = (
         *under("merge/", PatchMerge.roles),
-        *under(r"blocks_\d+/attention/", WindowAttention.roles),
         *under(r"blocks_\d+/", Block.roles),
     )
 
-    make_block: Callable[..., nn.Module]
-    make_attention: Callable[..., nn.Module]
+    make_block: Callable[..., Callable[..., Block]]
     make_merge: Callable[..., nn.Module] | None
     depth: int
     heads: int
-    mlp_ratio: float
     remat: str
 
     @nn.compact
     def __call__(
-        self,
-        tokens: Float[Array, "B N D"],
-        grid: Pair,
-        drop_path: Sequence[float | None],
-        train: bool = False,
-        capture: Collection[str] = (),
-    ) -> tuple[Float[Array, "B M E"], Pair, list[Captured]]:
-        """The tokens after the last block, their grid, and what is captured of each block."""
+        self, tokens: Float[Array, "B N D"], grid: Pair, drop_path: Sequence[float], call: Call
+    ) -> tuple[Stacked, Pair]:
+        """The output of the blocks, and the grid of their tokens."""
         if self.make_merge is not None:
             tokens, grid = self.make_merge(name="merge")(tokens, grid)
-        blocks = [
-            self.make_block(
-                self.heads,
-                int(self.mlp_ratio * tokens.shape[-1]),
-                make_attention=functools.partial(self.make_attention, grid=grid, shifted=i % 2 == 1),
-                name=f"blocks_{i}",
-            )
-            for i in range(self.depth)
-        ]
-        tokens, layers = apply_each(blocks, tokens, drop_path, remat=self.remat, train=train, capture=capture)
-        return tokens, grid, layers
+        pattern = [self.make_block(tokens.shape[-1], self.heads, grid, shifted) for shifted in (False, True)]
+        looped = {"depth": self.depth, "scan": False, "remat": self.remat}
+        return apply_blocks(pattern, tokens, call, drop_path=drop_path, **looped), grid
 
 
 class Swin(nn.Module):
@@ -120,9 +110,10 @@ class Swin(nn.Module):
       level_norms: stages, from 0 on, whose level of the pyramid passes a norm of its own; there is no final norm then,
         and the tokens are those of the last level (the backbone of a detector). None: a final norm, and no others.
       positions: absolute ones, besides the relative ones of each block: "none", "learned" or "sincos".
+      qkv_bias, activation: as in `nn.transformer.BlockFields`.
       norm_eps: of the blocks' norms and the final one; embed_norm_eps: of those after the patch embedding, in patch
         merging and of the pyramid's levels.
-      always_partition: see `nn.windows.WindowAttention`; detectors have it.
+      always_partition: see `nn.windows.Windows.shifted`; detectors have it.
       drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last block, from which it
         falls to 0 at the first, through all stages.
       remat: see `nn.stack.apply_blocks`.
@@ -171,11 +162,13 @@ class Swin(nn.Module):
         (R = 0).
 
         `capture` takes "hidden", the feature maps before the first block and after each, and "attention", of each block
-        as `nn.windows.WindowAttention` has it. In training, rng "dropout" is used if any dropout or drop path is on.
+        as `nn.attention.Attention` has it with windows. In training, rng "dropout" is used if any dropout or drop path
+        is on.
 
         Raises ConfigError for an unknown positions or capture.
         """
         self._check()
+        check_capture(capture)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patch = as_pair(self.patch_size)
         images = pad_to_patches(images, patch)
@@ -189,26 +182,15 @@ class Swin(nn.Module):
             tokens = tokens + positions(grid)[0].astype(self.dtype)
         tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
 
-        block = functools.partial(
-            Block,
-            qkv_bias=self.qkv_bias,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        windows = functools.partial(WindowAttention, window=self.window, always_partition=self.always_partition)
         merge = functools.partial(PatchMerge, self.embed_norm_eps, **dtypes)
+        call = Call(train=train, capture=capture)
         hidden, attention, pyramid = [_as_maps(tokens, grid)], [], []
         for s, (depth, heads) in enumerate(zip(self.depths, self.heads)):
-            stage = Stage(
-                block, windows, merge if s else None, depth, heads, self.mlp_ratio, self.remat, name=f"stages_{s}"
-            )
-            tokens, grid, captured = stage(tokens, grid, self._drop_path(s), train, capture)
-            hidden += [_as_maps(output, grid) for output, _ in captured if output is not None]
-            attention += [weights for _, weights in captured]
-            level = tokens
+            stage = Stage(self._make_block, merge if s else None, depth, heads, self.remat, name=f"stages_{s}")
+            stacked, grid = stage(tokens, grid, self._drop_path(s), call)
+            level = tokens = stacked.tokens
+            hidden += [_as_maps(outputs, grid) for outputs in ([] if stacked.hidden is None else stacked.hidden[1:])]
+            attention += [] if stacked.attention is None else list(stacked.weights())
             if s in (self.level_norms or ()):
                 level = nn.LayerNorm(self.embed_norm_eps, name=f"level_norms_{s}", **dtypes)(tokens)
             pyramid.append(_as_maps(level, grid))
@@ -221,7 +203,7 @@ class Swin(nn.Module):
             pooled=pooled,
             grid=grid,
             pyramid=tuple(pyramid),
-            logits=self._classify(pooled),
+            logits=classify(pooled, self.num_classes, **dtypes),
             hidden=tuple(hidden) if "hidden" in capture else None,
             attention=tuple(attention) if "attention" in capture else None,
         )
@@ -242,18 +224,32 @@ class Swin(nn.Module):
                 f"give each stage at least one block, and a number of heads"
             )
 
-    def _drop_path(self, stage: int) -> list[float | None]:
+    def _make_block(self, width: int, heads: int, grid: Pair, shifted: bool) -> Callable[..., Block]:
+        """Returns what makes a block of a stage from its name."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        windows = Windows.shifted(grid, self.window, shifted, self.always_partition)
+        attention = functools.partial(
+            Attention,
+            heads,
+            biases=PROJECTIONS if self.qkv_bias else ("out",),
+            positional=(RelativeTable(heads, self.window, windows.side, self.param_dtype),),
+            windows=windows,
+            dropout=self.attention_dropout,
+            **dtypes,
+        )
+        return functools.partial(
+            Block,
+            attention=attention,
+            mlp=functools.partial(Mlp, int(self.mlp_ratio * width), self.activation, **dtypes),
+            norm=make_norm("layer", self.norm_eps, **dtypes),
+            dropout=self.dropout,
+            param_dtype=self.param_dtype,
+        )
+
+    def _drop_path(self, stage: int) -> list[float]:
         """Returns the drop path rate of each block of a stage; rates grow linearly over the blocks of all stages."""
         first = sum(self.depths[:stage])
-        if not self.drop_path:
-            return [None] * self.depths[stage]
         return np.linspace(0.0, self.drop_path, sum(self.depths))[first : first + self.depths[stage]].tolist()
-
-    def _classify(self, pooled: Float[Array, "B D"]) -> Float[Array, "B S"] | None:
-        if not self.num_classes:
-            return None
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head", **dtypes)(pooled)
 
 
 def _as_maps(tokens: Float[Array, "B N D"], grid: Pair) -> Float[Array, "B h w D"]:

@@ -1,32 +1,30 @@
 """The text transformer of two-tower models (Radford et al. 2021, section 2.4; Zhai et al. 2023, section 4; Yu et al.
 2022, section 3.2)."""
 
-import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
 from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
-from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.transformer import Transformer
 
 POOLS = ("eot", "last", "cls")
 
 
 @MODELS.register("text")
-class TextTransformer(nn.Module):
+class TextTransformer(Transformer, kw_only=True):
     """Token and position embeddings, pre-norm blocks, a final norm, and one pooled vector.
 
-    Fields:
-      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs.
+    Fields, besides those of `nn.transformer.Transformer`:
       vocab_size: ids are in [0, vocab_size); length: the most tokens that a text has positions for.
       causal: whether a token looks only at itself and those before it (CLIP), or at all (SigLIP).
       pool: "eot", the token at the end of the text; "last", the last one, padding or not (SigLIP); or "cls", a learned
@@ -38,10 +36,6 @@ class TextTransformer(nn.Module):
       norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (CoCa).
       projection: width of a linear layer after pooling, whose output is `pooled` then (SigLIP's head); projection_bias:
         whether it has a bias (CLIP's has none).
-      activation, norm_eps, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
-        block.
-      scan, remat: see `nn.stack.apply_blocks`.
-      dtype: of the computation; param_dtype: of the parameters.
     """
 
     roles: ClassVar[Roles] = (
@@ -53,10 +47,6 @@ class TextTransformer(nn.Module):
         *under("projection/", Dense.roles),
     )
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     vocab_size: int
     length: int
     causal: bool = True
@@ -66,15 +56,6 @@ class TextTransformer(nn.Module):
     norm_pooled: bool = False
     projection: int | None = None
     projection_bias: bool = True
-    activation: str = "gelu"
-    norm_eps: float = 1e-6
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -84,12 +65,14 @@ class TextTransformer(nn.Module):
         *,
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K T T"]] | None = None,
     ) -> TextOutput:
         """Encodes texts of L <= `length` tokens.
 
         Args:
           mask [B, L]: 1 or True for each real token, 0 for padding, which is not looked at; all are real by default.
           capture: any of "hidden" and "attention".
+          perturb: {"attention": zeros}, whose gradient is that of the attention weights; see `nn.calls.PerLayer`.
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
@@ -102,7 +85,7 @@ class TextTransformer(nn.Module):
         B, L = text_tokens.shape
         if self.length < L:
             raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = self.dtypes
         # Deviations of CLIP's own code.
         embed = nn.Embed(
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="embed", **dtypes
@@ -117,35 +100,16 @@ class TextTransformer(nn.Module):
         positions = self.param("positions", init, (places, self.width), self.param_dtype)
         x = x + positions[:T].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            x,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=self.drop_path,
-            mask=self._visible(T, mask),
-            train=train,
-            capture=capture,
-        )
-        norm = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)
+        call = Call(mask=self._visible(T, mask), train=train, capture=capture)
+        stacked = self.apply_blocks(x, call, perturb=perturb)
+        norm = self.make_norm()(name="norm")
         tokens = stacked.tokens if self.norm_pooled else norm(stacked.tokens)
         pooled = self._pool(tokens, text_tokens)
         if self.norm_pooled:
             pooled = norm(pooled)
         if self.projection:
             pooled = Dense(self.projection, self.projection_bias, name="projection", **dtypes)(pooled)
-        return TextOutput(tokens=tokens[:, :L], pooled=pooled, hidden=stacked.hidden, attention=stacked.attention)
+        return TextOutput(tokens=tokens[:, :L], pooled=pooled, hidden=stacked.hidden, attention=stacked.weights())
 
     def _visible(self, T: int, mask: Shaped[Array, "B L"] | None) -> Bool[Array, "#B 1 #T T"] | None:
         """True where one of the T tokens (third axis), CLS among them, may look; None where all look at all."""

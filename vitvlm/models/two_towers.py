@@ -18,9 +18,9 @@ from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
+from vitvlm.nn.calls import CAPTURES, check_capture
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import Role, Roles, under
-from vitvlm.nn.stack import CAPTURES, check_capture
 
 PROJECTIONS = ("linear", "affine", "mlp", "none")
 SHARED = ("scan", "remat", "dtype", "param_dtype")  # what both towers may be told at once
@@ -187,13 +187,17 @@ class TwoTowers(nn.Module):
         )
 
     def encode_image(self, images: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B E"]:
-        """Embeddings of length 1, float32: `model.apply(variables, images, method="encode_image")`."""
+        """Embeddings of length 1, float32: `model.apply(variables, images, method=model.encode_image)`."""
         return self._embed_image(self.image(images, train=train).pooled)
+
+    def image_output(self, images: Float[Array, "B H W C"], **call: Any) -> EncoderOutput:
+        """The image tower's own output; `call` are its keyword arguments."""
+        return self.image(images, **call)
 
     def encode_text(
         self, text_tokens: Int[Array, "T L"], mask: Shaped[Array, "T L"] | None = None, *, train: bool = False
     ) -> Float[Array, "T E"]:
-        """Embeddings of length 1, float32: `model.apply(variables, text_tokens, method="encode_text")`."""
+        """Embeddings of length 1, float32: `model.apply(variables, text_tokens, method=model.encode_text)`."""
         return self._embed_text(self.text(text_tokens, mask, train=train).pooled)
 
     @property

@@ -1,24 +1,24 @@
 """The vision transformer (Dosovitskiy et al. 2021; variants Ti and g: Touvron et al. 2021, Zhai et al. 2022)."""
 
-import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
+from vitvlm.nn.heads import classify
 from vitvlm.nn.patches import Pair, PatchEmbed, as_pair, patch_grid, whole_patches
 from vitvlm.nn.pooling import MapHead
 from vitvlm.nn.positions import PositionTable
 from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
-from vitvlm.nn.stack import apply_blocks
+from vitvlm.nn.transformer import Transformer
 
 SIZES = {
     "Ti": {"width": 192, "depth": 12, "heads": 3, "mlp_width": 768},
@@ -35,11 +35,10 @@ POSITIONS = ("learned", "sincos", "none")
 HEAD_INPUTS = ("pooled", "mean")
 
 
-class ViT(nn.Module):
+class ViT(Transformer, kw_only=True):
     """Patches, positions, pre-norm blocks, a final norm, one pooled vector and, for S > 0 classes, a linear head.
 
-    Fields:
-      width, depth, heads, mlp_width: D, number of blocks, K, hidden width of the MLPs (of SwiGLU: each half's).
+    Fields, besides those of `nn.transformer.Transformer`:
       patch_size, image_size: a number or (height, width). image_size fixes the table of positions; images of any
         size that the patch divides are accepted, and the table is resampled for them.
       crop: whether pixels at the bottom and at the right that fill no patch are left out (SigLIP's So400m/14 at 384);
@@ -62,10 +61,6 @@ class ViT(nn.Module):
         and texts).
       head_input: what the head reads: "pooled", or "mean", that of the patch tokens, whatever is pooled (the image
         classifiers of CLIP and SigLIP).
-      mlp, layer_scale, drop_path, dropout, attention_dropout: see `nn.blocks.Block`; drop_path is that of the last
-        block.
-      scan, remat: see `nn.stack.apply_blocks`.
-      dtype: of the computation; param_dtype: of the parameters.
     """
 
     roles: ClassVar[Roles] = (
@@ -80,10 +75,6 @@ class ViT(nn.Module):
         *under("(distillation_)?head/", Dense.roles, "head"),
     )
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
     patch_size: int | Pair
     image_size: int | Pair = 224
     crop: bool = False
@@ -103,18 +94,6 @@ class ViT(nn.Module):
     representation: int | None = None
     projection: int | None = None
     head_input: str = "pooled"
-    qkv_bias: bool = True
-    mlp: str = "plain"
-    activation: str = "gelu"
-    norm_eps: float = 1e-6
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -125,18 +104,21 @@ class ViT(nn.Module):
         patch_size: int | Pair | None = None,
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K M M"]] | None = None,
     ) -> EncoderOutput:
         """Encodes images; with `keep`, only these patches of each (indices, row by row).
 
         With a `patch_size` that is not the model's, the patch embedding and the positions are resampled for it.
 
-        `capture` takes "hidden" and "attention". In training, rng "dropout" is used if any dropout or drop path is on.
+        `capture` takes "hidden" and "attention". `perturb`, {"attention": zeros} of the captured weights' shape, is
+        added to them: its gradient is the loss's with respect to each layer's weights. In training, rng "dropout" is
+        used if any dropout or drop path is on.
 
         Raises ValueError if the patch does not divide the image, ConfigError for an unknown pool, positions, mlp or
         capture, or a distillation token without the CLS token pooled.
         """
         self._check()
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = self.dtypes
         patch = as_pair(patch_size or self.patch_size)
         if self.crop:
             height, width = whole_patches(images.shape[1:3], patch)
@@ -149,32 +131,10 @@ class ViT(nn.Module):
 
         x = jnp.concatenate([prefix, tokens], axis=1)
         if self.pre_norm:
-            x = nn.LayerNorm(self.norm_eps, name="pre_norm", **dtypes)(x)
+            x = self.make_norm()(name="pre_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block = functools.partial(
-            Block,
-            self.heads,
-            self.mlp_width,
-            qkv_bias=self.qkv_bias,
-            mlp=self.mlp,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            layer_scale=self.layer_scale,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            **dtypes,
-        )
-        stacked = apply_blocks(
-            block,
-            x,
-            depth=self.depth,
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=self.drop_path,
-            train=train,
-            capture=capture,
-        )
-        norm = nn.LayerNorm(self.norm_eps, name="norm", **dtypes)
+        stacked = self.apply_blocks(x, Call(train=train, capture=capture), perturb=perturb)
+        norm = self.make_norm()(name="norm")
         x = stacked.tokens if self.norm_pooled else norm(stacked.tokens)
         prefix, tokens = x[:, :R], x[:, R:]
         pooled = self._pool(prefix, tokens)
@@ -191,8 +151,8 @@ class ViT(nn.Module):
             grid=grid,
             pyramid=(tokens.reshape(-1, h, w, self.width),) if keep is None else (),
             hidden=stacked.hidden,
-            attention=stacked.attention,
-            **self._classify(pooled if self.head_input == "pooled" else tokens.mean(axis=1), prefix),
+            attention=stacked.weights(),
+            **self._logits(pooled if self.head_input == "pooled" else tokens.mean(axis=1), prefix),
         )
 
     @property
@@ -268,27 +228,17 @@ class ViT(nn.Module):
             return tokens.mean(axis=1)
         if self.pool == "cls_and_gap":
             return jnp.concatenate([prefix[:, 0], tokens.mean(axis=1)], axis=1)
-        head = MapHead(
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.norm_eps,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="pool",
-        )
+        head = MapHead(self.heads, self.mlp_width, self.activation, self.norm_eps, name="pool", **self.dtypes)
         return head(tokens)
 
-    def _classify(self, features: Float[Array, "B E"], prefix: Float[Array, "B R D"]) -> dict[str, Float[Array, "B S"]]:
+    def _logits(
+        self, features: Float[Array, "B E"], prefix: Float[Array, "B R D"]
+    ) -> dict[str, Float[Array, "B S"] | None]:
         """The logits of the output by name: none, those of the head, or of both heads and their mean."""
-        if not self.num_classes:
-            return {}
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros_init(), **dtypes)
-        logits = head(name="head")(features)
-        if not (self.distillation and self.distillation_head):
+        logits = classify(features, self.num_classes, **self.dtypes)
+        if logits is None or not (self.distillation and self.distillation_head):
             return {"logits": logits}
-        distilled = head(name="distillation_head")(prefix[:, 1])
+        distilled = classify(prefix[:, 1], self.num_classes, "distillation_head", **self.dtypes)
         return {"logits": (logits + distilled) / 2, "cls_logits": logits, "distillation_logits": distilled}
 
 

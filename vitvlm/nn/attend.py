@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core.config import ConfigError, suggest
@@ -118,7 +119,7 @@ def _attend_backward(scale, soft_cap, saved, d_mixed):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _over_heads(product: str, left: Array, right: Array, **how: jnp.dtype) -> Array:
+def _over_heads(product: str, left: Array, right: Array, **how: DTypeLike) -> Array:
     """Computes an einsum of K heads with Kv: the rows of K / Kv left heads lie under each other, nothing is copied."""
     (B, K, N, _), Kv = left.shape, right.shape[1]
     if K % Kv:

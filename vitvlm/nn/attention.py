@@ -1,72 +1,200 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2) whose weights can be looked at."""
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from vitvlm.core.config import ConfigError
 from vitvlm.nn.attend import attend, attention_weights
+from vitvlm.nn.caches import Cache, ContextCache
+from vitvlm.nn.calls import CALL, LAYER, Call, PerLayer
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.roles import Roles, under
+from vitvlm.nn.norms import MakeNorm
+from vitvlm.nn.relative import DecomposedRelative, Positional, RelativeBuckets, RelativeTable
+from vitvlm.nn.roles import NORM, Roles, under
+from vitvlm.nn.windows import Windows
+
+PROJECTIONS = ("query", "key", "value", "out")
+
+# Output of attention: tokens, the captured weights, and what it leaves in the cache.
+Attended = tuple[Float[Array, "B N D"], Float[Array, "_ K _N _M"] | None, Cache | ContextCache | None]
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention to `context`: softmax(Q K^T / sqrt(d)) V, then a linear map.
+    """Self-attention, or cross-attention to the call's context: softmax(scale Q K^T) V, then a linear map.
 
     Fields:
-      heads: K; head_dim: d, by default D / K.
+      heads: K; kv_heads: Kv, of keys and values, each of which serves K / Kv query heads that follow each other
+        (Ainslie et al. 2023); by default K.
+      head_dim: d, by default D / K; scale: of the scores, by default d^-0.5; soft_cap: see `nn.attend`.
+      biases: which of "query", "key", "value" and "out" have one.
+      qk_norm: makes norms of each head's queries and keys ("query_norm", "key_norm"), before positions; None: none.
+      positional: parts that rotate queries and keys or add a bias, see `nn.relative.Positional`.
+      cross: whether keys and values come from the call's context, with its mask, instead of the tokens.
+      causal: whether a token sees only itself and those before it; local: how many it sees at most, itself included.
+      windows: what cuts the tokens into windows that see only each other; None: all see all.
       dropout: rate at which attention weights are dropped in training (rng "dropout").
+      kind: how it is computed, see `nn.attend.attend`; weights that are captured, dropped or perturbed are computed
+        plainly.
       dtype: of the products; the softmax is float32 always.
 
-    Call: `mask` [broadcastable to B K N M] is True where a query may look; `bias`, of such a shape too, is added to
-    the scores. With `capture`, the weights [B, K, N, M] that multiply the values (before dropout) are returned too,
-    differentiable, else None in their place.
+    Call: `layer` holds this attention's own cache and perturbation under "attention". Returned are the tokens, with
+    "attention" in `call.capture` the weights [B, K, N, M] that multiply the values (before dropout and perturbation),
+    differentiable, and the cache with these tokens, None without one. With windows the weights are
+    [B * windows, K, T, T], image by image, windows row by row.
 
-    Raises ValueError if the heads do not divide the width and head_dim is not given.
+    Raises ValueError if the heads do not divide the width and head_dim is not given, and for a mask, bias or cache in
+    windows; ConfigError for a context that is missing.
     """
 
-    roles: ClassVar[Roles] = under("(query|key|value|out)/", Dense.roles)
+    roles: ClassVar[Roles] = (
+        *under("(query|key|value|out)/", Dense.roles),
+        *under("(query|key)_norm/", NORM),
+        *RelativeTable.roles,
+        *RelativeBuckets.roles,
+        *DecomposedRelative.roles,
+    )
 
     heads: int
     head_dim: int | None = None
-    qkv_bias: bool = True
+    biases: Collection[str] = PROJECTIONS
+    kv_heads: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+    qk_norm: MakeNorm | None = None
+    positional: tuple[Positional, ...] = ()
+    cross: bool = False
+    causal: bool = False
+    local: int | None = None
+    windows: Windows | None = None
     dropout: float = 0.0
+    kind: str = "auto"
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B N D"],
-        context: Float[Array, "B M E"] | None = None,
-        mask: Bool[Array, "#B #K #N #M"] | None = None,
-        bias: Float[Array, "#B #K #N #M"] | None = None,
-        train: bool = False,
-        capture: bool = False,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B K N M"] | None]:
-        width = x.shape[-1]
+    def __call__(self, x: Float[Array, "B N D"], call: Call = CALL, layer: PerLayer = LAYER) -> Attended:
+        width, head_dim = x.shape[-1], self._head_dim(x.shape[-1])
+        cache = None if layer.cache is None else layer.cache.get("attention")
+        self._check(call, cache)
+        tokens = x if self.windows is None else self.windows.cut(x)
+        query = self._project("query", tokens, self.heads, head_dim)
+        if self.cross:
+            key, value = self._context(call, cache, head_dim)
+            mask, bias = call.context_mask, None
+            cache = None if layer.cache is None else ContextCache(key, value)
+        else:
+            key, value = self._keys(tokens, head_dim)
+            query, key, value, mask, bias, cache = self._place(query, key, value, call, cache)
+            if self.windows is not None:
+                mask = self.windows.mask(len(x))
+
+        perturb = None if layer.perturb is None else layer.perturb.get("attention")
+        capture = "attention" in call.capture
+        weights = None
+        if capture or perturb is not None or (call.train and self.dropout):
+            weights = attention_weights(query, key, mask, bias, scale=self.scale, soft_cap=self.soft_cap)
+            used = weights if perturb is None else weights + perturb
+            used = nn.Dropout(self.dropout, deterministic=not call.train)(used)
+            mixed = _mix(used.astype(self.dtype), value)
+        else:
+            scores = {"scale": self.scale, "soft_cap": self.soft_cap, "kind": self.kind}
+            mixed = attend(query, key, value, mask, bias, **scores)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(*tokens.shape[:2], self.heads * head_dim)
+        y = self._dense("out", width)(mixed)
+        return y if self.windows is None else self.windows.join(y), weights if capture else None, cache
+
+    def _head_dim(self, width: int) -> int:
         if self.head_dim is None and width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads: change heads or give head_dim")
-        head_dim = self.head_dim or width // self.heads
-        context = x if context is None else context
+        return self.head_dim or width // self.heads
 
-        def project(name: str, tokens: Float[Array, "B T D"]) -> Float[Array, "B K T d"]:
-            dense = Dense(
-                self.heads * head_dim, self.qkv_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )
-            projected = dense(tokens)
-            return projected.reshape(*tokens.shape[:2], self.heads, head_dim).transpose(0, 2, 1, 3)
+    def _check(self, call: Call, cache: Cache | ContextCache | None) -> None:
+        if self.windows is not None and (call.mask is not None or call.bias is not None or cache is not None):
+            raise ValueError("attention in windows takes no mask, bias or cache: windows have their own mask")
+        if self.cross and call.context is None and (cache is None or cache.key is None):
+            raise ConfigError("cross-attention: the call has no context, and none is cached; give Call(context=...)")
+        if unknown := set(self.biases) - set(PROJECTIONS):
+            raise ConfigError(f"attention.biases: no {sorted(unknown)[0]!r}; there is: {', '.join(PROJECTIONS)}")
 
-        query, key, value = project("query", x), project("key", context), project("value", context)
-        if capture or (train and self.dropout):
-            weights = attention_weights(query, key, mask, bias)
-            dropped = nn.Dropout(self.dropout, deterministic=not train)(weights)
-            mixed = jnp.einsum("BKNM,BKMd->BKNd", dropped.astype(self.dtype), value)
-        else:
-            mixed = attend(query, key, value, mask, bias)
-        mixed = mixed.transpose(0, 2, 1, 3)
-        mixed = mixed.reshape(*x.shape[:2], self.heads * head_dim)
-        y = Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(mixed)
-        return y, weights if capture else None
+    def _dense(self, name: str, features: int) -> Dense:
+        return Dense(features, name in self.biases, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def _project(self, name: str, tokens: Float[Array, "B T _"], heads: int, head_dim: int) -> Float[Array, "B _ T d"]:
+        projected = self._dense(name, heads * head_dim)(tokens).reshape(*tokens.shape[:2], heads, head_dim)
+        if self.qk_norm is not None and name != "value":
+            projected = self.qk_norm(name=f"{name}_norm")(projected)
+        return projected.transpose(0, 2, 1, 3)
+
+    def _context(
+        self, call: Call, cache: ContextCache | None, head_dim: int
+    ) -> tuple[Float[Array, "B Kv M d"], Float[Array, "B Kv M d"]]:
+        """Keys and values of the context: of the call's, else the cached ones."""
+        if call.context is None:
+            return cache.key, cache.value
+        return self._keys(call.context, head_dim)
+
+    def _keys(
+        self, tokens: Float[Array, "B M _"], head_dim: int
+    ) -> tuple[Float[Array, "B Kv M d"], Float[Array, "B Kv M d"]]:
+        """Keys and values of tokens."""
+        heads = self.kv_heads or self.heads
+        return self._project("key", tokens, heads, head_dim), self._project("value", tokens, heads, head_dim)
+
+    def _place(self, query, key, value, call: Call, cache: Cache | None):
+        """Gives the new tokens their places in the sequence: positions, cache, and who sees whom."""
+        B, _, N, _ = query.shape
+        unrotated = query
+        before = 0 if cache is None else cache.length
+        places = before + jnp.arange(N)
+        if self.positional:
+            positions = jnp.broadcast_to(places, (B, N)) if call.positions is None else call.positions
+            for part in self.positional:
+                query, key = part.rotate(query, key, positions)
+        mask, key_places = call.mask, places
+        if cache is not None:
+            cache = cache.append(key, value)
+            key, value, key_places = cache.key.astype(key.dtype), cache.value.astype(value.dtype), cache.places()
+            mask = None if mask is None else cache.of_places(mask)
+        mask = _both(mask, visible(places, key_places, self.causal, self.local, cache is not None))
+        biases = [call.bias, *(part.bias(self.param, unrotated, places, key_places) for part in self.positional)]
+        biases = [bias for bias in biases if bias is not None]
+        return query, key, value, mask, sum(biases[1:], biases[0]) if biases else None, cache
+
+
+def visible(
+    places: Int[Array, "N"], key_places: Int[Array, "M"], causal: bool, local: int | None, cached: bool
+) -> Bool[Array, "1 1 N M"] | None:
+    """True where the query at a place may look at the key at another; None where all see all.
+
+    Args:
+      local: how many of the latest keys a query sees, its own included; without `causal`, as many on the other side.
+      cached: whether there may be keys without a token, at place -1, which nothing sees.
+    """
+    behind = places[:, None] - key_places[None, :]
+    conditions = []
+    if cached:
+        conditions.append(jnp.broadcast_to(key_places >= 0, behind.shape))
+    if causal:
+        conditions.append(behind >= 0)
+    if local is not None:
+        conditions.append(jnp.abs(behind) < local)
+    return jnp.all(jnp.stack(conditions), axis=0)[None, None] if conditions else None
+
+
+def _both(mask: Array | None, other: Array | None) -> Array | None:
+    return other if mask is None else mask if other is None else mask & other
+
+
+def _mix(weights: Float[Array, "B K N M"], value: Float[Array, "B Kv M d"]) -> Float[Array, "B K N d"]:
+    """The values of each head, or of the heads that share them, weighted."""
+    B, K, N, M = weights.shape
+    Kv = value.shape[1]
+    if Kv == K:
+        return jnp.einsum("BKNM,BKMd->BKNd", weights, value)
+    mixed = jnp.einsum("BKNM,BKMd->BKNd", weights.reshape(B, Kv, K // Kv * N, M), value)
+    return mixed.reshape(B, K, N, -1)

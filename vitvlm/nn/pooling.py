@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from vitvlm.nn.attention import Attention
-from vitvlm.nn.blocks import Mlp
+from vitvlm.nn.calls import Call
+from vitvlm.nn.mlps import Mlp
 from vitvlm.nn.roles import NORM, Role, Roles, under
 
 
@@ -37,7 +38,8 @@ class MapHead(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, D), self.param_dtype)
         probes = jnp.broadcast_to(probe.astype(tokens.dtype), (B, 1, D))
-        x, _ = Attention(self.heads, name="attention", **dtypes)(probes, context=tokens, mask=mask)
+        attention = Attention(self.heads, cross=True, name="attention", **dtypes)
+        x, _, _ = attention(probes, Call(context=tokens, context_mask=mask))
         normed = nn.LayerNorm(self.norm_eps, name="mlp_norm", **dtypes)(x)
         x = x + Mlp(self.mlp_width, self.activation, name="mlp", **dtypes)(normed)
         return x[:, 0]
@@ -76,7 +78,9 @@ class QueryPool(nn.Module):
         if self.norm_context:
             tokens = nn.LayerNorm(self.norm_eps, name="context_norm", **dtypes)(tokens)
         queries = jnp.broadcast_to(normed, (len(tokens), *normed.shape))
-        return Attention(self.heads, name="attention", **dtypes)(queries, context=tokens, capture=capture)
+        call = Call(context=tokens, capture=("attention",) if capture else ())
+        y, weights, _ = Attention(self.heads, cross=True, name="attention", **dtypes)(queries, call)
+        return y, weights
 
 
 def masked_mean(tokens: Float[Array, "B L D"], mask: Shaped[Array, "B L"]) -> Float[Array, "B D"]:

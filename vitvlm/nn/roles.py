@@ -22,7 +22,7 @@ from vitvlm.core.config import ConfigError
 Kind = Literal["matrix", "bias", "norm", "token", "table", "scale"]
 Part = Literal["embedding", "block", "top", "head"]
 
-STACK = r"blocks(_\d+)?/"  # before the parameters of scanned blocks, and of looped ones
+STACK = r"blocks(/every_\d+|_\d+)?/"  # before the parameters of blocks: scanned, scanned in a pattern, looped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Blocks one after the other: as a Python loop or under `nn.scan`, rematerialised or not, with every layer on view."""
 
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -9,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from vitvlm.core import config, paths
-
-CAPTURES = ("hidden", "attention")
-SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/.*")  # paths of scanned blocks
+from vitvlm.core import config
+from vitvlm.nn.blocks import Make
+from vitvlm.nn.calls import CALL, Call, PerLayer, check_capture
 
 REMAT = {
     "none": None,
@@ -24,203 +21,198 @@ REMAT = {
     "all_dots": jax.checkpoint_policies.dots_saveable,
 }
 
-
-# A block's attention weights; a decoder's block has two, of its self-attention and of its cross-attention.
-Weights = Float[Array, "_ _K _N _M"] | tuple[Float[Array, "_ _K _N _N"], Float[Array, "_ _K _N _M"]]
-# What is captured of one block: the tokens after it, and its attention weights; None for what was not asked for.
-Captured = tuple[Float[Array, "B _N _D"] | None, Weights | None]
+# What is taken from one block: the tokens after it if captured, its attention weights and its caches by kind.
+Taken = tuple[Float[Array, "B _N _D"] | None, Mapping[str, Any] | None, Mapping[str, Any] | None]
 
 
 @flax.struct.dataclass
 class Stacked:
     """Output of a stack of blocks.
 
+    By kind of attention ("attention", "cross") means over the layers that have it, in their order, along a leading
+    axis. Where the layers of a pattern differ in shape there (SAM's windows and global layers), a tuple stands in its
+    place: one entry for each place of the pattern that has the kind.
+
     Fields:
-    tokens [B, N, D]: after the last block.
-    hidden [depth + 1, B, N, D]: before the first block and after each, if captured.
-    attention [depth, B, K, N, N]: each block's attention weights, if captured; if a block has two attentions, a pair of
-      such arrays.
+      tokens [B, N, D]: after the last block.
+      hidden [depth + 1, B, N, D]: before the first block and after each, if captured.
+      attention: by kind, each block's attention weights [layers, B, K, N, M], if captured.
+      cache: by kind, the caches with this call's tokens, if there were any: what the next call takes.
     """
 
     tokens: Float[Array, "B N D"]
-    hidden: Float[Array, "layers B N D"] | None
-    attention: (
-        Float[Array, "depth B K N N"] | tuple[Float[Array, "depth B K N N"], Float[Array, "depth B K N M"]] | None
-    )
+    hidden: Float[Array, "layers B N D"] | None = None
+    attention: Mapping[str, Any] | None = None
+    cache: Mapping[str, Any] | None = None
+
+    def weights(self, kind: str = "attention") -> Any:
+        """The attention weights of one kind; None if not captured."""
+        return None if self.attention is None else self.attention[kind]
 
 
 def apply_blocks(
-    make_block: Callable[..., nn.Module],
+    pattern: Make | Sequence[Make],
     tokens: Float[Array, "B N D"],
+    call: Call = CALL,
     *,
     depth: int,
     scan: bool = True,
     remat: str = "none",
-    drop_path: float = 0.0,
-    mask: Bool[Array, "#B #K #N #N"] | None = None,
-    train: bool = False,
-    capture: Collection[str] = (),
-    context: Float[Array, "B M E"] | None = None,
+    drop_path: float | Sequence[float] = 0.0,
+    cache: Mapping[str, Any] | None = None,
+    perturb: Mapping[str, Any] | None = None,
 ) -> Stacked:
     """Applies `depth` blocks; to be called in a compact method, whose module owns the parameters.
 
     Args:
-      make_block: makes one block from its `name`; see `blocks.Block` for how it is called.
-      scan: one compiled body with parameters "blocks/..." of a leading depth axis; otherwise a loop with
-        "blocks_0/...", "blocks_1/...". `stack_blocks` and `unstack_blocks` convert the parameters.
+      pattern: makes one block from its `name`, see `blocks.Block`; or P such, for layers that are not alike: layer i is
+        made by the one at i modulo P.
+      call: what all layers share.
+      scan: one compiled body, with parameters "blocks/..." of a leading depth axis, or for a pattern
+        "blocks/every_p/..." of depth / P; otherwise a loop with "blocks_0/...", "blocks_1/...". `nn.stacking` converts
+        the parameters.
       remat: what the backward pass recomputes. "none": nothing; "full": each whole block; "dots": all but the
         linear layers' products; "all_dots": all but these and attention's.
-      drop_path: of the last block; the first has 0, the others lie evenly between.
-      capture: any of "hidden" and "attention".
-      context: passed to every block, for those that look at other tokens too.
+      drop_path: of the last block; the first has 0, the others lie evenly between. Or the rate of each.
+      cache, perturb: by kind of attention, for the layers that have it, shaped like `Stacked.cache` and
+        `Stacked.attention`; see `calls.PerLayer`. Zeros as perturb, differentiated, are dL/dA.
 
-    Raises ConfigError for an unknown remat policy or capture, or a depth below 1.
+    Raises ConfigError for an unknown remat policy, capture or kind, a depth below 1, or one that is scanned and that
+    the pattern does not divide.
     """
-    if depth < 1:
-        raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
-    rates = jnp.linspace(0.0, drop_path, depth) if drop_path else None
-    if scan:
-        body = _make_body(remat, mask, train, capture, context, prevent_cse=False)
-        body = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
-        y, (outputs, attention) = body(make_block(name="blocks"), tokens, rates)
-    else:
-        blocks = [make_block(name=f"blocks_{i}") for i in range(depth)]
-        each = [None if rates is None else rates[i] for i in range(depth)]
-        y, layers = apply_each(
-            blocks, tokens, each, remat=remat, mask=mask, train=train, capture=capture, context=context
-        )
-        outputs, attention = jax.tree.map(lambda *layers: jnp.stack(layers), *layers)
-    hidden = jnp.concatenate([tokens[None], outputs]) if "hidden" in capture else None
-    return Stacked(tokens=y, hidden=hidden, attention=attention)
-
-
-def apply_each(
-    blocks: Sequence[nn.Module],
-    tokens: Float[Array, "B N D"],
-    drop_path: Sequence[ArrayLike | None],
-    *,
-    remat: str = "none",
-    mask: Bool[Array, "#B #K #N #N"] | None = None,
-    train: bool = False,
-    capture: Collection[str] = (),
-    context: Float[Array, "B M E"] | None = None,
-) -> tuple[Float[Array, "B N D"], list[Captured]]:
-    """Applies blocks that need not be alike, in a loop: the tokens after the last, and what is captured of each.
-
-    Args:
-      drop_path: of each block; None is never. The others: see `apply_blocks`.
-
-    Raises ConfigError for an unknown remat policy or capture.
-    """
-    body = _make_body(remat, mask, train, capture, context, prevent_cse=True)
-    layers = []
-    for block, rate in zip(blocks, drop_path, strict=True):
-        tokens, captured = body(block, tokens, rate)
-        layers.append(captured)
-    return tokens, layers
-
-
-def _make_body(
-    remat: str,
-    mask: Bool[Array, "#B #K #N #N"] | None,
-    train: bool,
-    capture: Collection[str],
-    context: Float[Array, "B M E"] | None,
-    prevent_cse: bool,
-) -> Callable[..., tuple[Array, Captured]]:
-    """One block's application, rematerialised as asked."""
-    check_capture(capture)
+    check_capture(call.capture)
     if remat not in REMAT:
         raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
-
-    given = {} if context is None else {"context": context}
-
-    def body(block: nn.Module, tokens: Float[Array, "B N D"], rate: ArrayLike | None):
-        y, weights = block(tokens, mask=mask, drop_path=rate, train=train, capture="attention" in capture, **given)
-        return y, (y if "hidden" in capture else None, weights)
-
-    return body if remat == "none" else nn.remat(body, policy=REMAT[remat], prevent_cse=prevent_cse)
-
-
-def check_capture(capture: Collection[str], captures: Collection[str] = CAPTURES, model: str = "a model") -> None:
-    """Raises ConfigError for a capture that the model does not have, or a bare string in place of a tuple."""
-    if isinstance(capture, str):
-        raise config.ConfigError(f"capture: give a tuple, ({capture!r},), not the string {capture!r}")
-    for name in capture:
-        if name not in CAPTURES:
-            raise config.ConfigError(f"capture: nothing is called {name!r}; {config.suggest(name, captures)}")
-        if name not in captures:
-            raise config.ConfigError(f"capture: {model} has no {name}; there is: {', '.join(captures)}")
+    pattern = tuple(pattern) if isinstance(pattern, Sequence) else (pattern,)
+    P = len(pattern)
+    if depth < 1:
+        raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
+    if scan and depth % P:
+        raise config.ConfigError(f"model.depth: {depth} blocks cannot be scanned in a pattern of {P}; or scan = False")
+    layers = _per_place(pattern, depth, drop_path, cache, perturb)
+    run = _run_scanned if scan else _run_looped
+    y, taken = run(pattern, tokens, layers, _apply_one(call, remat, prevent_cse=not scan), depth)
+    hidden = _in_order([outputs for outputs, _, _ in taken])
+    return Stacked(
+        tokens=y,
+        hidden=None if hidden is None else jnp.concatenate([tokens[None], hidden]),
+        attention=_by_kind([weights for _, weights, _ in taken]),
+        cache=_by_kind([caches for _, _, caches in taken]),
+    )
 
 
-def is_scanned(path: str) -> bool:
-    """Tells whether the parameter's first axis is the depth of a scanned stack of blocks."""
-    return SCANNED.fullmatch(path) is not None
+class Period(nn.Module):
+    """The blocks of a pattern one after the other: what is scanned when layers are not alike."""
+
+    pattern: tuple[Make, ...]
+
+    @nn.compact
+    def __call__(
+        self, apply: Callable[..., Any], tokens: Float[Array, "B N D"], layers: Sequence[PerLayer]
+    ) -> tuple[Float[Array, "B N D"], tuple[Taken, ...]]:
+        taken = []
+        for place, (make, layer) in enumerate(zip(self.pattern, layers, strict=True)):
+            tokens, one = apply(make(name=f"every_{place}"), tokens, layer)
+            taken.append(one)
+        return tokens, tuple(taken)
 
 
-def layer_paths(path: str, depth: int) -> list[str]:
-    """Paths of the layers of a scanned parameter, as a loop has them: "blocks_0/...", "blocks_1/..."."""
-    stack = SCANNED.fullmatch(path)["stack"]
-    rest = path.removeprefix(f"{stack}blocks/")
-    return [f"{stack}blocks_{layer}/{rest}" for layer in range(depth)]
+def _apply_one(call: Call, remat: str, prevent_cse: bool) -> Callable[..., tuple[Array, Taken]]:
+    """One block's application, rematerialised as asked."""
+
+    def apply(block: nn.Module, tokens: Float[Array, "B N D"], layer: PerLayer) -> tuple[Array, Taken]:
+        y, weights, caches = block(tokens, call, layer)
+        return y, (y if "hidden" in call.capture else None, weights, caches)
+
+    return apply if remat == "none" else nn.remat(apply, policy=REMAT[remat], prevent_cse=prevent_cse)
 
 
-def unstack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
-    """Parameters of scanned blocks as a loop's: ".../blocks/x" of [depth, ...] becomes ".../blocks_0/x", ...
-
-    Every "blocks" in the tree is converted (an encoder's and a decoder's); without one, the tree stays as it is.
-    """
-    leaves: dict[str, Any] = {}
-    for path, leaf in paths.flatten(params).items():
-        parts = path.split("/")
-        if prefix not in parts:
-            leaves[path] = leaf
-            continue
-        at = parts.index(prefix)
-        for i in range(leaf.shape[0]):
-            leaves["/".join([*parts[:at], f"{prefix}_{i}", *parts[at + 1 :]])] = leaf[i]
-    return paths.unflatten(leaves)
-
-
-def stack_blocks(params: Any, prefix: str = "blocks") -> dict[str, Any]:
-    """Parameters of looped blocks as scanned ones: the inverse of `unstack_blocks`.
-
-    Blocks of a stage ("stages_0/blocks_0/..."), which need not be alike, stay apart: no model scans them.
-
-    Raises ValueError if a block is missing: its path has no array for each layer from 0 to depth - 1.
-    """
-    leaves: dict[str, Any] = {}
-    stacks: dict[str, dict[str, dict[int, Any]]] = {}
-    for path, leaf in paths.flatten(params).items():
-        if numbered := _numbered(path, prefix):
-            before, layer, after = numbered
-            stacks.setdefault(before + prefix, {}).setdefault(after, {})[int(layer)] = leaf
-        else:
-            leaves[path] = leaf
-    for stack, parameters in stacks.items():
-        depth = 1 + max(layer for arrays in parameters.values() for layer in arrays)
-        for path, arrays in parameters.items():
-            missing = [i for i in range(depth) if i not in arrays]
-            if missing:
-                raise ValueError(f"{stack}/{path}: no array for layer {missing[0]}")
-            leaves[f"{stack}/{path}"] = _stack([arrays[i] for i in range(depth)])
-    return paths.unflatten(leaves)
+def _run_scanned(pattern, tokens, layers, apply, depth):
+    """Applies all periods with one compiled body; of each place of the pattern what is taken from its layers."""
+    if len(pattern) == 1:
+        blocks, layers, body = pattern[0](name="blocks"), layers[0], apply
+    else:
+        blocks, body = Period(pattern, name="blocks"), lambda period, tokens, layers: period(apply, tokens, layers)
+    body = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=depth // len(pattern),
+    )
+    y, taken = body(blocks, tokens, layers)
+    return y, [taken] if len(pattern) == 1 else taken
 
 
-def scanned_path(path: str) -> str:
-    """The path of a looped block's parameter under scan; any other as it is."""
-    numbered = _numbered(path, "blocks")
-    return f"{numbered[0]}blocks/{numbered[2]}" if numbered else path
+def _run_looped(pattern, tokens, layers, apply, depth):
+    """Applies blocks in a Python loop; of each place of the pattern what is taken from its layers."""
+    P = len(pattern)
+    taken = [[] for _ in pattern[:depth]]
+    for i in range(depth):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i // P], layers[i % P])
+        tokens, one = apply(pattern[i % P](name=f"blocks_{i}"), tokens, layer)
+        taken[i % P].append(one)
+    return tokens, [jax.tree.map(lambda *each: jnp.stack(each), *of_place) for of_place in taken]
 
 
-def _numbered(path: str, prefix: str) -> tuple[str, str, str] | None:
-    """Splits "a/blocks_3/b" into "a/", "3" and "b"; returns None for a path outside a stack of equal blocks."""
-    found = re.fullmatch(rf"(.*/)?{re.escape(prefix)}_(\d+)/(.*)", path)
-    if found is None or re.fullmatch(r"(.*/)?stages_\d+/", found[1] or ""):
+def _per_place(
+    pattern: Sequence[Make],
+    depth: int,
+    drop_path: float | Sequence[float],
+    cache: Mapping[str, Any] | None,
+    perturb: Mapping[str, Any] | None,
+) -> tuple[PerLayer, ...]:
+    """Each place's layers, leaves [layers of the place, ...]."""
+    P = len(pattern)
+    rates = _rates(drop_path, depth)
+    kinds = [getattr(make(name=None, parent=None), "kinds", ()) for make in pattern] if cache or perturb else []
+    for name, given in (("cache", cache), ("perturb", perturb)):
+        for kind in given or ():
+            if not any(kind in of_place for of_place in kinds):
+                has = ", ".join(dict.fromkeys(kind for of_place in kinds for kind in of_place))
+                raise config.ConfigError(f"{name}: no layer has attention of the kind {kind!r}; there is: {has}")
+
+    def share(given: Mapping[str, Any] | None, place: int) -> dict[str, Any] | None:
+        """Returns what the layers of one place get of it."""
+        having = {kind: [p for p in range(P) if kind in kinds[p]] for kind in given or ()}
+        of_place = {kind: (places.index(place), len(places)) for kind, places in having.items() if place in places}
+        return None if given is None else {kind: _every(given[kind], *at) for kind, at in of_place.items()}
+
+    return tuple(PerLayer(None if rates is None else rates[p::P], share(cache, p), share(perturb, p)) for p in range(P))
+
+
+def _every(value: Any, at: int, count: int) -> Any:
+    """Returns what place `at` has of `count` places' layers, whose leaves are [layers, ...], or apart in a tuple."""
+    return value[at] if isinstance(value, tuple) else jax.tree.map(lambda leaf: leaf[at::count], value)
+
+
+def _rates(drop_path: float | Sequence[float], depth: int) -> Float[Array, "depth"] | None:
+    if isinstance(drop_path, (int, float)):
+        return jnp.linspace(0.0, drop_path, depth) if drop_path else None
+    if len(drop_path) != depth:
+        raise ValueError(f"{len(drop_path)} rates of drop path for {depth} blocks: give one for each")
+    return jnp.asarray(drop_path, jnp.float32) if any(drop_path) else None
+
+
+def _by_kind(of_places: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Joins what the places of a pattern have of each kind; a tuple of it where they are not alike."""
+    if of_places[0] is None:
         return None
-    return found.groups(default="")
+    joined = {}
+    for kind in dict.fromkeys(kind for of_place in of_places for kind in of_place):
+        having = [of_place[kind] for of_place in of_places if of_place.get(kind) is not None]
+        shapes = {(jax.tree.structure(each), *(leaf.shape[1:] for leaf in jax.tree.leaves(each))) for each in having}
+        if having:
+            joined[kind] = _in_order(having) if len(shapes) == 1 else tuple(having)
+    return joined
 
 
-def _stack(arrays: list[Any]) -> Any:
-    """NumPy arrays stay on the host."""
-    return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+def _in_order(of_places: Sequence[Any]) -> Any:
+    """Trees of each place's layers as one of all layers, in their order."""
+    P, first = len(of_places), of_places[0]
+    if P == 1:
+        return first
+    counts = [len(jax.tree.leaves(each)[0]) if jax.tree.leaves(each) else 0 for each in of_places]
+    order = np.argsort([layer * P + place for place, count in enumerate(counts) for layer in range(count)])
+    if len(set(counts)) == 1:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *of_places)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *of_places)

@@ -1,76 +1,71 @@
-"""Attention in windows that shift from block to block (Swin: Liu et al. 2021, section 3.2)."""
+"""Windows of tokens that see only each other: shifted from block to block (Swin), or not (SAM)."""
 
-import math
-from typing import ClassVar
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from vitvlm.nn.attention import Attention
 from vitvlm.nn.patches import Pair, patchify, unpatchify
-from vitvlm.nn.positions import resample_grid
-from vitvlm.nn.roles import Role, Roles
 
 
-class WindowAttention(Attention, kw_only=True):
-    """Self-attention within windows, with a learned bias per head and relative position (equation 4).
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of `side` * `side` = T tokens in a grid; attention with them is within each window.
 
-    Fields, besides those of `Attention`:
+    Where the side does not divide the grid, zeros are added below and to the right, after the block's norm; they are
+    looked at like tokens, as the references of Swin and SAM do.
+
+    Attributes:
       grid: (h, w) of the tokens.
-      window: side of a window, which so has T = window * window tokens.
-      shifted: whether the windows are moved by half their side, down and to the right. Those that lie over the border
-        go on at the other side; only what is together in the image sees each other.
-      always_partition: by default the window of a grid that it covers in any direction is as large as the grid's
-        shorter side, and is not shifted. If always_partition, it stays, the grid is padded to it, and it is shifted.
-
-    Where the window does not divide the grid, zeros are added below and to the right, after the block's norm; they are
-    looked at like tokens, as the reference does. The bias is the parameter `relative_positions` [(2 window - 1)^2, K];
-    smaller windows use its middle. The captured weights are [B * windows, K, T, T]: image by image, windows row by row.
-
-    Raises ValueError for a mask: windows have their own.
+      side: of a window, in tokens.
+      shift: by how many tokens the windows are moved, down and to the right. Those that lie over the border go on at
+        the other side; only what is together in the image sees each other.
     """
 
-    roles: ClassVar[Roles] = (
-        (
-            "relative_positions",
-            Role("table", resample=lambda table, shape: resample_relative_positions(table, _window(shape[0]))),
-        ),
-        *Attention.roles,
-    )
-
     grid: Pair
-    window: int
-    shifted: bool = False
-    always_partition: bool = False
+    side: int
+    shift: int = 0
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B N D"], mask: None = None, train: bool = False, capture: bool = False
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "windows K T T"] | None]:
-        if mask is not None:
-            raise ValueError("attention in windows takes no mask: it has its own")
-        B, N, D = x.shape
+    @classmethod
+    def shifted(cls, grid: Pair, window: int, shifted: bool, always_partition: bool = False) -> "Windows":
+        """Swin's windows, by half their side where shifted (Liu et al. 2021, section 3.2).
+
+        The window of a grid that it covers in any direction is as large as the grid's shorter side, and is not shifted;
+        if always_partition, it stays, the grid is padded to it, and it is shifted.
+        """
+        if min(grid) <= window and not always_partition:
+            return cls(grid, min(grid))
+        return cls(grid, window, window // 2 if shifted else 0)
+
+    def cut(self, tokens: Float[Array, "B N D"]) -> Float[Array, "windows T D"]:
+        """Windows of the tokens: image by image, row by row."""
+        B, _, D = tokens.shape
+        maps = tokens.reshape(B, *self.grid, D)
+        below, right = (padded - size for padded, size in zip(self._padded, self.grid))
+        maps = jnp.pad(maps, [(0, 0), (0, below), (0, right), (0, 0)])
+        if self.shift:
+            maps = jnp.roll(maps, (-self.shift, -self.shift), axis=(1, 2))
+        return partition(maps, self.side)
+
+    def join(self, windows: Float[Array, "windows T D"]) -> Float[Array, "B N D"]:
+        """Tokens of the windows: the inverse of `cut`."""
+        maps = join(windows, self._padded, self.side)
+        if self.shift:
+            maps = jnp.roll(maps, (self.shift, self.shift), axis=(1, 2))
         h, w = self.grid
-        window, shift = self.window, self.window // 2 if self.shifted else 0
-        if min(h, w) <= window and not self.always_partition:
-            window, shift = min(h, w), 0
+        return maps[:, :h, :w].reshape(len(maps), h * w, -1)
 
-        init = nn.initializers.truncated_normal(0.02)
-        table = self.param("relative_positions", init, ((2 * self.window - 1) ** 2, self.heads), self.param_dtype)
-        bias = table[relative_position_index(window, self.window)].transpose(2, 0, 1)[None]
+    def mask(self, batch: int) -> Bool[Array, "windows 1 T T"] | None:
+        """True where tokens of a window are together in the image; None where they all are."""
+        if not self.shift:
+            return None
+        return jnp.tile(shift_mask(self._padded, self.side, self.shift), (batch, 1, 1))[:, None]
 
-        maps = jnp.pad(x.reshape(B, h, w, D), [(0, 0), (0, -h % window), (0, -w % window), (0, 0)])
-        padded = maps.shape[1:3]
-        if shift:
-            maps = jnp.roll(maps, (-shift, -shift), axis=(1, 2))
-            mask = jnp.tile(shift_mask(padded, window, shift), (B, 1, 1))[:, None]
-        y, weights = super().__call__(partition(maps, window), mask=mask, bias=bias, train=train, capture=capture)
-        maps = join(y, padded, window)
-        if shift:
-            maps = jnp.roll(maps, (shift, shift), axis=(1, 2))
-        return maps[:, :h, :w].reshape(B, N, D), weights
+    @property
+    def _padded(self) -> Pair:
+        h, w = self.grid
+        return h + -h % self.side, w + -w % self.side
 
 
 def partition(maps: Float[Array, "B h w D"], window: int) -> Float[Array, "windows T D"]:
@@ -98,33 +93,3 @@ def shift_mask(grid: Pair, window: int, shift: int) -> Bool[Array, "windows T T"
     side = jnp.asarray(2 * rows[:, None] + columns, jnp.float32)
     sides = partition(side[None, :, :, None], window)[..., 0]
     return sides[:, :, None] == sides[:, None, :]
-
-
-def relative_position_index(window: int, table_window: int) -> Int[np.ndarray, "T T"]:
-    """The row, in a table of relative positions for windows of side `table_window`, of each query and key of a window.
-
-    The table goes through row offsets, then column offsets (query's minus key's), from -(table_window - 1) on.
-    """
-    rows, columns = np.divmod(np.arange(window * window), window)
-
-    def offsets(places: Int[np.ndarray, "T"]) -> Int[np.ndarray, "T T"]:
-        return places[:, None] - places[None, :] + table_window - 1
-
-    return offsets(rows) * (2 * table_window - 1) + offsets(columns)
-
-
-def resample_relative_positions(table: Float[Array, "old K"], window: int) -> Float[Array, "new K"]:
-    """A table of relative positions for another window: of (2 window - 1)^2 rows, bicubic as in `resample_grid`.
-
-    Raises ValueError if the table is not that of a square window.
-    """
-    side, new = (2 * each - 1 for each in (_window(len(table)), window))
-    return resample_grid(table.reshape(side, side, -1), (new, new)).reshape(new * new, -1)
-
-
-def _window(rows: int) -> int:
-    """Returns the side of the window whose table of relative positions has `rows` rows."""
-    side = math.isqrt(rows)
-    if side * side != rows or side % 2 == 0:
-        raise ValueError(f"a table of {rows} relative positions does not have (2 window - 1)^2 rows")
-    return (side + 1) // 2

@@ -14,7 +14,7 @@ from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair, as_pair
-from vitvlm.nn.stack import is_scanned, layer_paths, scanned_path, stack_blocks, unstack_blocks
+from vitvlm.nn.stacking import is_scanned, layer_paths, periods, scanned_path, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
 from vitvlm.pretrained.entries import Tensors, in_memory
 from vitvlm.pretrained.tables import Row, Table
@@ -144,9 +144,11 @@ def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's variables by path, those of scanned blocks as a loop has them; nothing is allocated."""
     rngs = {name: jax.random.key(0) for name in ("params", "mask")}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, leaf in paths.flatten(jax.eval_shape(model.init, rngs, *inputs)).items():
+    leaves = paths.flatten(jax.eval_shape(model.init, rngs, *inputs))
+    of_stacks = periods(leaves)
+    for path, leaf in leaves.items():
         if is_scanned(path):
-            shapes |= dict.fromkeys(layer_paths(path, leaf.shape[0]), leaf.shape[1:])
+            shapes |= dict.fromkeys(layer_paths(path, leaf.shape[0], of_stacks), leaf.shape[1:])
         else:
             shapes[path] = leaf.shape
     return shapes

@@ -11,7 +11,7 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations
 from vitvlm.data.operations import text
-from vitvlm.nn.stack import stack_blocks, unstack_blocks
+from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.training import freezing

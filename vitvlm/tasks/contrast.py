@@ -126,15 +126,17 @@ class Contrast:
         return {**embeddings, **feature_fns(self._encode, self.model.image)}
 
     def _embed_image(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        return {"embedding": self.model.apply(variables, images_of(batch), method="encode_image")}
+        return {"embedding": self.model.apply(variables, images_of(batch), method=self.model.encode_image)}
 
     def _embed_text(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         return {
-            "embedding": self.model.apply(variables, batch["text_tokens"], batch["text_mask"], method="encode_text")
+            "embedding": self.model.apply(
+                variables, batch["text_tokens"], batch["text_mask"], method=self.model.encode_text
+            )
         }
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
-        return self.model.apply(variables, images_of(batch), method=lambda model, x: model.image(x, **call))
+        return self.model.apply(variables, images_of(batch), method=self.model.image_output, **call)
 
 
 def _pairs(batch: Batch) -> tuple[Array, Array, Array]:

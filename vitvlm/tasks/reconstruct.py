@@ -48,7 +48,7 @@ class Reconstruct:
         return {**feature_fns(self._encode, self.model.vit), "reconstruct": self._reconstruct}
 
     def _encode(self, variables: Variables, batch: Batch, **call: Any) -> EncoderOutput:
-        return self.model.apply(variables, batch["image"], method="encode", **call)
+        return self.model.apply(variables, batch["image"], method=self.model.encode, **call)
 
     def _reconstruct(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """loss [B], mask [B, N], reconstruction [B, N, P*P*C]; the mask depends only on the example's index."""

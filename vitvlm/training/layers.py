@@ -15,10 +15,9 @@ from jaxtyping import Float
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import map_with_path
 from vitvlm.nn.roles import Role
-from vitvlm.nn.stack import SCANNED, is_scanned
+from vitvlm.nn.stacking import LOOPED, SCANNED, Periods, is_scanned, layers_of, periods
 
 _STAGE = re.compile(r"(?P<root>(?:.*/)?)stages_(?P<number>\d+)/")
-_LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/.*")
 
 
 def per_layer(
@@ -59,14 +58,20 @@ def depth_factors(
 
     Raises ConfigError if no parameter is part of a block.
     """
-    towers = _towers([path for path in shapes if roles[path].part == "block"], shapes)
+    of_stacks = periods(shapes)
+    towers = _towers([path for path in shapes if roles[path].part == "block"], shapes, of_stacks)
     if not towers:
         raise ConfigError(f"{where}: this model has no blocks to count; use lr_rules instead")
-    return {path: _factor(decay, path, roles[path], towers) for path in shapes}
+    return {path: _factor(decay, path, shape, roles[path], towers, of_stacks) for path, shape in shapes.items()}
 
 
 def _factor(
-    decay: float, path: str, role: Role, towers: Mapping[str, Mapping[str, int]]
+    decay: float,
+    path: str,
+    shape: tuple[int, ...],
+    role: Role,
+    towers: Mapping[str, Mapping[str, int]],
+    of_stacks: Periods,
 ) -> float | Float[np.ndarray, "depth"]:
     if role.part not in ("embedding", "block"):
         return 1.0
@@ -80,19 +85,21 @@ def _factor(
             break
         before += depth
     if is_scanned(path):
-        return decay ** (total - before - np.arange(depth, dtype=np.float32))
-    looped = _LOOPED.fullmatch(path)
+        return decay ** (total - before - np.array(layers_of(path, shape[0], of_stacks), np.float32))
+    looped = LOOPED.fullmatch(path)
     layer = before + int(looped["layer"]) + 1 if looped else before
     return decay ** (total + 1 - layer)
 
 
-def _towers(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
+def _towers(
+    paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], of_stacks: Periods
+) -> dict[str, dict[str, int]]:
     """Returns, for each encoder by its prefix, the depth of its stack of blocks or of each of its stages, in order."""
     depths: dict[str, int] = {}
     for path in paths:
         if scanned := SCANNED.fullmatch(path):
-            depths[scanned["stack"]] = shapes[path][0]
-        elif looped := _LOOPED.fullmatch(path):
+            depths[scanned["stack"]] = shapes[path][0] * of_stacks.get(scanned["stack"], 1)
+        elif looped := LOOPED.fullmatch(path):
             depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)
     numbered = []
     for stack, depth in depths.items():

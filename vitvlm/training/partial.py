@@ -20,7 +20,7 @@ from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.roles import Role
-from vitvlm.nn.stack import is_scanned, layer_paths
+from vitvlm.nn.stacking import Periods, is_scanned, layer_paths, periods
 
 
 def restore(
@@ -48,15 +48,19 @@ def restore(
     Raises RuleError for rules that do not fit params, and ConfigError that lists every parameter without a source,
     every one of another shape than its source, and every source that is neither used nor ignored.
     """
-    layers = {path: _by_layer(path, leaf) for path, leaf in flatten(source).items()}
+    sources = flatten(source)
+    of_stacks = periods(sources)
+    layers = {path: _by_layer(path, leaf, of_stacks) for path, leaf in sources.items()}
     available = {part: value for parts in layers.values() for part, value in parts.items()}
     targets = flatten(params)
+    wanted_paths = source_paths(targets, rules, where)
+    of_targets = periods(wanted_paths.values())
     used: set[str] = set()
     missing, misshapen, heads, values = [], [], [], {}
-    for path, wanted in source_paths(targets, rules, where).items():
+    for path, wanted in wanted_paths.items():
         target = targets[path]
         scanned = is_scanned(path) and is_scanned(wanted)
-        parts = layer_paths(wanted, target.shape[0]) if scanned else [wanted]
+        parts = layer_paths(wanted, target.shape[0], of_targets) if scanned else [wanted]
         used.update(parts)
         if absent := [part for part in parts if part not in available]:
             missing.append(f"{path} <- {', '.join(absent)}")
@@ -109,10 +113,10 @@ def _expand(pattern: str, template: str, path: str, where: str) -> str:
         ) from None
 
 
-def _by_layer(path: str, leaf: Any) -> dict[str, np.ndarray]:
+def _by_layer(path: str, leaf: Any, of_stacks: Periods) -> dict[str, np.ndarray]:
     """A scanned parameter as one view for each layer, under the looped paths; any other as it is."""
     array = np.asarray(leaf)
-    return dict(zip(layer_paths(path, len(array)), array)) if is_scanned(path) else {path: array}
+    return dict(zip(layer_paths(path, len(array), of_stacks), array)) if is_scanned(path) else {path: array}
 
 
 def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[str], where: str) -> list[str]:

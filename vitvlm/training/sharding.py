@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from vitvlm.core import rules
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import Tree, flatten, map_with_path
-from vitvlm.nn.stack import is_scanned
+from vitvlm.nn.stacking import is_scanned
 from vitvlm.training.freezing import join
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core.paths import flatten
-from vitvlm.nn.stack import is_scanned
+from vitvlm.nn.stacking import is_scanned
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct
 from vitvlm.training import sharding
