@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
+from vitvlm.nn import attend_plain
 from vitvlm.nn.attend import attend, attention_weights
 
 B, K, N, M, d, dv = 2, 6, 5, 7, 4, 3
@@ -79,3 +80,23 @@ def test_an_unknown_kind():
     query, key, value, *_ = draw(2)
     with pytest.raises(ConfigError, match="attention: no kind 'plane'; did you mean \"plain\""):
         attend(query, key, value, kind="plane")
+
+
+@pytest.mark.parametrize("mask_rows", [0, 1, 4], ids=["no_mask", "one_mask_for_all", "a_mask_for_each"])
+def test_parts_of_the_batch_equal_the_whole(monkeypatch, mask_rows):
+    keys = jax.random.split(jax.random.key(0), 5)
+    heads = tuple(jax.random.normal(k, (4, 2, 5, 3)) for k in keys[:4])
+    mask = jax.random.bernoulli(keys[4], 0.7, (mask_rows, 1, 5, 5)) if mask_rows else None
+    bias = jax.random.normal(keys[4], (1, 2, 5, 5))
+
+    def run(part_size):
+        monkeypatch.setattr(attend_plain, "CPU_PART_SIZE", part_size)
+
+        def loss(query, key, value, bias, direction):
+            return jnp.sum(attend_plain.attend(None, None, query, key, value, mask, bias) * direction)
+
+        step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(*heads[:3], bias, heads[3])
+        assert ("concatenate" in step.as_text()) == (part_size <= 2)  # of a batch of 4
+        return step.compile()(*heads[:3], bias, heads[3])
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(2), run(3))

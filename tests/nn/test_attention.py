@@ -194,21 +194,6 @@ def test_bfloat16_reaches_the_products_and_float32_the_softmax(module):
     assert set(dtypes) == {"bfloat16"} and len(dtypes) >= 6
 
 
-@pytest.mark.parametrize("mask_rows", [0, 1, 4], ids=["no_mask", "one_mask_for_all", "a_mask_for_each"])
-def test_parts_of_the_batch_equal_the_whole(monkeypatch, mask_rows):
-    keys = jax.random.split(jax.random.key(0), 5)
-    query, key, value, direction = (jax.random.normal(k, (4, 2, 5, 3)) for k in keys[:4])
-    mask = jax.random.bernoulli(keys[4], 0.7, (mask_rows, 1, 5, 5)) if mask_rows else None
-
-    def run(part_size):
-        monkeypatch.setattr("vitvlm.nn.attend.CPU_PART_SIZE", part_size)
-        cut = "concatenate" in str(jax.make_jaxpr(lambda *x: attend(*x))(query, key, value, mask))
-        assert cut == (part_size <= 2)  # of a batch of 4
-        return jax.value_and_grad(lambda *x: jnp.sum(attend(*x, mask) * direction), (0, 1, 2))(query, key, value)
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(2), run(3))
-
-
 def test_head_dim_may_differ_from_the_width(module):
     x, _ = module
     params = Attention(5, head_dim=2, biases=("out",)).init(jax.random.key(0), x)["params"]

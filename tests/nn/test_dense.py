@@ -31,13 +31,16 @@ def test_values_and_gradients_are_the_products(leading, use_bias):
         np.testing.assert_allclose(d_params["bias"], g.reshape(-1, 6).sum(axis=0), rtol=1e-5, atol=1e-5)
 
 
-def test_products_have_two_axes_forward_and_backward():
-    model = Dense(6)
+@pytest.mark.parametrize("platform, axes", [("cpu", 2), ("tpu", 3), ("cuda", 3)])
+def test_weight_gradients_are_flat_on_a_cpu_only(platform, axes):
+    model = Dense(6, use_bias=False)
     x = jnp.ones((2, 3, 4))
     params = model.init(jax.random.key(0), x)
-    program = jax.make_jaxpr(jax.grad(lambda params, x: model.apply(params, x).sum(), argnums=(0, 1)))(params, x)
-    dots = [equation for equation in program.eqns if equation.primitive.name == "dot_general"]
-    assert len(dots) == 3 and all(operand.aval.ndim == 2 for eqn in dots for operand in eqn.invars)
+    gradients = jax.jit(jax.grad(lambda params, x: jnp.sin(model.apply(params, x)).sum(), argnums=(0, 1)))
+    program = gradients.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
+    backward = [line for line in program.splitlines() if "dot_general" in line][1:]
+    assert len(backward) == 2 and all(("tensor<2x3x" in line) == (axes == 3) for line in backward)
+    assert ("optimization_barrier" in program) == ("reshape" in program) == (axes == 2)
 
 
 @pytest.mark.parametrize("policy, count", [("nothing_saveable", 4), ("dots_saveable", 3)])

@@ -1,4 +1,4 @@
-"""The one linear layer of all models: y = x W + b, on tokens flattened to two axes."""
+"""The one linear layer of all models: y = x W + b."""
 
 from typing import ClassVar
 
@@ -9,15 +9,12 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitvlm.core.lowering import by_platform
 from vitvlm.nn.roles import LINEAR, Roles
 
 
 class Dense(nn.Module):
-    """Linear map of the last axis: y = x W + b.
-
-    All leading axes are flattened to one before the product: a weight gradient that contracts over two axes
-    is several times slower on CPU than one that contracts over their product.
-    """
+    """Linear map of the last axis: y = x W + b."""
 
     roles: ClassVar[Roles] = LINEAR
 
@@ -31,27 +28,39 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        x = x.astype(self.dtype)
-        y = product(x.reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        return y
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "T in"], kernel: Float[Array, "in out"]) -> Float[Array, "T out"]:
-    """x W, with a gradient (reverse mode only) for which dy is computed once.
+def product(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
+    """Returns x W. Its gradient (reverse mode only) takes the form that is fast on the platform at hand.
 
-    Two products read dy. Left to itself the compiler may fuse the elementwise work before them into each.
+    A CPU takes several times longer for a weight gradient that contracts over several axes than for one that contracts
+    over their product, so there all but the last axis are flattened. Two products read dy, and the compiler may fuse
+    the elementwise work before them into each: a barrier has it done once. A TPU tiles the last two axes, so that
+    flattening moves the data, unless 8 divides the tokens; a GPU's compiler flattens for itself.
     """
     return x @ kernel
 
 
-def _product_backward(saved, d_y):
-    x, kernel = saved
-    d_y = jax.lax.optimization_barrier(d_y)
-    return d_y @ kernel.T, x.T @ d_y
+def _backward(saved, d_y):
+    return by_platform(_gradients, *saved, d_y, cpu=_flat_gradients)
 
 
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+def _gradients(x, kernel, d_y):
+    leading = tuple(range(x.ndim - 1))
+    d_x = jax.lax.dot_general(d_y, kernel, (((d_y.ndim - 1,), (1,)), ((), ())))
+    return d_x, jax.lax.dot_general(x, d_y, ((leading, leading), ((), ())))
+
+
+def _flat_gradients(x, kernel, d_y):
+    flat_x, flat_d_y = (array.reshape(-1, array.shape[-1]) for array in (x, d_y))
+    flat_d_y = jax.lax.optimization_barrier(flat_d_y)
+    return (flat_d_y @ kernel.T).reshape(x.shape), flat_x.T @ flat_d_y
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)

@@ -152,9 +152,9 @@ class PatchEmbed(nn.Module):
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
         kernel = self.param("kernel", init, (*self.patch, channels, self.width), self.param_dtype)
         kernel = resample_kernel(kernel, patch or self.patch).reshape(-1, self.width)
-        tokens = product(patches.reshape(-1, patches.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
+        tokens = product(patches.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             tokens = tokens + self.param("bias", nn.initializers.zeros_init(), (self.width,), self.param_dtype).astype(
                 self.dtype
             )
-        return tokens.reshape(*patches.shape[:2], self.width)
+        return tokens

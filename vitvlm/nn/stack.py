@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.nn import attend_plain
 from vitvlm.nn.blocks import Make
 from vitvlm.nn.calls import CALL, Call, PerLayer, check_capture
 
@@ -18,7 +19,9 @@ REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "all_dots": jax.checkpoint_policies.dots_saveable,
+    "all_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(*attend_plain.SAVED)
+    ),
 }
 
 # What is taken from one block: the tokens after it if captured, its attention weights and its caches by kind.
