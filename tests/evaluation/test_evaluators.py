@@ -298,7 +298,7 @@ def test_default_neighbours_are_as_many_as_there_are_examples_for(tmp_path):
 @pytest.mark.parametrize("name", ["knn", "linear_probe_mae", "linear_probe_logistic"])
 def test_learners_keep_names_and_probabilities(name, tmp_path):
     images, labels = blobs(90, spread=0.1)
-    fields = {"knn": {"ks": (1, 5)}, "linear_probe_mae": {"epochs": 3, "warmup_epochs": 1, "base_rate": 10.0}}
+    fields = {"knn": {"ks": (1, 5)}, "linear_probe_mae": {"epochs": 3, "warmup_epochs": 1, "base_learning_rate": 10.0}}
     evaluator = evaluation.build(
         name,
         fields.get(name, {}),

@@ -29,7 +29,7 @@ def zero_shot(folder, per_class=6, classes=CLASSES, shown=300):
     batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "example_mask": np.ones(len(labels))}
     evaluator = evaluation.build(
         "zero_shot",
-        {"templates": "name", "shown": shown},
+        {"templates": "name", "max_images": shown},
         batches=lambda: [batch],
         tokenize=lambda texts: (np.eye(len(classes))[[classes.index(text) for text in texts]], np.ones(len(texts))),
         label_names=classes,
@@ -55,7 +55,7 @@ def retrieval(folder, n=40, shown=300, wrong=(), name="text {}"):
     known = {row.tobytes(): f"{name.format(i // 2)} {'ab'[i % 2]}" for i, row in enumerate(text.reshape(-1, 12))}
     evaluator = evaluation.build(
         "retrieval",
-        {"shown": shown},
+        {"max_images": shown},
         batches=lambda: [batch],
         picture=lambda index: np.full((9, 9, 1), index % 255, np.uint8),
         detokenize=lambda ids, mask: [known[row.tobytes()] for row in ids],
@@ -254,5 +254,5 @@ def test_no_page_without_pictures_or_where_none_is_wanted(tmp_path):
     assert zero_shot(tmp_path / "none", shown=0) is None
     assert not (tmp_path / "none" / "page.html").exists() and (tmp_path / "none" / "classes.csv").exists()
     for shown in (5, -1):
-        with pytest.raises(ConfigError, match=f"shown: {shown} images.*give at least as many, or 0"):
+        with pytest.raises(ConfigError, match=f"max_images: {shown} images.*give at least as many, or 0"):
             zero_shot(tmp_path, shown=shown)

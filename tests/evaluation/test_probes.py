@@ -7,7 +7,7 @@ from vitvlm import evaluation
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import lars_probe
 
-SMALL = {"batch_size": 64, "base_rate": 20.0}  # the published rate is made for a million images
+SMALL = {"batch_size": 64, "base_learning_rate": 20.0}  # the published rate is made for a million images
 PROBES = ["linear_probe_mae", "linear_probe_logistic"]
 
 
@@ -60,7 +60,7 @@ def test_mae_protocol_equals_torch():
     """The published recipe, written with torch's own BatchNorm1d and cross-entropy, from the same start and order."""
     images, labels = blobs(100, spread=1.0)
     features = images.reshape(100, 6) * [1, 5, 0.1, 1, 1, 1] + 3
-    options = {"epochs": 6, "warmup_epochs": 2, "batch_size": 32, "base_rate": 4.0, "seed": 5}
+    options = {"epochs": 6, "warmup_epochs": 2, "batch_size": 32, "base_learning_rate": 4.0, "seed": 5}
     ours = lars_probe.fit(features.astype(np.float32), labels, classes=4, **options)
 
     rng = np.random.default_rng(5)
@@ -139,7 +139,7 @@ def test_classes_missing_from_the_training_set_count_as_errors(tmp_path):
 
 def test_protocols_are_named(tmp_path):
     images, labels = blobs(100)
-    mae = run("linear_probe_mae", images, labels, tmp_path, {"base_rate": 0.1}).protocol
+    mae = run("linear_probe_mae", images, labels, tmp_path, {"base_learning_rate": 0.1}).protocol
     for fact in (
         "MAE",
         "LARS",
@@ -163,8 +163,8 @@ def test_probe_errors(tmp_path):
     images, labels = blobs(40)
     with pytest.raises(ConfigError, match="at least two classes"):
         run("linear_probe_mae", images, 0 * labels, tmp_path)
-    with pytest.raises(ConfigError, match=r"held_out: 0\.001 of 20"):
-        run("linear_probe_logistic", images, labels, tmp_path, {"held_out": 0.001})
+    with pytest.raises(ConfigError, match=r"validation_fraction: 0\.001 of 20"):
+        run("linear_probe_logistic", images, labels, tmp_path, {"validation_fraction": 0.001})
     with pytest.raises(ConfigError, match="weights: 'fresh' is neither"):
         run("linear_probe_mae", images, labels, tmp_path, {"weights": "fresh"})
     with pytest.raises(ConfigError, match="weights"):

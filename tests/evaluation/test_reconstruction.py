@@ -65,7 +65,9 @@ def test_visible_patches_are_the_original_and_hidden_ones_the_prediction():
 
 def test_loss_and_pictures_do_not_depend_on_the_batch_size(tmp_path):
     images = scene(23)
-    results = [build(images, True, size, shown=5).run(perfect(True), {}, tmp_path / str(size)) for size in (4, 7, 64)]
+    results = [
+        build(images, True, size, max_images=5).run(perfect(True), {}, tmp_path / str(size)) for size in (4, 7, 64)
+    ]
     assert results[0].metrics == results[1].metrics == results[2].metrics
     assert results[0].metrics["loss"] == pytest.approx(np.arange(23).mean() / 10)
     assert results[0].metrics["masked_share"] == 0.5
@@ -85,5 +87,5 @@ def test_sheet_holds_every_triple(count, channels, tmp_path):
 
 
 def test_no_pictures_when_none_are_wanted(tmp_path):
-    result = build(scene(), True, shown=0).run(perfect(True), {}, tmp_path)
+    result = build(scene(), True, max_images=0).run(perfect(True), {}, tmp_path)
     assert result.pictures == () and not list(tmp_path.glob("*.png"))

@@ -67,10 +67,13 @@ def a_config(images, evals=(), ops=OPS, source="folder:{}"):
         ),
         ({"type": "classification", "output": "logit"}, r'x\.output: .* nothing named .logit.; did you mean "logits"'),
         (
-            {"type": "linear_probe_logistic", "held_out": 0.01},
-            r"x\.held_out: 0\.01 of 24 training examples leaves 0 to choose C on",
+            {"type": "linear_probe_logistic", "validation_fraction": 0.01},
+            r"x\.validation_fraction: 0\.01 of 24 training examples leaves 0 to choose C on",
         ),
-        ({"type": "linear_probe_logistic", "held_out": 1.5}, r"x\.held_out: 1\.5 is not a share between 0 and 1"),
+        (
+            {"type": "linear_probe_logistic", "validation_fraction": 1.5},
+            r"x\.validation_fraction: 1\.5 is not a share between 0 and 1",
+        ),
         (
             {"type": "linear_probe_logistic", "train_data": {"split": "train[:1]"}},
             r"x\.train_data: a probe needs at least two classes, and .* has 1 in 1 examples",

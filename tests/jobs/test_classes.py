@@ -96,7 +96,7 @@ def test_a_class_that_a_split_lacks_shifts_no_label(kind, tmp_path):
 
 LEARNERS = {
     "knn": {"type": "knn", "ks": (3,)},
-    "mae": {"type": "linear_probe_mae", "epochs": 100, "base_rate": 1000.0, "warmup_epochs": 1},
+    "mae": {"type": "linear_probe_mae", "epochs": 100, "base_learning_rate": 1000.0, "warmup_epochs": 1},
     "logistic": {"type": "linear_probe_logistic", "sweep": (10.0,)},
 }
 

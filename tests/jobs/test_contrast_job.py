@@ -36,15 +36,15 @@ def test_micro_batches_take_the_step_of_the_whole_batch():
 def test_a_block_of_logits_changes_nothing():
     config = a_config()
     _, metrics = stepped(config)
-    config.task.block = 3
+    config.task.block_size = 3
     _, found = stepped(config)
     for name in EXACT:
         np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
 
 
 def test_side_by_side_is_not_for_pairs():
-    with pytest.raises(ConfigError, match=r"config\.side_by_side: a loss over all pairs"):
-        stepped(a_config(accumulate=2, side_by_side=True))
+    with pytest.raises(ConfigError, match=r"config\.unroll: a loss over all pairs"):
+        stepped(a_config(accumulate=2, unroll=True))
 
 
 def test_learns_the_pairs_and_is_judged_in_both_languages(tmp_path):

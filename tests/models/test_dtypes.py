@@ -8,7 +8,14 @@ import pytest
 from toy_models import SIZES, make, make_images, make_variables
 
 MODELS = {
-    "vit": {"pool": "map", "registers": 2, "layer_scale": 0.1, "representation": 8, "num_classes": 3, "dropout": 0.1},
+    "vit": {
+        "pool": "map",
+        "registers": 2,
+        "layer_scale": 0.1,
+        "representation_size": 8,
+        "num_classes": 3,
+        "dropout": 0.1,
+    },
     "deit": {"mlp": "swiglu", "num_classes": 3},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.5, "drop_path": 0.1},
     "swin": {"positions": "learned", "image_size": (8, 12), "num_classes": 3, "dropout": 0.1, "drop_path": 0.1},

@@ -29,7 +29,7 @@ MODELS = {
         "layer_scale": 0.1,
         "pre_norm": True,
         "num_classes": 3,
-        "representation": 5,
+        "representation_size": 5,
         "projection": 4,
     },
     "deit": VIT | {"num_classes": 3},

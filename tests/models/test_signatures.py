@@ -19,7 +19,7 @@ rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
 everything = dict(train=True, capture=("hidden", "attention"))
 RUNS = [
     ("vit", dict(registers=2, num_classes=3, layer_scale=0.1, drop_path=0.1, dropout=0.1, remat="dots")),
-    ("vit", dict(pool="map", positions="sincos", representation=5, num_classes=3, scan=False)),
+    ("vit", dict(pool="map", positions="sincos", representation_size=5, num_classes=3, scan=False)),
     ("vit", dict(pool="gap", positions="none")),
     ("vit", dict(pool="cls_and_gap", mlp="swiglu", position_antialias=True, num_classes=3)),
     ("deit", dict(num_classes=3, registers=1)),

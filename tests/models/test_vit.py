@@ -78,7 +78,7 @@ def test_there_is_a_cls_token_exactly_if_it_is_pooled(pool, prefix, images):
 
 
 def test_parameter_paths(images):
-    model = make("vit", registers=2, layer_scale=0.1, pool="map", representation=7, num_classes=5, cls_token=True)
+    model = make("vit", registers=2, layer_scale=0.1, pool="map", representation_size=7, num_classes=5, cls_token=True)
     shapes = {path: leaf.shape for path, leaf in paths.flatten(make_variables(model, images)["params"]).items()}
     expected = {
         "cls": (16,),
@@ -163,7 +163,7 @@ def test_rectangular_patches():
 
 
 def test_the_representation_layer_is_a_tanh_before_the_head(images):
-    model = make("vit", representation=4, num_classes=3)
+    model = make("vit", representation_size=4, num_classes=3)
     variables = make_variables(model, images)
     output = run(model, variables, images)
     layers = variables["params"]

@@ -95,7 +95,7 @@ def test_cached_gradients_equal_the_whole_batchs(task, dense, accumulate):
 
 def test_blocks_of_logits_change_nothing(task, dense):
     task, variables = task
-    blocks = make_gradients(CoCa(task.model, block=3).loss)
+    blocks = make_gradients(CoCa(task.model, block_size=3).loss)
     close(jax.jit(blocks)(variables["params"], {}, captioned(8), RNG), dense)
 
 

@@ -86,10 +86,10 @@ def test_a_step_descends_and_keeps_the_statistics_of_its_batch(stepped, variable
     assert np.isfinite(metrics["loss"])
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
-def test_micro_batches_update_the_statistics_in_turn(task, variables, batch, gradients, side_by_side):
+@pytest.mark.parametrize("unroll", [False, True])
+def test_micro_batches_update_the_statistics_in_turn(task, variables, batch, gradients, unroll):
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
-    state, _ = run(task, variables, batch, accumulate=2, side_by_side=side_by_side)
+    state, _ = run(task, variables, batch, accumulate=2, unroll=unroll)
     parts = [{name: value[part::2] for name, value in batch.items()} for part in range(2)]
     first, statistics = gradients(params, statistics, parts[0])
     second, statistics = gradients(params, statistics, parts[1])

@@ -38,12 +38,12 @@ def close(found, wanted, tolerance=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, wanted)
 
 
-@pytest.mark.parametrize(("parts", "side_by_side"), [(2, False), (12, False), (2, True), (12, True)])
-def test_accumulation_equals_the_whole_batch(parts, side_by_side):
+@pytest.mark.parametrize(("parts", "unroll"), [(2, False), (12, False), (2, True), (12, True)])
+def test_accumulation_equals_the_whole_batch(parts, unroll):
     batch = toy.batch_of(3, 12)
     batch["example_mask"][::parts] = 0  # the first micro-batch holds no example at all
     whole, whole_metrics = jax.jit(toy.make_step(quiet_loss, TX, schedule=SCHEDULE))(fresh(), batch)
-    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, side_by_side=side_by_side)
+    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=parts, unroll=unroll)
     found, metrics = jax.jit(split)(fresh(), batch)
     close(found.params, whole.params)
     close(metrics, whole_metrics)
@@ -103,11 +103,11 @@ def test_constants_are_read_and_stay_out_of_the_state(accumulate):
     np.testing.assert_allclose(metrics["grad_norm"], 2 * plain_metrics["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
-def test_micro_batches_side_by_side_are_no_loop(side_by_side):
-    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, side_by_side=side_by_side)
+@pytest.mark.parametrize("unroll", [False, True])
+def test_micro_batches_side_by_side_are_no_loop(unroll):
+    split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, unroll=unroll)
     text = jax.jit(split).lower(fresh(), toy.batch_of(3, 12)).compile().as_text()
-    assert (" while(" in text) is not side_by_side
+    assert (" while(" in text) is not unroll
 
 
 def test_micro_batch_holds_every_nth_example():
@@ -250,7 +250,7 @@ def test_compiled_step_donates_its_state():
     [
         ({"accumulate": 0}, "config.accumulate: 0; it counts micro-batches"),
         ({"ema_decay": 1.0}, "config.ema_decay: 1.0; it must lie in"),
-        ({"side_by_side": True}, "config.side_by_side: there is one micro-batch only"),
+        ({"unroll": True}, "config.unroll: there is one micro-batch only"),
         ({"accumulate": 3}, "config.accumulate: a batch of 8 does not divide into 3 micro-batches"),
     ],
 )

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from vitvlm.core import renames
+
 T = TypeVar("T")
 
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
@@ -72,11 +74,16 @@ def check_type(value: Any, annotation: Any, where: str) -> None:
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], where: str) -> None:
-    """Raises ConfigError naming the first of `names` that is not in `allowed`, with the nearest allowed one."""
+    """Raises ConfigError for the first of `names` that is not in `allowed`: with what an old name is called now, or
+    with the nearest allowed name.
+    """
     allowed = list(allowed)
     for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{where}.{name}: no such field; {suggest(name, allowed)}")
+        if name in allowed:
+            continue
+        if new := renames.new_name(name, allowed):
+            raise ConfigError(f"{where}.{name}: is called {new} now")
+        raise ConfigError(f"{where}.{name}: no such field; {suggest(name, allowed)}")
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:

@@ -19,8 +19,8 @@ class Classification:
 
     Metrics: top1 with its bootstrap interval (top1_low, top1_high), top5 where there are more than 5 classes, the mean
     per-class accuracy, the mean cross-entropy (nats) and n. Writes `examples.npz` (see `save`) and `classes.csv`. Where
-    pictures are given, `page.html` shows what is taken for what and the worst classes, with at most `shown` pictures
-    (0: no page).
+    pictures are given, `page.html` shows what is taken for what and the worst classes, with at most `max_images`
+    pictures (0: no page).
 
     Fields:
       within: which classes there are to choose from: "head", all that the logits stand for, or "data", those that the
@@ -35,7 +35,7 @@ class Classification:
     matched: str = ""
     within: Literal["head", "data"] = "head"
     output: str = "logits"
-    shown: int = 200
+    max_images: int = 200
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
@@ -64,7 +64,7 @@ class Classification:
         classified = page.Classified(own, logits.argmax(axis=1), names)
         title = f"Classification: {n:,} images, {len(chosen):,} classes"
         ours = page.Page(title, whole["index"], classified=classified)
-        return page.write(folder, ours, base.Result(metrics, protocol), self.shown, self.picture, self.example_id)
+        return page.write(folder, ours, base.Result(metrics, protocol), self.max_images, self.picture, self.example_id)
 
     def _choice(self, classes: int) -> tuple[Int[np.ndarray, " c"], str]:
         """Returns the classes to choose from, in order, and the protocol's words about them."""

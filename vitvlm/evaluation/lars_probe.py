@@ -49,7 +49,7 @@ def fit(
     epochs: int,
     warmup_epochs: int,
     batch_size: int,
-    base_rate: float,
+    base_learning_rate: float,
     seed: int,
 ) -> Fitted:
     """Trains on shuffled batches, the incomplete last one of each epoch dropped. Deterministic given the seed."""
@@ -60,7 +60,9 @@ def fit(
     )
     statistics = Statistics(jnp.zeros(features.shape[1]), jnp.ones(features.shape[1]))
     optimizer = lars(
-        optax.warmup_cosine_decay_schedule(0.0, base_rate * batch_size / 256, warmup_epochs * steps, epochs * steps)
+        optax.warmup_cosine_decay_schedule(
+            0.0, base_learning_rate * batch_size / 256, warmup_epochs * steps, epochs * steps
+        )
     )
     state = (weights, statistics, optimizer.init(weights))
     run_epoch = jax.jit(functools.partial(_epoch, optimizer), donate_argnums=0)
@@ -71,12 +73,12 @@ def fit(
     return Fitted(*jax.device_get(state[:2]))
 
 
-def relative_movement(examples: int, epochs: int, base_rate: float) -> float:
+def relative_movement(examples: int, epochs: int, base_learning_rate: float) -> float:
     """Returns how far LARS can move the kernel in all, in units of its own length; the batch size cancels out.
 
     Each step moves it by rate * .001 / (1 - momentum) of its length; the cosine halves the mean rate.
     """
-    return 0.5 * epochs * examples * base_rate / 256 * TRUST / (1 - MOMENTUM)
+    return 0.5 * epochs * examples * base_learning_rate / 256 * TRUST / (1 - MOMENTUM)
 
 
 def lars(rate: optax.Schedule) -> optax.GradientTransformation:

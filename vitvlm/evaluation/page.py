@@ -70,7 +70,8 @@ def check_room(shown: int) -> None:
     """Raises ConfigError for a number of images that no search fits into."""
     if shown < 0 or 0 < shown <= NEIGHBOURS:
         raise ConfigError(
-            f"shown: {shown} images; one text alone needs {NEIGHBOURS + 1}: give at least as many, or 0 for no page"
+            f"max_images: {shown} images; one text alone needs {NEIGHBOURS + 1}: give at least as many, or 0 for no "
+            "page"
         )
 
 
@@ -82,9 +83,9 @@ def write(
     picture: Picture | None,
     example_id: Callable[[int], str] = str,
 ) -> base.Result:
-    """Writes page.html into the folder, with at most `shown` pictures, and gives the result with its path.
+    """Writes page.html into the folder, with at most `max_images` pictures, and gives the result with its path.
 
-    Only the first process writes; nothing is written if `shown` is 0 or there are no pictures.
+    Only the first process writes; nothing is written if `max_images` is 0 or there are no pictures.
     """
     if not shown or picture is None or jax.process_index():
         return result

@@ -29,9 +29,9 @@ from vitvlm.evaluation.knn import normalise
 class MaeProbe:
     """BatchNorm without affine (eps 1e-6) + Linear, LARS, no weight decay, warm-up, half-cycle cosine; features cached.
 
-    The learning rate is base_rate * batch_size / 256. A batch is at most the whole training set. LARS moves the kernel
-    by a share of its length that the rate sets, and the rate is made for a million images: on a small set raise
-    base_rate or epochs. A probe that could not move is named so in its protocol, and in a warning.
+    The learning rate is base_learning_rate * batch_size / 256. A batch is at most the whole training set. LARS moves
+    the kernel by a share of its length that the rate sets, and the rate is made for a million images: on a small set
+    raise base_learning_rate or epochs. A probe that could not move is named so in its protocol, and in a warning.
     """
 
     labelled: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class MaeProbe:
     epochs: int = 90
     warmup_epochs: int = 10
     batch_size: int = 1024
-    base_rate: float = 0.1
+    base_learning_rate: float = 0.1
     example_id: Callable[[int], str] = str
 
     def check(self, facts: base.Facts) -> None:
@@ -68,7 +68,7 @@ class MaeProbe:
             epochs=self.epochs,
             warmup_epochs=self.warmup_epochs,
             batch_size=size,
-            base_rate=self.base_rate,
+            base_learning_rate=self.base_learning_rate,
             seed=self.seed,
         )
         logits = fitted.logits(test["features"])
@@ -77,20 +77,20 @@ class MaeProbe:
         metrics["train_top1"] = float((fitted.logits(train["features"]).argmax(axis=1) == train["label"]).mean())
         protocol = (
             f"linear probe (MAE) on {source.protocol}: BatchNorm without affine + Linear, LARS, base rate "
-            f"{self.base_rate:g} x {size}/256, no weight decay, {self.epochs} epochs, {self.warmup_epochs} warm-up, "
-            f"batch {size}, cached features{self._undertrained(len(train['label']))}"
+            f"{self.base_learning_rate:g} x {size}/256, no weight decay, {self.epochs} epochs, "
+            f"{self.warmup_epochs} warm-up, batch {size}, cached features{self._undertrained(len(train['label']))}"
         )
         return _result(self, metrics, protocol, logits, train, test, folder)
 
     def _undertrained(self, examples: int) -> str:
         """A remark if the whole schedule moves the kernel by less than five lengths: it hardly leaves its start."""
-        moved = lars_probe.relative_movement(examples, self.epochs, self.base_rate)
+        moved = lars_probe.relative_movement(examples, self.epochs, self.base_learning_rate)
         if moved >= 5:
             return ""
         logging.warning(
-            "linear_probe_mae: %d epochs of %d examples at base_rate %g hardly move the weights (%.2f of the 5 times "
-            "their length that is the least to expect); multiply base_rate or epochs by %d",
-            self.epochs, examples, self.base_rate, moved, math.ceil(5 / moved),
+            "linear_probe_mae: %d epochs of %d examples at base_learning_rate %g hardly move the weights (%.2f of the "
+            "5 times their length that is the least to expect); multiply base_learning_rate or epochs by %d",
+            self.epochs, examples, self.base_learning_rate, moved, math.ceil(5 / moved),
         )  # fmt: skip
         return " (UNDER-TRAINED: too few steps at this rate)"
 
@@ -99,8 +99,8 @@ class MaeProbe:
 class LogisticProbe:
     """L2-regularised logistic regression (L-BFGS) on features of length 1, standardised on the training set.
 
-    C is the best of `sweep` on `held_out` of the training examples (from the smallest up, until two in a row are
-    worse); the fit with it is then made on all of them.
+    C is the best of `sweep` on `validation_fraction` of the training examples (from the smallest up, until two in a row
+    are worse); the fit with it is then made on all of them.
     """
 
     labelled: ClassVar[bool] = True
@@ -114,7 +114,7 @@ class LogisticProbe:
     weights: str = "trained"
     seed: int = 0
     sweep: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    held_out: float = 0.2
+    validation_fraction: float = 0.2
     standardise: bool = True
     tolerance: float = 3e-4  # of the mean loss's gradient; between 1e-3 and 1e-4 raw pixels gain 0.2 %
     max_iterations: int = 1000
@@ -149,7 +149,8 @@ class LogisticProbe:
         protocol = (
             f"linear probe (logistic regression) on {source.protocol}, L2-normalised"
             f"{' and standardised' if self.standardise else ''}: C={chosen:g}{edge} of {len(self.sweep)}, "
-            f"chosen on {self.held_out:.0%} of the training set, refitted on all of it, L-BFGS to {self.tolerance:g}"
+            f"chosen on {self.validation_fraction:.0%} of the training set, refitted on all of it, "
+            f"L-BFGS to {self.tolerance:g}"
             f"{'' if converged else f', NOT converged in {self.max_iterations} iterations'}"
         )
         return _result(self, metrics, protocol, logits, train, test, folder)
@@ -187,14 +188,15 @@ class LogisticProbe:
 
     def _split(self, labels: Int[np.ndarray, " m"]) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " k"]]:
         """Places of the examples that C is chosen on, and of those that are fitted; ConfigError where these lack."""
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out: {self.held_out:g} is not a share between 0 and 1")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"validation_fraction: {self.validation_fraction:g} is not a share between 0 and 1")
         order = np.random.default_rng(self.seed).permutation(len(labels))
-        held, kept = np.split(order, [round(self.held_out * len(labels))])
+        held, kept = np.split(order, [round(self.validation_fraction * len(labels))])
         if not len(held) or len(np.unique(labels[kept])) < 2:
             raise ConfigError(
-                f"held_out: {self.held_out:g} of {len(labels)} training examples leaves {len(held)} to choose C on and "
-                f"{len(np.unique(labels[kept]))} classes to fit; use more data, another share, or one C in sweep"
+                f"validation_fraction: {self.validation_fraction:g} of {len(labels)} training examples leaves "
+                f"{len(held)} to choose C on and {len(np.unique(labels[kept]))} classes to fit; use more data, "
+                "another share, or one C in sweep"
             )
         return held, kept
 

@@ -28,7 +28,7 @@ class Reconstruction:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     output: str = "reconstruct"
-    shown: int = 8
+    max_images: int = 8
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class Reconstruction:
                 np.asarray(batch["image"][row]),
                 {name: array[row] for name, array in arrays.items()},
             )
-            if len(sample) > self.shown:
+            if len(sample) > self.max_images:
                 del sample[max(sample, key=_scatter)]
 
     def _rows(self, index: int, image: Float[np.ndarray, "H W C"], arrays: base.Arrays) -> pictures.Reconstruction:

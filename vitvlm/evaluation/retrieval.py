@@ -25,20 +25,20 @@ class Retrieval:
 
     Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
     median ranks, n images and texts; chance, the recall of a random order, is in the protocol. Where pictures are
-    given, `page.html` shows the images nearest to each text and the texts nearest to each image, with at most `shown`
-    images (0: no page).
+    given, `page.html` shows the images nearest to each text and the texts nearest to each image, with at most
+    `max_images` images (0: no page).
     """
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
-    shown: int = 500
+    max_images: int = 500
     picture: page.Picture | None = None
     detokenize: Detokenize | None = None
     texts_rule: str = ""
     example_id: Callable[[int], str] = str
 
     def __post_init__(self) -> None:
-        page.check_room(self.shown)
+        page.check_room(self.max_images)
 
     def check(self, facts: base.Facts) -> None:
         check_texts(facts)
@@ -80,7 +80,7 @@ class Retrieval:
             order=np.random.default_rng(0).permutation(m),
         )
         ours = page.Page(f"Retrieval: {n:,} images, {m:,} texts", found.index, searchable)
-        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
+        return page.write(folder, ours, result, self.max_images, self.picture, self.example_id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ class ZeroShot:
         order of the data's.
       scale: factor of the cosines for the probabilities in examples.npz, on which no metric depends; 100 is CLIP's
         after training.
-      shown: the most images on the page; 0 for no page.
+      max_images: the most images on the page; 0 for no page.
 
     Metrics and files are those of `Classification`, but for the loss. Where pictures are given, `page.html` shows what
     is taken for what, the worst classes, and the images nearest to each class, the classes nearest to each image.
@@ -58,12 +58,12 @@ class ZeroShot:
     templates: str | tuple[str, ...] = "photo"
     class_names: Mapping[str, str] | tuple[str, ...] | None = None
     scale: float = 100.0
-    shown: int = 500
+    max_images: int = 500
     picture: page.Picture | None = None
     example_id: Callable[[int], str] = str
 
     def __post_init__(self) -> None:
-        page.check_room(self.shown)
+        page.check_room(self.max_images)
         self._words()
         _templates(self.templates)
 
@@ -110,7 +110,7 @@ class ZeroShot:
         )
         title = f"Zero-shot classification: {len(labels):,} images, {len(names):,} classes"
         ours = page.Page(title, whole["index"], searchable, page.Classified(labels, prediction, tuple(names)))
-        return page.write(folder, ours, result, self.shown, self.picture, self.example_id)
+        return page.write(folder, ours, result, self.max_images, self.picture, self.example_id)
 
 
 def class_embeddings(

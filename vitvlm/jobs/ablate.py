@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitvlm.core import own_files
+from vitvlm.core import own_files, renames
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs.ablation import report, rows
 from vitvlm.jobs.ablation.plan import Plan, plan, variant_folder
@@ -117,7 +117,7 @@ def _finished(sweep: Plan, name: str, folder: epath.Path) -> Json | None:
     for stage in sweep.stages:
         config = sweep.configs[name, stage.name]
         now = {} if isinstance(config, ConfigError) else _placeless(config, str(folder))
-        before = _placeless(result["configs"].get(stage.name, {}), result["folder"])
+        before = _placeless(renames.renamed(result["configs"].get(stage.name, {})), result["folder"])
         changed = sorted(field for field in {*now, *before} if now.get(field, ...) != before.get(field, ...))
         if changed:
             first, more = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""

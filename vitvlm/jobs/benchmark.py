@@ -151,7 +151,7 @@ def _compile(
     head = {"num_classes": CLASSES} if case.family == "vit" else {}
     model = models.build(case.family, **case.sizes, image_size=case.image_size, scan=scan, **head)
     task = Classify(model) if case.family == "vit" else Reconstruct(model)
-    gradients = make_gradients(task.losses, accumulate=micro_batches, side_by_side=micro_batches > 1)
+    gradients = make_gradients(task.losses, accumulate=micro_batches, unroll=micro_batches > 1)
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "example_mask": jnp.ones(case.batch_size)}
     key = jax.random.key(0)
     params = jax.jit(task.init)(key, batch)["params"]

@@ -148,7 +148,7 @@ class Job:
       batch_size: examples per step, over all devices.
       seed: of the parameters, the order of the data and every random choice.
       accumulate: micro-batches per step.
-      side_by_side: run them next to each other instead of one after the other: faster on the cores of a CPU.
+      unroll: the program holds them one next to the other instead of a loop over them: faster on the cores of a CPU.
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       image_size: for the config's own references; models and operations have their own fields.
       mesh: devices per axis; -1 takes the rest. An axis that is not named has one device, and `data` the rest.
@@ -168,7 +168,7 @@ class Job:
     schedule: Section
     seed: int = 0
     accumulate: int = 1
-    side_by_side: bool = False
+    unroll: bool = False
     ema_decay: float | None = None
     image_size: Any = None
     mesh: Section = dataclasses.field(default_factory=dict)

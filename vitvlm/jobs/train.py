@@ -159,14 +159,14 @@ def _gradients(job: Setup) -> Gradients:
     """Chooses how gradients are computed: by GradCache for micro-batches of a task that compares a batch's examples."""
     pairwise = getattr(job.task, "pairwise", None)
     if pairwise and job.job.accumulate > 1:
-        if job.job.side_by_side:
-            raise ConfigError("config.side_by_side: a loss over all pairs of a batch takes its micro-batches in turn")
+        if job.job.unroll:
+            raise ConfigError("config.unroll: a loss over all pairs of a batch takes its micro-batches in turn")
         encode = sharding.keep_examples_split(pairwise.encode, job.mesh)
         return cached_gradients(encode, pairwise.compare, accumulate=job.job.accumulate)
     return make_gradients(
         [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
         accumulate=job.job.accumulate,
-        side_by_side=job.job.side_by_side,
+        unroll=job.job.unroll,
         **({"whole_batch": job.task.whole_batch} if hasattr(job.task, "whole_batch") else {}),
     )
 

@@ -215,10 +215,10 @@ def build_mae(variant: str | None = None, **fields: Any) -> MAE:
     """An MAE from a variant such as "B/16" or explicit sizes: fields of `MAE` and, for its encoder, of `ViT`.
 
     Positions are the fixed sin-cos table unless `positions` says otherwise. The encoder has a CLS token and no head;
-    pool, cls_token, distillation, num_classes and representation are not fields.
+    pool, cls_token, distillation, num_classes and representation_size are not fields.
     """
     own = [name for name in module_fields(MAE) if name != "vit"]
-    fixed = {"pool": "cls", "cls_token": True, "distillation": False, "num_classes": 0, "representation": None}
+    fixed = {"pool": "cls", "cls_token": True, "distillation": False, "num_classes": 0, "representation_size": None}
     config.check_names(fields, ["variant", *own, *(name for name in module_fields(ViT) if name not in fixed)], "model")
     encoder = {"positions": "sincos"} | {name: value for name, value in fields.items() if name not in own}
     vit = config.call(ViT, variant_fields(variant) | encoder, "model", **fixed)

@@ -56,7 +56,7 @@ class ViT(Transformer, kw_only=True):
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
       pre_norm: whether there is a norm before the first block too (CLIP; Radford et al. 2021, section 2.4).
       norm_pooled: whether the final norm is that of the pooled vector, not of the tokens (MAE's fine-tuning, CLIP).
-      representation: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
+      representation_size: width of a tanh layer after pooling, whose output is `pooled` then (the paper's head).
       projection: width of a linear layer without bias after that, whose output is `pooled` then (CLIP's space of images
         and texts).
       head_input: what the head reads: "pooled", or "mean", that of the patch tokens, whatever is pooled (the image
@@ -91,7 +91,7 @@ class ViT(Transformer, kw_only=True):
     registers: int = 0
     pre_norm: bool = False
     norm_pooled: bool = False
-    representation: int | None = None
+    representation_size: int | None = None
     projection: int | None = None
     head_input: str = "pooled"
 
@@ -140,8 +140,8 @@ class ViT(Transformer, kw_only=True):
         pooled = self._pool(prefix, tokens)
         if self.norm_pooled:
             pooled = norm(pooled)
-        if self.representation:
-            pooled = jnp.tanh(Dense(self.representation, name="representation", **dtypes)(pooled))
+        if self.representation_size:
+            pooled = jnp.tanh(Dense(self.representation_size, name="representation", **dtypes)(pooled))
         if self.projection:
             pooled = Dense(self.projection, use_bias=False, name="projection", **dtypes)(pooled)
         return EncoderOutput(

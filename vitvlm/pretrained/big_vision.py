@@ -38,7 +38,7 @@ def vit_fields(source: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
         "pool": "map" if "MAPHead_0/probe" in shapes else "cls" if "cls" in shapes else "gap",
         "positions": "learned" if {BIG_VISION_POSITIONS, AUGREG_POSITIONS} & set(shapes) else "sincos",
         "special_positions": BIG_VISION_POSITIONS not in shapes,  # big_vision adds none to CLS
-        "representation": shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
+        "representation_size": shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
         **ALWAYS,
     }
 
@@ -86,7 +86,7 @@ def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
         yield from _attention("MAPHead_0/MultiHeadDotProductAttention_0", "pool/attention", model.heads)
         yield from _norm("MAPHead_0/LayerNorm_0", "pool/mlp_norm")
         yield from _mlp("MAPHead_0/MlpBlock_0", "pool/mlp")
-    if model.representation:
+    if model.representation_size:
         yield from _dense("pre_logits", "representation", same)
     if model.num_classes:
         yield from _dense("head", "head", same)

@@ -190,7 +190,7 @@ def image_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str
             "position_grid": model.position_grid is None,
             "special_positions": model.special_positions or not model.has_cls,
             "registers": not model.registers,
-            "representation": model.representation is None,
+            "representation_size": model.representation_size is None,
             "projection": model.projection is None,
             "qkv_bias": model.qkv_bias,
             "mlp": model.mlp == "plain",

@@ -31,7 +31,7 @@ def deit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def deit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
     """Rows of all three DeiT classes."""
     yield from under("deit." if model.num_classes else "", "", encoder_rows(model))
-    if model.representation:
+    if model.representation_size:
         yield from dense("pooler.dense", "representation")
     if model.num_classes and model.distillation_head:
         yield from dense("cls_classifier", "head")

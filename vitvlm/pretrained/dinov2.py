@@ -51,7 +51,7 @@ def dinov2_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "positions": model.positions == "learned",
             "position_antialias": model.position_antialias == bool(model.registers),
             "distillation": not model.distillation,
-            "representation": model.representation is None,
+            "representation_size": model.representation_size is None,
         },
         model,
         "DINOv2",

@@ -276,7 +276,7 @@ def _vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "position_grid": model.position_grid is None,
             "special_positions": model.special_positions,
             "registers": not model.registers,
-            "representation": model.representation is None,
+            "representation_size": model.representation_size is None,
             "projection": model.projection is None,
             "qkv_bias": model.qkv_bias,
             "mlp": model.mlp == "plain",

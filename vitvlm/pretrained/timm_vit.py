@@ -99,7 +99,7 @@ def encoder_fields(tensors: Tensors, image_size: Pair) -> dict[str, Any]:
         "cls_token": "cls_token" in shapes,
         "special_positions": shapes["pos_embed"][1] != math.prod(patch_grid(image_size, tuple(patch))),
         "norm_pooled": "fc_norm.weight" in shapes,
-        "representation": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+        "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
         "distillation": "dist_token" in shapes,
         "norm_eps": 1e-6,
         "scan": False,
@@ -112,7 +112,7 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
         {
             "pool": model.pool in POOLS.values(),
             "positions": model.positions == "learned",
-            "representation": not model.representation,
+            "representation_size": not model.representation_size,
             "projection": model.projection is None,
             "head_input": model.head_input == "pooled",
             "distillation_head": model.distillation_head,
@@ -162,7 +162,7 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
     """Rows of timm's VisionTransformer."""
     yield from encoder_rows(model)
-    if model.representation:
+    if model.representation_size:
         yield from dense("pre_logits.fc", "representation")
     if model.num_classes:
         yield from dense("head", "head")

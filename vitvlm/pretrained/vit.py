@@ -38,7 +38,7 @@ def encoder_only_fields(source: Json, tensors: Collection[str]) -> dict[str, Any
         return encoder_fields(source)
     if source["pooler_act"] != "tanh":
         raise ConfigError(f"config.json: pooler_act {source['pooler_act']!r}; only tanh is understood")
-    return encoder_fields(source) | {"representation": source["pooler_output_size"] or source["hidden_size"]}
+    return encoder_fields(source) | {"representation_size": source["pooler_output_size"] or source["hidden_size"]}
 
 
 def encoder_fields(source: Json) -> dict[str, Any]:
@@ -100,13 +100,16 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def pooled_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
     """Config entries that a ViT and a DeiT share: the encoder, and the pooler or the classes."""
     check_expressible(
-        {"positions": model.positions == "learned", "representation": not (model.representation and model.num_classes)},
+        {
+            "positions": model.positions == "learned",
+            "representation_size": not (model.representation_size and model.num_classes),
+        },
         model,
         family,
     )
     return encoder_config(model, params, family) | {
         "pooler_act": "tanh",
-        "pooler_output_size": model.representation or model.width,
+        "pooler_output_size": model.representation_size or model.width,
         **labels(model.num_classes),
     }
 
@@ -204,7 +207,7 @@ def embedding_rows(model: ViT) -> Iterator[Row]:
 def vit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
     """ViTForImageClassification, or ViTModel for a model without classes."""
     yield from under("vit." if model.num_classes else "", "", encoder_rows(model))
-    if model.representation:
+    if model.representation_size:
         yield from dense("pooler.dense", "representation")
     if model.num_classes:
         yield from dense("classifier", "head")

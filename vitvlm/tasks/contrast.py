@@ -29,16 +29,16 @@ class Contrast:
       loss_kind: "softmax" (CLIP, ALIGN), or "sigmoid" (SigLIP), for which the model needs `bias_init`.
       label_smoothing: of the softmax's targets (ALIGN: 0.1).
       max_scale: what the logits' scale is kept at or below (CLIP: 100); None for no bound.
-      block: rows of logits that a device holds at a time; None: all of its own.
-      mesh, axes: the devices, and the axes over which batches are split. With several, or a block, no device ever holds
-        the logits of all pairs: see `objectives.chunked`.
+      block_size: rows of logits that a device holds at a time; None: all of its own.
+      mesh, axes: the devices, and the axes over which batches are split. With several, or a block_size, no device ever
+        holds the logits of all pairs: see `objectives.chunked`.
     """
 
     model: nn.Module
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
     max_scale: float | None = 100.0
-    block: int | None = None
+    block_size: int | None = None
     mesh: Mesh | None = None
     axes: tuple[str, ...] = ()
 
@@ -102,8 +102,9 @@ class Contrast:
         scale = scale if self.max_scale is None else capped(scale, self.max_scale)
         losses = contrastive
         how: dict[str, Any] = {}
-        if self.block is not None or math.prod(self.mesh.shape[axis] for axis in self.axes) > 1:
-            losses, how = chunked, {"mesh": self.mesh if self.axes else None, "axes": self.axes, "block": self.block}
+        if self.block_size is not None or math.prod(self.mesh.shape[axis] for axis in self.axes) > 1:
+            losses = chunked
+            how = {"mesh": self.mesh if self.axes else None, "axes": self.axes, "block": self.block_size}
         image, text, mask = examples["image"], examples["text"], batch["example_mask"]
         if self.loss_kind == "softmax":
             loss = losses.softmax(image, text, scale, mask, self.label_smoothing, **how)

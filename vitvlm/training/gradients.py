@@ -33,7 +33,7 @@ def make_gradients(
     losses: Loss | Sequence[Loss],
     *,
     accumulate: int = 1,
-    side_by_side: bool = False,
+    unroll: bool = False,
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Gradients:
     """A pure `(params, collections, batch, rng, frozen=None) -> (gradients, metrics, collections)`.
@@ -51,7 +51,7 @@ def make_gradients(
         examples (a contrastive loss is not). Micro-batch k draws random numbers from `fold_in(step's key, k)`, so
         dropout and random masks differ from those of the unsplit batch; batch statistics see the micro-batches
         in turn.
-      side_by_side: whether the program holds the micro-batches one next to the other, instead of a loop over them.
+      unroll: whether the program holds the micro-batches one next to the other, instead of a loop over them.
         A loop saves memory. Side by side nothing is saved, but a CPU's cores work on a micro-batch each, where they
         would wait for each other within each small operation of a whole batch.
       whole_batch: adds to a batch what its micro-batches must know of all of it, such as a sum of weights.
@@ -60,8 +60,8 @@ def make_gradients(
     """
     if accumulate < 1:
         raise ConfigError(f"config.accumulate: {accumulate}; it counts micro-batches: at least 1")
-    if side_by_side and accumulate == 1:
-        raise ConfigError("config.side_by_side: there is one micro-batch only: set config.accumulate, to 2 for 2 cores")
+    if unroll and accumulate == 1:
+        raise ConfigError("config.unroll: there is one micro-batch only: set config.accumulate, to 2 for 2 cores")
 
     def gradients_of(loss: Loss):
         return jax.grad(functools.partial(train_loss, loss), has_aux=True)
@@ -97,7 +97,7 @@ def make_gradients(
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         (grads, collections), metrics = jax.lax.scan(
-            add, (zeros, collections), (jnp.arange(accumulate), shares, micro_batches), unroll=side_by_side
+            add, (zeros, collections), (jnp.arange(accumulate), shares, micro_batches), unroll=unroll
         )
         grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
         return grads, jax.tree.map(lambda values: values.sum(axis=0), metrics), collections

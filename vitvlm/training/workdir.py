@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vitvlm.core import own_files
+from vitvlm.core import own_files, renames
 from vitvlm.core.config import ConfigError
 from vitvlm.training.records import DamagedError, Record, line
 
@@ -92,12 +92,15 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def began(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """The config that began in a workdir, also if its file is gone or damaged; None if none did, or none is left."""
+    """Reads the config that began in a workdir, also if its file is gone or damaged; None if none did, or none is left.
+
+    Fields that had other names when it was written have today's (`core.renames`).
+    """
     workdir = epath.Path(workdir)
     file = workdir / CONFIG
     found = own_files.read(file) if file.exists() else None
     if found is not None:
-        return found
+        return renames.renamed(found)
     records = {
         int(path.name): path / "record" / "metadata" for path in workdir.glob("checkpoints/*") if path.name.isdigit()
     }
@@ -108,7 +111,7 @@ def began(workdir: epath.PathLike) -> dict[str, Any] | None:
             continue
         if config:
             _LOG.warning("%s: is gone or damaged; checkpoint %d holds the config too", file, step)
-            return config
+            return renames.renamed(config)
     if file.exists():
         _LOG.warning("%s: is damaged, and no checkpoint holds the config: this job's config replaces it", file)
     return None

@@ -29,7 +29,7 @@ def expected():
 def test_equals_one_device(sizes, accumulate, expected):
     params, wanted = expected
     mesh = sharding.make_mesh(sizes)
-    task = CoCa(a_coca(), block=1, mesh=mesh, axes=tuple(a for a in sharding.BATCH_AXES if a in mesh.shape))
+    task = CoCa(a_coca(), block_size=1, mesh=mesh, axes=tuple(a for a in sharding.BATCH_AXES if a in mesh.shape))
     batch = sharding.put_batch(jax.device_get(captioned(16)), mesh)
     if accumulate > 1:
         encode = sharding.keep_examples_split(task.pairwise.encode, mesh)

@@ -36,7 +36,7 @@ def test_equals_one_device(loss_kind, sizes, block):
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     expected = jax.jit(lambda batch: run(Contrast(model, loss_kind), batch))(batch)
-    task = Contrast(model, loss_kind, block=block, mesh=mesh, axes=axes)
+    task = Contrast(model, loss_kind, block_size=block, mesh=mesh, axes=axes)
     placed = sharding.put_batch(batch, mesh)
     found = jax.jit(sharding.keep_examples_split(lambda _, batch: run(task, batch), mesh))(variables, placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
