@@ -211,7 +211,7 @@ def test_classification_has_no_search(open_page, tmp_path):
 
 def test_no_more_pictures_than_wanted(open_page, tmp_path):
     labels = np.repeat(np.arange(4), 50)
-    page = open_page(classification(tmp_path, labels, (labels + 1) % 4, shown=3))
+    page = open_page(classification(tmp_path, labels, (labels + 1) % 4, max_images=3))
     assert "At most 3 pictures are on this page: 17 that belong here" in page.locator(".note").first.inner_text()
     assert len(page.evaluate("Object.keys(data.images)")) == 3
     assert page.locator("article").count() == 4 and page.locator("#map rect.right").count() == 0

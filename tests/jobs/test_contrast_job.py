@@ -42,7 +42,7 @@ def test_a_block_of_logits_changes_nothing():
         np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
 
 
-def test_side_by_side_is_not_for_pairs():
+def test_unrolling_is_not_for_pairs():
     with pytest.raises(ConfigError, match=r"config\.unroll: a loss over all pairs"):
         stepped(a_config(accumulate=2, unroll=True))
 

@@ -15,6 +15,7 @@ import pytest
 from vitvlm.core import paths
 from vitvlm.jobs import train
 from vitvlm.jobs.setup import load_state, setup
+from vitvlm.training.workdir import read_config
 
 FOLDER = pathlib.Path(__file__).parent / "old_workdirs"
 # Of a classifier with accumulation, mixup, dropout and averages; of contrastive towers; of a masked autoencoder.
@@ -27,7 +28,7 @@ def test_loads_exactly_and_goes_on(name, tmp_path):
     with tarfile.open(FOLDER / f"{name}.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder, then = tmp_path / name, json.loads((FOLDER / f"{name}.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)  # under the names that fields have now
 
     _assert_close(_numbers(load_state(setup(config), folder, 3)), then["at step 3"], 1e-12)
 

@@ -104,7 +104,7 @@ def test_constants_are_read_and_stay_out_of_the_state(accumulate):
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-def test_micro_batches_side_by_side_are_no_loop(unroll):
+def test_unrolled_micro_batches_are_no_loop(unroll):
     split = toy.make_step(quiet_loss, TX, schedule=SCHEDULE, accumulate=2, unroll=unroll)
     text = jax.jit(split).lower(fresh(), toy.batch_of(3, 12)).compile().as_text()
     assert (" while(" in text) is not unroll
