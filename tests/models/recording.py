@@ -78,11 +78,7 @@ def model_fields(case: str) -> dict:
 
 
 def record(case: str) -> dict:
-<<<<<<< HEAD
     """Describes a case's model and what it computes, as JSON: see `_numbers` for how an array is written."""
-=======
-    """Returns what a case's model has and computes, as JSON: see `_numbers` for how an array is written."""
->>>>>>> 7667c1a (Old workdirs are read under today's names of fields)
     fields = model_fields(case)
     name = fields.pop("name")
     model = models.build(name, **fields)
