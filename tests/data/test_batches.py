@@ -12,7 +12,7 @@ import pictures
 import pytest
 
 from vitvlm.core.config import ConfigError
-from vitvlm.data import plans, sources
+from vitvlm.data import loader, sources
 from vitvlm.data.batches import eval_batches, train_batches, zero_batch
 from vitvlm.data.errors import DataError, TooManyUnreadable
 
@@ -213,7 +213,7 @@ def test_one_bad_image_at_the_start_does_not_stop_a_job(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "jsonl"])
 def test_files_that_vanish_late_do_not_hide_behind_what_was_read_before(kind, tmp_path, monkeypatch):
     """36 of 40 files go after 40 epochs; of all images seen, they are a tenth only five epochs later."""
-    monkeypatch.setattr(plans, "KEPT_BYTES", 0)
+    monkeypatch.setattr(loader, "KEPT_BYTES", 0)
     folder = pictures.folder(tmp_path, {"cat": 40})
     spec = f"folder:{folder}"
     if kind == "jsonl":
@@ -257,7 +257,7 @@ def test_a_batch_without_a_readable_image_is_passed_over_and_said(tmp_path):
 
 
 def test_once_nothing_can_be_read_any_more_the_job_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "KEPT_BYTES", 0)
+    monkeypatch.setattr(loader, "KEPT_BYTES", 0)
     folder = pictures.folder(tmp_path, {"cat": 4})
     with train_batches(sources.open(f"folder:{folder}", "all"), PLAIN, 2, seed=0, bad_share=1) as batches:
         take(batches, 2)
@@ -401,7 +401,7 @@ def test_a_small_data_set_is_decoded_once_and_a_large_one_each_time(source, monk
         return len(reads), made
 
     kept = train_batches(source, AUGMENTED, 6, seed=0)
-    monkeypatch.setattr(plans, "KEPT_BYTES", 9 * 7 * 3 * 23 - 1)
+    monkeypatch.setattr(loader, "KEPT_BYTES", 9 * 7 * 3 * 23 - 1)
     reread = train_batches(source, AUGMENTED, 6, seed=0)
     reads, some = count_reads(kept)
     assert reads <= 23

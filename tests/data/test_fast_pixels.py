@@ -74,10 +74,10 @@ def test_normalize_is_the_formula_also_on_views(name):
 def test_an_image_is_put_where_it_is_wanted_by_its_last_operation(text, there):
     image, out = pictures.pattern(7, 5), np.full((7, 5, 3), np.nan, np.float32)
     pipeline = operations.parse(text)
-    found = pipeline({"image": image, "id": "x"}, np.random.default_rng(0), out)["image"]
+    found = pipeline({"image": image, "id": "x"}, np.random.default_rng(0), {"image": out})["image"]
     np.testing.assert_array_equal(found, run(text, image))
     assert (found is out) == there and np.isnan(out).all() == (not there)
-    other = pipeline({"image": image[:3], "id": "x"}, np.random.default_rng(0), out)["image"]
+    other = pipeline({"image": image[:3], "id": "x"}, np.random.default_rng(0), {"image": out})["image"]
     np.testing.assert_array_equal(other, run(text, image[:3]))
 
 

@@ -301,13 +301,14 @@ def test_keep_names_the_fields_of_a_batch():
         "group": "g",
         "base": "b",
     }
-    assert pipeline.fields == ("name", "group")
-    assert set(pipeline(example)) == {"image", "label", "id", "name", "group"}
+    assert pipeline.kept == ("name", "group")
+    assert {name for name in pipeline(example) if name[0] != "@"} == {"image", "label", "id", "name", "group"}
 
 
 def test_describe_lists_every_operation_with_its_signature():
     lines = operations.describe().splitlines()
     assert [line.split("(")[0] for line in lines] == operations.parsing.OPERATIONS.names()
-    assert any(line.startswith("random_crop(size: int | tuple, padding: int = 0, fill: int = 0): ") for line in lines)
+    expected = "random_crop(size: int | tuple, padding: int = 0, fill: int = 0, *, field: str = 'image', same_draw: "
+    assert any(line.startswith(expected) for line in lines)
     with pytest.raises(ConfigError):
         operations.parse("describe")

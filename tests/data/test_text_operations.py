@@ -69,7 +69,7 @@ def test_keep_leaves_the_tokens_where_they_are():
         (
             "tokenize('emoji', 12, 'keywords', most=2)",
             DataError,
-            r"'keywords' holds \d+ texts: write most=\d+ instead of most=2, or surplus='first' for",
+            r"'keywords' holds \d+ texts: write max_texts=\d+ instead of max_texts=2, or surplus='first' for",
         ),
         ("tokenize('emoij', 12, 'name')", DataError, 'did you mean "emoji"'),
         ("tokenize('emoji')", ConfigError, "missing a required argument: 'length'"),

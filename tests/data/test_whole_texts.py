@@ -170,16 +170,16 @@ def test_a_surplus_of_captions_is_found_before_anything_is_read(several):
     with pytest.raises(
         ConfigError,
         match=r"^config.evals.pairs.data: operation tokenize\('emoji', 8, most=5\): 1 of the 3 images of jsonl:.* have "
-        r"more texts in 'caption', up to 6 \(1\.png\): write most=6 instead of most=5, or surplus='first'",
+        r"more texts in 'caption', up to 6 \(1\.png\): write max_texts=6 instead of max_texts=5, or surplus='first'",
     ):
         check_texts(several, pipeline, "config.evals.pairs.data")
     check_texts(several, operations.parse(IMAGE + "|tokenize('emoji', 8, most=6)"), "")
     check_texts(several, operations.parse(IMAGE + "|pick_text('caption')|tokenize('emoji', 8)"), "")
-    with pytest.raises(ConfigError, match=r"2 of the 3 images .* write most=6 instead of most=1"):
+    with pytest.raises(ConfigError, match=r"2 of the 3 images .* write max_texts=6 instead of max_texts=1"):
         check_texts(several, operations.parse(IMAGE + "|tokenize('emoji', 8)"), "")
     with pytest.raises(ConfigError, match="surplus='frist' is neither 'first' nor 'error'"):
         check_texts(several, operations.parse(IMAGE + "|tokenize('emoji', 8, surplus='frist')"), "")
-    with pytest.raises(DataError, match="'caption' holds 6 texts: write most=6 instead of most=5"):
+    with pytest.raises(DataError, match="'caption' holds 6 texts: write max_texts=6 instead of max_texts=5"):
         pipeline(several[1])
 
 

@@ -82,7 +82,7 @@ def a_config(images, evals=(), ops=OPS, source="folder:{}"):
         ({"type": "compositionality"}, r"x\.data\.ops: no texts of .*; add tokenize"),
         (
             {"type": "retrieval", "data": {"source": "captions", "ops": f"{OPS}|tokenize('emoji', 8, most=5)"}},
-            r"x\.data: operation tokenize.*: 1 of the 4 images .* up to 6 \(test/cow/1\.png\): write most=6",
+            r"x\.data: operation tokenize.*: 1 of the 4 images .* up to 6 \(test/cow/1\.png\): write max_texts=6",
         ),
     ],
 )

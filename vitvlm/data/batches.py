@@ -1,9 +1,10 @@
 """Batches: deterministic, reshuffled each epoch, shared out among processes, made ahead by threads or workers.
 
-A batch is a dictionary of arrays: image float32 [B, H, W, C], label int32 [B] (of a multi-label source labels
-float32 [B, S], 1 for each class of an image), example_mask float32 [B] (1 for an example,
-0 for padding or an unreadable image), index int64 [B] (position in the source, -1 for padding), the arrays that
-operations make (`tokenize`: text_tokens and text_mask int32 [B, L]), and the text fields that they `keep`.
+A batch is a dictionary of arrays: those of the fields that operations act on, make or `keep`, such as image float32
+[B, H, W, C] or text_tokens and text_mask int32 [B, L], see `data.kinds`; label int32 [B] (of a multi-label source
+labels float32 [B, S], 1 for each class of an image), where examples have one; example_mask float32 [B] (1 for an
+example, 0 for padding or an unreadable image), and index int64 [B] (position in the source, -1 for padding). Text that
+is kept is strings, which stay on the host.
 
 What example stands where, and which random numbers its operations draw, follows from the seed, the epoch and the
 index alone. So the number of workers never shows in a batch, the global batch is the same for any number of processes,
@@ -28,8 +29,10 @@ from vitvlm.data import running
 from vitvlm.data.balance import Balance
 from vitvlm.data.errors import DataError, TooManyUnreadable
 from vitvlm.data.identity import Identity
+from vitvlm.data.loader import EPOCHS, INTERNAL, UNREADABLE, make_loader
+from vitvlm.data.operations.fields import DROPPED
 from vitvlm.data.operations.parsing import parse
-from vitvlm.data.plans import EPOCHS, UNREADABLE, EvalPlan, TrainPlan, make_loader
+from vitvlm.data.plans import EvalPlan, TrainPlan
 from vitvlm.data.sources.base import Source
 from vitvlm.data.streams import StreamPlan
 from vitvlm.data.unreadable import Bad, Unreadable
@@ -48,9 +51,10 @@ class TrainBatches(Iterator[Batch]):
     Attributes:
       bad: the unreadable images among the batches taken so far.
       skipped: batches without a single readable image, which are not given out.
+      dropped: rows of fields, boxes for one, that operations left out (`drop_hidden`, `pad`) in the batches taken.
       changes: how the data differ from those of the state that `set_state` was given; empty where they do not.
       say: receives messages: each unreadable image when it is found, each batch that is skipped. The log by default.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C); None for batches without images.
     """
 
     def __init__(
@@ -64,10 +68,11 @@ class TrainBatches(Iterator[Batch]):
     ):
         self.bad = bad
         self.skipped = 0
+        self.dropped = 0
         self.changes: dict[str, str] = {}
         self._data, self._accept_changes, self._lists = data or {}, accept_changes, lists
         self._naming = _Naming(_LOG.warning)
-        self.image_shape = plan.loader.shape
+        self.image_shape = plan.loader.image_shape
         self._plan = plan
         self._workers = workers
         self._step = 0
@@ -87,8 +92,9 @@ class TrainBatches(Iterator[Batch]):
         if not self._running:
             self._running.append(self._start())
         for lost in itertools.count(1):
-            batch = _take(self._running[0], self.bad, self._naming)
+            batch, dropped = _take(self._running[0], self.bad, self._naming)
             self._step += 1
+            self.dropped += dropped
             if self._plan.process_count > 1 or batch["example_mask"].any():
                 return batch
             self.skipped += 1
@@ -111,6 +117,7 @@ class TrainBatches(Iterator[Batch]):
             "step": self._step,
             "bad": self.bad.state(),
             "skipped": self.skipped,
+            "dropped": self.dropped,
             "made_for": self._plan.identity(),
             "data": {name: identity.summary() for name, identity in self._data.items()},
         }
@@ -141,6 +148,7 @@ class TrainBatches(Iterator[Batch]):
         _close(self._running)
         self._step, self._place = saved["step"], saved.get("place")
         self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
+        self.dropped = saved.get("dropped", 0)
 
     def _changes(self, before: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Lists what differs from the data of a state, by name. Raises DataError unless changes are accepted."""
@@ -181,12 +189,14 @@ class EvalBatches:
 
     Attributes:
       bad: the unreadable images of the current or last pass.
-      image_shape: (H, W, C).
+      dropped: rows of fields, boxes for one, that operations left out of it (`drop_hidden`, `pad`).
+      image_shape: (H, W, C); None for batches without images.
     """
 
     def __init__(self, plan: EvalPlan, workers: int, bad: Unreadable):
         self.bad = bad
-        self.image_shape = plan.loader.shape
+        self.dropped = 0
+        self.image_shape = plan.loader.image_shape
         self._plan = plan
         self._workers = workers
         self._naming = _Naming(_LOG.warning)
@@ -197,10 +207,13 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Workers end with the pass, and also when the iteration is left early."""
         self.bad = dataclasses.replace(self.bad, seen=0, count=0, names={}, epochs={})
+        self.dropped = 0
         batches = running.iterate(self._plan, self._workers, start=0)
         try:
             for _ in range(len(self)):
-                yield _take(batches, self.bad, self._naming)
+                batch, dropped = _take(batches, self.bad, self._naming)
+                self.dropped += dropped
+                yield batch
         finally:
             batches.close()
 
@@ -241,7 +254,7 @@ def train_batches(
       batch_size: of the global batch; this process gets its share of each.
       seed: of the shuffling and of the operations.
       workers: processes that make batches ahead; with 0, a thread of this process does. A small data set
-        (plans.KEPT_BYTES) is decoded once and kept in memory.
+        (loader.KEPT_BYTES) is decoded once and kept in memory.
       bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
       bad_after: least number of images to take the share of (one epoch, if that is shorter).
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
@@ -292,8 +305,7 @@ def eval_batches(
 def zero_batch(source: Source, operations: str, batch_size: int) -> Batch:
     """Returns a batch of padding with the shapes and dtypes that `operations` give, to initialise a model with."""
     batch = make_loader(source, parse(operations), seed=0, tries=1000).batch([None] * batch_size)
-    del batch[UNREADABLE], batch[EPOCHS]
-    return batch
+    return {name: array for name, array in batch.items() if name not in INTERNAL}
 
 
 def _close(batches: list[grain.DatasetIterator]) -> None:
@@ -301,11 +313,12 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
         batches.pop().close()
 
 
-def _take(batches: Iterator[dict[str, Any]], bad: Unreadable, naming: "_Naming") -> Batch:
+def _take(batches: Iterator[dict[str, Any]], bad: Unreadable, naming: "_Naming") -> tuple[Batch, int]:
+    """Returns the next batch, and how many rows of its examples' fields operations left out."""
     batch = dict(next(batches))
-    unreadable, epochs = batch.pop(UNREADABLE), batch.pop(EPOCHS)
+    unreadable, epochs, dropped = batch.pop(UNREADABLE), batch.pop(EPOCHS), batch.pop(DROPPED)
     naming.name(bad.add(epochs[epochs >= 0].tolist(), unreadable))
-    return batch
+    return batch, dropped
 
 
 class _Naming:

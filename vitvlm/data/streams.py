@@ -18,7 +18,8 @@ import grain
 import numpy as np
 
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.plans import Loader, shuffled
+from vitvlm.data.loader import Loader
+from vitvlm.data.plans import shuffled
 from vitvlm.data.sources.base import Example
 from vitvlm.data.sources.webdataset import Record, TarSource
 
@@ -160,7 +161,7 @@ class StreamBatches(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._reader.set_state(state)
 
-    def _make(self, epoch: int, index: int, found: Example | UnreadableImage, out: np.ndarray) -> Example:
+    def _make(self, epoch: int, index: int, found: Example | UnreadableImage, out: dict[str, np.ndarray]) -> Example:
         if isinstance(found, UnreadableImage):
             raise found
         loader = self._plan.loader

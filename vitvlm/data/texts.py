@@ -15,9 +15,10 @@ def check_texts(source: Source, pipeline: Pipeline, where: str) -> None:
     for place, operation in enumerate(pipeline.operations):
         if operation.function is not text.tokenize:
             continue
-        given = text.arguments_of(operation)
-        name, most, separator = given["name"], given["most"], given["separator"]
-        picked = name == "caption" and any(each.function is text.pick_text for each in pipeline.operations[:place])
+        given = operation.arguments
+        name, most, separator = given["field"], given["max_texts"], given["separator"]
+        earlier = pipeline.operations[:place]
+        picked = any(each.function is text.pick_text and each.arguments["to"] == name for each in earlier)
         if picked or not text.is_error(given["surplus"]) or not source.has_quick_texts:
             continue
         if separator is None and source.holds_one_text(name):
@@ -41,7 +42,7 @@ def _count(source: Source, index: int, name: str, separator: str | None) -> int:
 def texts_rule(pipeline: Pipeline) -> str:
     """Words for the protocol about texts that are left out: "the first 5 texts of each image"; "" if none are."""
     for operation in pipeline.operations:
-        if operation.function is text.tokenize and not text.is_error(text.arguments_of(operation)["surplus"]):
-            most = text.arguments_of(operation)["most"]
+        if operation.function is text.tokenize and not text.is_error(operation.arguments["surplus"]):
+            most = operation.arguments["max_texts"]
             return "the first text of each image" if most == 1 else f"the first {most} texts of each image"
     return ""

@@ -15,8 +15,8 @@ from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import eval_batches
+from vitvlm.data.loader import Loader
 from vitvlm.data.operations import colour, text
-from vitvlm.data.plans import Loader
 from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.prediction import Predictor

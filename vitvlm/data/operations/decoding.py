@@ -7,17 +7,46 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.operations.parsing import image_operation
+from vitvlm.data.operations.parsing import traced_operation
 from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, to_pillow
+from vitvlm.data.operations.steps import Steps, Upright
 
 # Raster formats that Pillow decodes itself. EPS, for one, would start another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What says how an image is to be turned: EXIF and XMP.
 _TURNED = (b"Exif\0\0", b"tiff:Orientation")
+_ORIENTATION = 0x0112  # the EXIF tag
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-@image_operation("decode")
+def traced_decode(
+    image: bytes | Pixels, channels: int = 3, background: int | tuple = 255, max_pixels: int = 50_000_000
+) -> tuple[NewPixels, Steps]:
+    """Decodes as `decode` does; the steps say how the stored pixels were turned."""
+    if channels not in _MODES:
+        raise ValueError(f"channels={channels} must be 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if isinstance(image, np.ndarray):
+        return image if image.shape[2] == channels else _convert(to_pillow(image), channels, background), []
+    plain = _plain_jpeg(image, max_pixels) if channels == 3 else None
+    if plain is not None:
+        return plain, []
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            width, height = opened.size
+            _check_size(width, height, max_pixels)
+            turn = Upright((height, width), opened.getexif().get(_ORIENTATION, 1))
+            upright = ImageOps.exif_transpose(opened)
+            return _convert(_to_8_bits(upright), channels, background), [turn]
+    except (UnreadableImage, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(f"{len(image)} bytes that are not an image of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        # On damaged bytes Pillow's readers raise errors of many kinds: OSError, ValueError, SyntaxError, struct.error …
+        raise UnreadableImage(f"{error} ({type(error).__name__})") from error
+
+
+@traced_operation("decode", traced_decode)
 def decode(
     image: bytes | Pixels, channels: int = 3, background: int | tuple = 255, max_pixels: int = 50_000_000
 ) -> NewPixels:
@@ -30,26 +59,7 @@ def decode(
     Raises UnreadableImage for damaged files, for formats other than FORMATS, and for more than `max_pixels`, before
     they are decoded.
     """
-    if channels not in _MODES:
-        raise ValueError(f"channels={channels} must be 1 (grey), 3 (RGB) or 4 (RGBA)")
-    if isinstance(image, np.ndarray):
-        return image if image.shape[2] == channels else _convert(to_pillow(image), channels, background)
-    plain = _plain_jpeg(image, max_pixels) if channels == 3 else None
-    if plain is not None:
-        return plain
-    try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            width, height = opened.size
-            _check_size(width, height, max_pixels)
-            upright = ImageOps.exif_transpose(opened)
-            return _convert(_to_8_bits(upright), channels, background)
-    except (UnreadableImage, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(f"{len(image)} bytes that are not an image of {', '.join(FORMATS)}") from error
-    except Exception as error:
-        # On damaged bytes Pillow's readers raise errors of many kinds: OSError, ValueError, SyntaxError, struct.error …
-        raise UnreadableImage(f"{error} ({type(error).__name__})") from error
+    return traced_decode(image, channels, background, max_pixels)[0]
 
 
 def _plain_jpeg(content: bytes, max_pixels: int) -> NewPixels | None:

@@ -1,70 +1,66 @@
-"""Sizes, crops and mirror images. Sizes are (height, width), or one number for both."""
+"""Sizes, crops and mirror images. Sizes are (height, width), or one number for both.
+
+Each plans its steps from the shape of the image alone; `operations.steps` does them, and `operations.moving` moves with
+them what belongs to the image. Called directly, as in `resize(image, 224)`, an operation returns the image.
+"""
 
 import math
 from collections.abc import Callable
 
-import cv2
 import numpy as np
-from jaxtyping import Shaped
 
-from vitvlm.data.operations.parsing import image_operation
-from vitvlm.data.operations.pixels import NewPixels, Pixels, from_pillow, interpolation, to_pillow
+from vitvlm.data.operations.parsing import geometric_operation
+from vitvlm.data.operations.steps import Mirror, Resize, Steps, Window
 
-cv2.setNumThreads(1)  # batches are made by several processes already
+Shape = tuple[int, int, int]  # (H, W, C)
 
 
-@image_operation("resize")
-def resize(image: Shaped[np.ndarray, "H W C"], size: int | tuple, method: str = "bilinear") -> NewPixels:
+@geometric_operation("resize")
+def resize(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
     """Resizes to exactly this size, with antialias; the aspect ratio is not kept.
 
     The methods are Pillow's, to the bit, and "fast": within about a grey level of "bilinear", in less than half its
     time.
     """
-    height, width = _pair(size)
-    if image.shape[:2] == (height, width):
-        return image
-    if method == "fast":
-        return _fast_resize(image, height, width)
-    return from_pillow(to_pillow(image).resize((width, height), interpolation(method)))
+    return [Resize(shape[:2], _pair(size), method)]
 
 
-@image_operation("resize_small")
-def resize_small(image: Pixels, size: int, method: str = "bilinear") -> NewPixels:
+@geometric_operation("resize_small")
+def resize_small(shape: Shape, size: int, method: str = "bilinear") -> Steps:
     """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept.
 
     The longer side is rounded down, as torchvision and `transformers` do.
     """
     _pair(size)
-    short, long = sorted(image.shape[:2])
+    short, long = sorted(shape[:2])
     longer = int(size * long / short)
-    return resize(image, (size, longer) if image.shape[0] == short else (longer, size), method)
+    return [Resize(shape[:2], (size, longer) if shape[0] == short else (longer, size), method)]
 
 
-@image_operation("resize_cover")
-def resize_cover(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
+@geometric_operation("resize_cover")
+def resize_cover(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
     """Resizes to the smallest image that covers `size`, with antialias; the aspect ratio is kept, to a pixel."""
-    return resize(image, _scaled(image, size, min), method)
+    return [Resize(shape[:2], _scaled(shape, size, min), method)]
 
 
-@image_operation("resize_contain")
-def resize_contain(image: Pixels, size: int | tuple, method: str = "bilinear") -> NewPixels:
+@geometric_operation("resize_contain")
+def resize_contain(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
     """Resizes to the largest image that `size` contains, with antialias; the aspect ratio is kept, to a pixel."""
-    return resize(image, _scaled(image, size, max), method)
+    return [Resize(shape[:2], _scaled(shape, size, max), method)]
 
 
-@image_operation("resize_pad")
-def resize_pad(image: Pixels, size: int | tuple, fill: int | tuple = 255, method: str = "bilinear") -> NewPixels:
+@geometric_operation("resize_pad")
+def resize_pad(shape: Shape, size: int | tuple, fill: int | tuple = 255, method: str = "bilinear") -> Steps:
     """Resizes to the largest image that `size` contains, and puts it in the middle of a `size` of `fill`.
 
     The aspect ratio is kept and nothing is cut away; an odd margin leaves its extra pixel at the bottom or right.
     """
-    return central_crop(resize_contain(image, size, method), size, fill, "even")
+    contained = _scaled(shape, size, max)
+    return [Resize(shape[:2], contained, method), _middle(contained, _pair(size), fill, "even")]
 
 
-@image_operation("central_crop")
-def central_crop(
-    image: Pixels, size: int | tuple, fill: int | tuple | None = None, rounding: str = "down"
-) -> NewPixels:
+@geometric_operation("central_crop")
+def central_crop(shape: Shape, size: int | tuple, fill: int | tuple | None = None, rounding: str = "down") -> Steps:
     """Cuts out the middle, after adding a border of `fill` (0 to 255, or one per channel) to an image that is smaller.
 
     Args:
@@ -77,39 +73,29 @@ def central_crop(
     if rounding not in ("down", "even"):
         raise ValueError(f"rounding={rounding!r} must be 'down' or 'even'")
     if fill is None:
-        _margins(image, height, width)
-    top, left = (_before(H - h, rounding) for H, h in zip(image.shape, (height, width)))
-    if min(image.shape[0] - height, image.shape[1] - width) < 0:
-        image, top, left = _bordered(image, height, width, top, left, fill)
-    return image[top : top + height, left : left + width]
+        _margins(shape, height, width)
+    return [_middle(shape[:2], (height, width), fill or 0, rounding)]
 
 
-@image_operation("random_crop", random=True)
-def random_crop(
-    image: Pixels, size: int | tuple, padding: int = 0, fill: int = 0, *, rng: np.random.Generator
-) -> NewPixels:
+@geometric_operation("random_crop", random=True)
+def random_crop(shape: Shape, size: int | tuple, padding: int = 0, fill: int = 0, *, rng: np.random.Generator) -> Steps:
     """Cuts out a window at a random place, after adding `padding` pixels of value `fill` on every side."""
     height, width = _pair(size)
-    if padding:
-        H, W, C = image.shape
-        padded = np.full((H + 2 * padding, W + 2 * padding, C), fill, image.dtype)
-        padded[padding : padding + H, padding : padding + W] = image
-        image = padded
-    below, right = _margins(image, height, width)
+    below, right = _margins((shape[0] + 2 * padding, shape[1] + 2 * padding), height, width)
     top, left = rng.integers(below + 1), rng.integers(right + 1)
-    return image[top : top + height, left : left + width]
+    return [Window(int(top) - padding, int(left) - padding, (height, width), fill)]
 
 
-@image_operation("random_resized_crop", random=True)
+@geometric_operation("random_resized_crop", random=True)
 def random_resized_crop(
-    image: Pixels,
+    shape: Shape,
     size: int | tuple,
     scale: tuple = (0.08, 1.0),
     ratio: tuple = (3 / 4, 4 / 3),
     method: str = "bicubic",
     *,
     rng: np.random.Generator,
-) -> NewPixels:
+) -> Steps:
     """A window of random area and shape, resized to `size` (Inception's crop).
 
     The area is uniform in `scale` (shares of the image), the width / height ratio log-uniform in `ratio`. If ten
@@ -118,46 +104,14 @@ def random_resized_crop(
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise ValueError(f"scale={scale} must lie within (0, 1] and ratio={ratio} be positive, both in rising order")
     height, width = _pair(size)
-    top, left, rows, columns = _window(*image.shape[:2], scale, ratio, rng)
-    return resize(image[top : top + rows, left : left + columns], (height, width), method)
+    top, left, rows, columns = _window(*shape[:2], scale, ratio, rng)
+    return [Window(top, left, (rows, columns)), Resize((rows, columns), (height, width), method)]
 
 
-@image_operation("flip", random=True)
-def flip(image: np.ndarray, probability: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
+@geometric_operation("flip", random=True)
+def flip(shape: Shape, probability: float = 0.5, *, rng: np.random.Generator) -> Steps:
     """Mirrors the image left to right with this probability."""
-    if rng.random() >= probability:
-        return image
-    return cv2.flip(np.ascontiguousarray(image), 1).reshape(image.shape)  # NumPy's view would be slow to read
-
-
-def _fast_resize(image: Pixels, height: int, width: int) -> NewPixels:
-    """Up to twice smaller, a blur and linear interpolation.
-
-    Beyond, linear interpolation to a multiple of the size that is no smaller than the image, and the mean of blocks.
-    """
-    if image.dtype != np.uint8:
-        raise ValueError(f"works on uint8 pixels, not on {image.dtype}: put it before normalize")
-    strides = image.shape[0] / height, image.shape[1] / width
-    if max(strides) > 2:
-        down, across = (math.ceil(stride) for stride in strides)
-        large = cv2.resize(image, (width * across, height * down), interpolation=cv2.INTER_LINEAR)
-        small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
-    else:
-        if max(strides) > 1.1:  # below, nothing is seen of it
-            down, across = (_blur_between(stride) for stride in strides)
-            image = cv2.GaussianBlur(image, (3, 3), across, sigmaY=down, borderType=cv2.BORDER_REPLICATE)
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return small.reshape(height, width, -1)
-
-
-def _blur_between(stride: float) -> float:
-    """The sigma of three Gaussian weights that linear interpolation needs before it, where pixels are `stride` apart.
-
-    Antialiased, a pixel is a triangle's mean, `stride` wide on either side, whose variance is stride^2 / 6; linear
-    interpolation brings 1 / 6 of it, and weights w, 1 - 2 w, w have the other 2 w.
-    """
-    w = max(stride**2 - 1, 1e-6) / 12
-    return math.sqrt(-0.5 / math.log(w / (1 - 2 * w)))
+    return [] if rng.random() >= probability else [Mirror(shape[:2])]
 
 
 def _window(H: int, W: int, scale: tuple, ratio: tuple, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -180,11 +134,17 @@ def _pair(size: int | tuple) -> tuple[int, int]:
     return pair
 
 
-def _scaled(image: np.ndarray, size: int | tuple, least: Callable[..., float]) -> tuple[int, int]:
+def _scaled(shape: Shape, size: int | tuple, least: Callable[..., float]) -> tuple[int, int]:
     """Returns (height, width) divided by the least, or the largest, of the ratios of its sides to those of `size`."""
-    ratio = least(side / target for side, target in zip(image.shape, _pair(size)))
-    height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
+    ratio = least(side / target for side, target in zip(shape, _pair(size)))
+    height, width = (max(1, round(side / ratio)) for side in shape[:2])
     return height, width
+
+
+def _middle(before: tuple[int, int], size: tuple[int, int], fill: int | tuple, rounding: str) -> Window:
+    """The window in the middle, with a border of `fill` wherever it is larger than the image."""
+    top, left = (_before(side - wanted, rounding) for side, wanted in zip(before, size))
+    return Window(top, left, size, fill)
 
 
 def _before(margin: int, rounding: str) -> int:
@@ -194,20 +154,8 @@ def _before(margin: int, rounding: str) -> int:
     return round(margin / 2) if margin > 0 else -(-margin // 2)
 
 
-def _bordered(
-    image: np.ndarray, height: int, width: int, top: int, left: int, fill: int | tuple
-) -> tuple[np.ndarray, int, int]:
-    """The image within a border wherever it is smaller than height x width, and where to cut this at last."""
-    H, W, C = image.shape
-    above, before = max(0, -top), max(0, -left)
-    whole = np.empty((max(H, height), max(W, width), C), image.dtype)
-    whole[:] = np.asarray(fill, image.dtype)
-    whole[above : above + H, before : before + W] = image
-    return whole, top + above, left + before
-
-
-def _margins(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    H, W = image.shape[:2]
+def _margins(shape: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
+    H, W = shape[:2]
     if height > H or width > W:
         raise ValueError(
             f"the image, {H}x{W}, is smaller than the crop, {height}x{width}: resize it first, or add padding"

@@ -13,58 +13,143 @@ import numpy as np
 from vitvlm.core.config import ConfigError
 from vitvlm.core.registry import Registry
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.kinds import MOVED, STANDARD, Field, Fields
+from vitvlm.data.operations import tracing
+from vitvlm.data.operations.moving import visible
+from vitvlm.data.operations.steps import Steps, apply
 
 OPERATIONS = Registry("operation")
+IMAGE_OPTIONS = {  # of every operation on images
+    "field": inspect.Parameter("field", inspect.Parameter.KEYWORD_ONLY, default="image", annotation=str),
+    "same_draw": inspect.Parameter("same_draw", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None),
+}
+Out = Mapping[str, np.ndarray]
+Arguments = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """One operation with its arguments: `operation(example, rng, out) -> example`.
 
-    `out` is float pixels that may be overwritten: an image of that shape may be returned in it, without a copy.
+    Attributes:
+      text: how it is written.
+      function, positional, named: the call, without the options of operations on images.
+      field: of an operation on images, the field that it reads and writes: an image, or several.
+      same_draw: whether all images of an example share their random numbers, as frames of a video do.
+      moved: the fields that its geometry moves, by name; see `Pipeline.bind`.
     """
 
     text: str
     function: Callable[..., Any]
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
+    field: str = "image"
+    same_draw: bool | None = None
+    moved: Fields = dataclasses.field(default_factory=dict)
 
     def __call__(
         self, example: dict[str, Any], rng: np.random.Generator | None = None, out: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else."""
-        given = {"rng": rng} if self.function.random else {"out": out} if self.function.writes else {}
-        named = {**self.named, **given}
+        """Applies the operation.
+
+        Args:
+          example: named fields.
+          rng: gives the random numbers.
+          out: float pixels that may be overwritten: an image of that shape may be returned in it, without a copy.
+
+        Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else.
+        """
         try:
             if self.function.random and rng is None:
                 raise ValueError("it draws random numbers, and was given no rng")
             if self.function.on_image:
-                if isinstance(example["image"], bytes) and self.function.name != "decode":
-                    raise ValueError("the image is still encoded: put decode first")
-                return {**example, "image": self.function(example["image"], *self.positional, **named)}
-            return self.function(example, *self.positional, **named)
+                return tracing.on_images(self, example, rng, out)
+            given = {"rng": rng} if self.function.random else {}
+            return self.function(example, *self.positional, **self.named, **given)
         except UnreadableImage as error:
-            error.name = example["id"]
+            error.name = error.name or example["id"]
             raise
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(f"operation {self.text} on {example.get('id', 'an example')}: {error}") from error
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, defaults among them."""
+        bound = inspect.Signature(list(_own_parameters(self.function).values())).bind(*self.positional, **self.named)
+        bound.apply_defaults()
+        return bound.arguments
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """The fields that it reads, with the kind that it takes each for where nothing is declared."""
+        if self.function.on_image:
+            return {self.field: STANDARD[self.field].kind if self.field in STANDARD else "image"}
+        return dict(self.function.reads(self.arguments))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The fields that it makes for batches."""
+        return (self.field,) if self.function.on_image else tuple(self.function.writes(self.arguments))
+
+    def bind(self, fields: Fields) -> "Operation":
+        """The operation on examples with fields of these kinds. Raises ConfigError for what it would not move."""
+        if not self.function.on_image:
+            return self
+        kind = fields.get(self.field, STANDARD.get(self.field, Field("image"))).kind
+        same = kind == "video" if self.same_draw is None else self.same_draw
+        moved = {name: each for name, each in fields.items() if each.kind in MOVED and each.of == self.field}
+        return dataclasses.replace(self, same_draw=same, moved=moved if self.function.traced else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Operations in order; `fields` are those that `keep` names."""
+    """Operations in order."""
 
     text: str
     operations: tuple[Operation, ...]
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def kept(self) -> tuple[str, ...]:
+        """The fields that `keep` names."""
         return tuple(name for op in self.operations if op.function.name == "keep" for name in op.positional)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The fields that operations on images act on: pixels at the end."""
+        return tuple(dict.fromkeys(op.field for op in self.operations if op.function.on_image))
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that examples have besides the image."""
-        return tuple(dict.fromkeys(name for op in self.operations for name in op.function.arrays))
+        written = (name for op in self.operations for name in op.writes)
+        return tuple(name for name in dict.fromkeys(written) if name != "image")
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """The fields of an example that its batch has: those that an operation writes, and those that are kept."""
+        return tuple(dict.fromkeys((*(name for op in self.operations for name in op.writes), *self.kept)))
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """The fields that an example must bring, with the kind that operations take each for."""
+        needed, made = {}, set()
+        for op in self.operations:
+            needed |= {name: kind for name, kind in op.reads.items() if name not in made and name not in needed}
+            made |= (
+                set(op.writes)
+                | {visible(name) for name in op.moved}
+                | set(getattr(op.function, "makes", lambda given: ())(op.arguments))
+            )
+        return needed
+
+    def bind(self, fields: Fields) -> "Pipeline":
+        """The pipeline on examples with fields of these kinds, which says what each operation moves with its image."""
+        bound, known = [], dict(fields)
+        for op in self.operations:
+            bound.append(op.bind(known))
+            declares = getattr(op.function, "declares", None)
+            known |= declares(known, op.arguments) if declares else {}
+        return Pipeline(self.text, tuple(bound))
 
     def split(self) -> tuple["Pipeline", "Pipeline"]:
         """The operations whose result never changes and is still bytes or uint8 pixels, and the rest."""
@@ -73,28 +158,73 @@ class Pipeline:
         return Pipeline(self.text, self.operations[:count]), Pipeline(self.text, self.operations[count:])
 
     def __call__(
-        self, example: dict[str, Any], rng: np.random.Generator | None = None, out: np.ndarray | None = None
+        self, example: dict[str, Any], rng: np.random.Generator | None = None, out: Out | None = None
     ) -> dict[str, Any]:
-        """See `Operation`; what is in `out` afterwards is the image, or nothing of use."""
-        for operation in self.operations:
-            example = operation(example, rng, out if operation is self._last_on_image else None)
+        """Applies all operations; what is in `out`, by field, is its image afterwards, or nothing of use."""
+        for place, operation in enumerate(self.operations):
+            last = out is not None and self._last_on.get(operation.field) == place
+            example = operation(example, rng, out.get(operation.field) if last else None)
         return example
 
     @functools.cached_property
-    def _last_on_image(self) -> Operation | None:
-        return next((operation for operation in reversed(self.operations) if operation.function.on_image), None)
+    def _last_on(self) -> dict[str, int]:
+        return {op.field: place for place, op in enumerate(self.operations) if op.function.on_image}
 
 
 def image_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `function(image, arguments…, [*, rng or out]) -> image`; an operation string gives the arguments."""
-    return _register(name, random, on_image=True)
+    return functools.partial(_register, name, random)
+
+
+def traced_operation(name: str, function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers an image operation whose `function` returns (image, steps), so that geometry follows it."""
+    return functools.partial(_register, name, False, traced=function)
+
+
+def geometric_operation(name: str, random: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers `plan(shape, arguments…, [*, rng]) -> steps`, and makes it a function of the image itself."""
+
+    def add(plan: Callable[..., Steps]) -> Callable[..., Any]:
+        def traced(image: np.ndarray, *arguments: Any, **named: Any) -> tuple[np.ndarray, Steps]:
+            steps = plan(image.shape, *arguments, **named)
+            return apply(image, steps), steps
+
+        @functools.wraps(plan)
+        def function(image: np.ndarray, *arguments: Any, **named: Any) -> np.ndarray:
+            return traced(image, *arguments, **named)[0]
+
+        return _register(name, random, function, traced=traced)
+
+    return add
 
 
 def example_operation(
-    name: str, random: bool = False, arrays: tuple[str, ...] = ()
+    name: str,
+    random: bool = False,
+    reads: Callable[[Arguments], Mapping[str, str]] = lambda given: {},
+    writes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
+    makes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
+    declares: Callable[[Fields, Arguments], Fields] | None = None,
+    formerly: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `function(example, arguments…, [*, rng]) -> example`; `arrays` are what it makes for batches."""
-    return _register(name, random, on_image=False, arrays=arrays)
+    """Registers `function(example, arguments…, [*, rng]) -> example`.
+
+    Args:
+      name: what it is called in operation strings.
+      random: it draws random numbers.
+      reads: from the arguments, the fields that it reads with the kind that each is taken for.
+      writes: from the arguments, the fields that it makes for batches.
+      makes: from the arguments, the fields that it makes for other operations.
+      declares: from the kinds of fields before it and the arguments, the kinds of the fields that it makes.
+      formerly: earlier names of arguments, which mean the same.
+    """
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.reads, function.writes, function.makes, function.declares = reads, writes, makes, declares
+        function.formerly = formerly or {}
+        return _register(name, random, function, on_image=False)
+
+    return add
 
 
 def parse(text: object) -> Pipeline:
@@ -111,7 +241,7 @@ def parse(text: object) -> Pipeline:
         reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
         raise ConfigError(f"operations {text!r}: not operations joined by '|' ({reason})") from None
     try:
-        return Pipeline(text, tuple(_operation(node, text) for node in _split(tree)))
+        return Pipeline(text, tuple(_operation(node, text) for node in _split(tree))).bind({})
     except RecursionError:
         raise ConfigError(f"operations {text!r}: nested too deeply") from None
 
@@ -129,19 +259,24 @@ def signature(name: str) -> str:
 
 
 def _register(
-    name: str, random: bool, on_image: bool, arrays: tuple[str, ...] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.name, function.random, function.on_image, function.arrays = name, random, on_image, arrays
-        function.writes = "out" in inspect.signature(function).parameters
-        return OPERATIONS.register(name)(function)
+    name: str,
+    random: bool,
+    function: Callable[..., Any],
+    on_image: bool = True,
+    traced: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    function.name, function.random, function.on_image, function.traced = name, random, on_image, traced
+    function.in_place = "out" in inspect.signature(function).parameters
+    return OPERATIONS.register(name)(function)
 
-    return add
+
+def _own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    _, *parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.name not in ("rng", "out")}
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    _, *parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.name not in ("rng", "out")}
+    return _own_parameters(function) | (IMAGE_OPTIONS if function.on_image else {})
 
 
 def _split(node: ast.expr) -> list[ast.expr]:
@@ -165,6 +300,7 @@ def _operation(node: ast.expr, text: str) -> Operation:
         raise ConfigError(f"operations {text!r}: {ast.unparse(node)!r} is neither a name nor a call of one")
     function = OPERATIONS.get(name)
     parameters = _parameters(function)
+    named = {getattr(function, "formerly", {}).get(key, key): value for key, value in named.items()}
     try:
         bound = inspect.Signature(list(parameters.values())).bind(*positional, **named)
     except TypeError as error:
@@ -177,7 +313,8 @@ def _operation(node: ast.expr, text: str) -> Operation:
             bound.arguments[argument] = {name: _typed(parameter, item, node) for name, item in value.items()}
         else:
             bound.arguments[argument] = _typed(parameter, value, node)
-    return Operation(ast.unparse(node), function, bound.args, bound.kwargs)
+    options = {key: bound.arguments.pop(key) for key in IMAGE_OPTIONS if function.on_image and key in bound.arguments}
+    return Operation(ast.unparse(node), function, bound.args, bound.kwargs, **options)
 
 
 def _literal(node: ast.expr, text: str) -> Any:

@@ -1,7 +1,6 @@
 """Operations on texts: choice of a caption, and tokenizing."""
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +9,31 @@ import numpy as np
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import tokenizers
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.operations.parsing import Operation, Pipeline, example_operation
+from vitvlm.data.kinds import Fields
+from vitvlm.data.operations.parsing import Arguments, Pipeline, example_operation
 
 
-@example_operation("pick_text", random=True)
+def _picked(fields: Fields, given: Arguments) -> Fields:
+    """The kind of a picked text: one that says where things are stays one."""
+    kinds = [fields[name] for name in given["names"] if name in fields and fields[name].kind == "relations"]
+    return {given["to"]: kinds[0]} if kinds else {}
+
+
+@example_operation(
+    "pick_text",
+    random=True,
+    reads=lambda given: dict.fromkeys(given["names"], "text"),
+    makes=lambda given: (given["to"],),
+    declares=_picked,
+)
 def pick_text(
-    example: dict[str, Any], *names: str, separator: str | None = None, rng: np.random.Generator
+    example: dict[str, Any],
+    *names: str,
+    separator: str | None = None,
+    to: str = "caption",
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Draws one text from these fields as field "caption"; each field may hold several texts.
+    """Draws one text from these fields as field `to`, "caption"; each field may hold several texts.
 
     Several texts are a tuple. A string is one text, whatever it contains, unless a `separator` splits it. An example
     without any text counts as unreadable.
@@ -25,40 +41,47 @@ def pick_text(
     texts = [text for name in names for text in texts_of(_field(example, name), separator)]
     if not texts:
         raise UnreadableImage(f"no text in {', '.join(names)}")
-    return {**example, "caption": texts[rng.integers(len(texts))]}
+    return {**example, to: texts[rng.integers(len(texts))]}
 
 
-@example_operation("tokenize", arrays=("text_tokens", "text_mask"))
+@example_operation(
+    "tokenize",
+    reads=lambda given: {given["field"]: "text"},
+    writes=lambda given: (f"{given['to']}_tokens", f"{given['to']}_mask"),
+    formerly={"name": "field", "most": "max_texts"},
+)
 def tokenize(
     example: dict[str, Any],
     tokenizer: str,
     length: int,
-    name: str = "caption",
-    most: int = 1,
+    field: str = "caption",
+    max_texts: int = 1,
     separator: str | None = None,
     surplus: str = "error",
+    to: str = "text",
     **rules: str | int | bool,
 ) -> dict[str, Any]:
-    """Adds text_tokens and text_mask int32 [L]: the ids of the texts in field `name`, and 1 where they are real.
+    """Adds text_tokens and text_mask int32 [L]: the ids of the text in `field`, and 1 where they are real.
 
-    With `most` above 1 the field holds at most that many texts (see `pick_text`), and both arrays are [most, L], with
-    rows of zeros for missing texts. More texts than `most` are an error; with surplus="first" the first ones are taken
-    (CLIP's protocol is the first five). An example without any text counts as unreadable. The rules are those of
+    With `max_texts` above 1 the field holds at most that many texts (see `pick_text`), and both arrays are
+    [max_texts, L], with rows of zeros for missing texts. More texts are an error; with surplus="first" the first ones
+    are taken (CLIP's protocol is the first five). An example without any text counts as unreadable. `to` is what the
+    arrays' names begin with: to='answer' makes answer_tokens and answer_mask. The rules are those of
     `tokenizers.open`: lower_case=True, padding='left'.
     """
-    texts = texts_of(_field(example, name), separator)
+    texts = texts_of(_field(example, field), separator)
     if not texts:
-        raise UnreadableImage(f"no text in {name}")
+        raise UnreadableImage(f"no text in {field}")
     refused = is_error(surplus)
-    if len(texts) > most and refused:
-        raise ValueError(f"{name!r} holds {len(texts)} texts: {way_out(len(texts), most)}")
-    texts = texts[:most]
+    if len(texts) > max_texts and refused:
+        raise ValueError(f"{field!r} holds {len(texts)} texts: {way_out(len(texts), max_texts)}")
+    texts = texts[:max_texts]
     tokens = opened(tokenizer, length, **rules).encode(texts)
-    text, mask = np.zeros((2, most, length), np.int32)
+    text, mask = np.zeros((2, max_texts, length), np.int32)
     text[: len(texts)], mask[: len(texts)] = tokens.ids, tokens.mask
-    if most == 1:
+    if max_texts == 1:
         text, mask = text[0], mask[0]
-    return {**example, "text_tokens": text, "text_mask": mask}
+    return {**example, f"{to}_tokens": text, f"{to}_mask": mask}
 
 
 @functools.lru_cache(maxsize=8)
@@ -77,8 +100,8 @@ def rules_of(pipeline: Pipeline) -> dict[str, Any] | None:
     """The arguments of `tokenizers.open` in the pipeline's `tokenize`; None if it has none."""
     for operation in pipeline.operations:
         if operation.function is tokenize:
-            given = arguments_of(operation)
-            return {"tokenizer": given["tokenizer"], "length": given["length"], **given["rules"]}
+            given = operation.arguments
+            return {"tokenizer": given["tokenizer"], "length": given["length"], **given.get("rules", {})}
     return None
 
 
@@ -101,24 +124,17 @@ def texts_of(value: str | Sequence[str] | None, separator: str | None = None) ->
     return [text for text in (several if isinstance(value, str) else value) if text.strip()]
 
 
-def arguments_of(operation: Operation) -> dict[str, Any]:
-    """The arguments of a `tokenize` of a pipeline, its defaults among them."""
-    bound = inspect.signature(tokenize).bind({}, *operation.positional, **operation.named)
-    bound.apply_defaults()
-    return bound.arguments
-
-
 def is_error(surplus: str) -> bool:
-    """Tells whether more texts than `most` are an error. Raises ConfigError for an unknown rule."""
+    """Tells whether more texts than `max_texts` are an error. Raises ConfigError for an unknown rule."""
     if surplus not in ("first", "error"):
         raise ConfigError(f"surplus={surplus!r} is neither 'first' nor 'error'")
     return surplus == "error"
 
 
-def way_out(needed: int, most: int) -> str:
-    """Advice for an error about `needed` texts where `most` are allowed."""
-    first = "first one" if most == 1 else f"first {most}"
-    return f"write most={needed} instead of most={most}, or surplus='first' for the {first} alone"
+def way_out(needed: int, max_texts: int) -> str:
+    """Advice for an error about `needed` texts where `max_texts` are allowed."""
+    first = "first one" if max_texts == 1 else f"first {max_texts}"
+    return f"write max_texts={needed} instead of max_texts={max_texts}, or surplus='first' for the {first} alone"
 
 
 def _field(example: dict[str, Any], name: str) -> str | tuple[str, ...] | None:

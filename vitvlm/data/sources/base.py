@@ -19,6 +19,7 @@ from jaxtyping import Int
 
 from vitvlm.data.accounting import Files
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.kinds import Field, Fields
 
 Example = dict[str, Any]
 
@@ -47,6 +48,11 @@ class Source(abc.ABC):
     name: str
     label_names: tuple[str, ...]
     renames: Mapping[str, str] = types.MappingProxyType({})
+
+    @property
+    def fields(self) -> Fields:
+        """The kinds of the fields that its examples have besides label, id and texts; see `data.kinds`."""
+        return {"image": Field("image")}
 
     @property
     def labelled(self) -> bool:
@@ -168,6 +174,10 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    @property
+    def fields(self) -> Fields:
+        return self._source.fields
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(int(self._indices[index]), name)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError
 from vitvlm.data.accounting import Files
 from vitvlm.data.errors import DataError
+from vitvlm.data.kinds import Fields
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import RESERVED
 from vitvlm.data.sources.relabelled import placed
@@ -98,6 +99,10 @@ class MixedSource(Source):
 
     def holds_one_text(self, name: str) -> bool:
         return name == "source" or all(source.holds_one_text(name) for source in self._sources)
+
+    @property
+    def fields(self) -> Fields:
+        return {name: field for source in reversed(self._sources) for name, field in source.fields.items()}
 
     @property
     def files(self) -> tuple[Files, ...]:

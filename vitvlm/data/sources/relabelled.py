@@ -11,6 +11,7 @@ from jaxtyping import Int
 from vitvlm.core import classes
 from vitvlm.data.accounting import Files
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.kinds import Fields
 from vitvlm.data.sources.base import Example, Source
 
 
@@ -39,6 +40,10 @@ class Relabelled(Source):
     @functools.cached_property
     def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
         return [np.unique(self._table[own]) for own in self._source.label_sets]
+
+    @property
+    def fields(self) -> Fields:
+        return self._source.fields
 
     @property
     def files(self) -> tuple[Files, ...]:

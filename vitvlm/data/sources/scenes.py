@@ -9,6 +9,7 @@ from jaxtyping import Int
 from vitvlm.core import arguments
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import scenes
+from vitvlm.data.kinds import Field, Fields
 from vitvlm.data.sources.base import Example, Source
 
 SPLITS = ("train", "test")
@@ -42,6 +43,11 @@ class ScenesSource(Source):
     def __init__(self, split: str, count: int, side: int, most: int, seed: int):
         self.label_names = COUNTS[: most - 1]
         self._split, self._count, self._side, self._most, self._seed = split, count, side, most, seed
+
+    @property
+    def fields(self) -> Fields:
+        image = Field("image", shape=(self._side, self._side, 3))
+        return {"image": image, "boxes": Field("boxes"), "masks": Field("masks")}
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
