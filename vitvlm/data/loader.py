@@ -53,7 +53,7 @@ class Loader:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """(H, W, C) of the field "image"; None if batches have none."""
+        """Shape (H, W, C) of the field "image"; None if batches have none."""
         return self.arrays["image"].shape if "image" in self.arrays else None
 
     @functools.cached_property

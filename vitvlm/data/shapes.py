@@ -67,7 +67,7 @@ def _shapes(pipeline: Pipeline, known: Fields) -> dict[str, np.ndarray]:
 
 
 def _variants(pipeline: Pipeline, sides: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """(H, W, C, number of rows or images) of made-up examples; C differs only where nothing fixes it."""
+    """Returns (H, W, C, number of rows or images) of made-up examples; C differs only where nothing fixes it."""
     low, high = sides
     variants = [(low, high, 3, 2), (high, low, 3, 3)]
     fixes = {op.field for op in pipeline.operations if op.function.name in ("decode", "rgb", "grey")}

@@ -1,4 +1,4 @@
-"""What moves with an image: boxes, points, masks and relations go through the steps of its geometry.
+"""Moving what belongs to an image: boxes, points, masks and relations go through the steps of its geometry.
 
 A box, point or mask is never dropped here: it is clipped to the image, and NAME_visible, float32 [n], says which share
 of it is still seen: of a box's area, of a mask's pixels, and 1 or 0 for a point. `drop_hidden` leaves out the rest.

@@ -19,7 +19,7 @@ ORIGINS = "@origins"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where an image's pixels come from: the transform to the pixels as the user stored them, and their (H0, W0)."""
+    """Origin of an image's pixels: the transform to the pixels as the user stored them, and their (H0, W0)."""
 
     transform: Transform
     size: tuple[int, int]
