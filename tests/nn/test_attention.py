@@ -10,6 +10,7 @@ from programs import products
 from vitvlm.nn.attend import attend, attention_weights
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.calls import Call
+from vitvlm.nn.norms import make_norm
 
 CAPTURE = ("attention",)
 
@@ -206,3 +207,42 @@ def test_head_dim_may_differ_from_the_width(module):
 def test_heads_must_divide_the_width(module):
     with pytest.raises(ValueError, match="width 12 is not divisible by 5 heads: change heads or give head_dim"):
         Attention(5).init(jax.random.key(0), module[0])
+
+
+def test_norms_of_queries_and_keys_are_of_each_head(module):
+    """As in Qwen 3 and ViT-22B: whatever the length of the projections, the scores stay the same."""
+    x, _ = module
+    attention = Attention(3, kv_heads=1, qk_norm=make_norm("rms", 1e-6))
+    params = attention.init(jax.random.key(0), x)["params"]
+    assert params["query_norm"]["scale"].shape == params["key_norm"]["scale"].shape == (4,)
+    call = Call(capture=CAPTURE)
+    _, weights, _ = attention.apply({"params": params}, x, call)
+    longer = jax.tree.map(lambda leaf: leaf, params)
+    longer["query"] = jax.tree.map(lambda leaf: 7 * leaf, params["query"])
+    np.testing.assert_allclose(attention.apply({"params": longer}, x, call)[1], weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_heads_that_share_keys_are_heads_with_equal_keys(module, train):
+    """In both ways of computing it: fused, and with weights that are dropped."""
+    x, params = module
+    shared = {**params}
+    for name in ("key", "value"):
+        kernel, bias = params[name]["kernel"][:, :4], params[name]["bias"][:4]
+        shared[name] = {"kernel": kernel, "bias": bias}
+        params = params | {name: {"kernel": jnp.tile(kernel, 3), "bias": jnp.tile(bias, 3)}}
+    call, rngs = Call(train=train), {"dropout": jax.random.key(0)}
+    found = Attention(3, kv_heads=1, dropout=0.3).apply({"params": shared}, x, call, rngs=rngs)[0]
+    np.testing.assert_allclose(
+        found, Attention(3, dropout=0.3).apply({"params": params}, x, call, rngs=rngs)[0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fields", [{"causal": True}, {"local": 2}, {"causal": True, "local": 3}], ids=str)
+def test_who_sees_whom(module, fields):
+    x, params = module
+    _, weights, _ = Attention(3, **fields).apply({"params": params}, x, Call(capture=CAPTURE))
+    behind = np.arange(6)[:, None] - np.arange(6)
+    seen = np.abs(behind) < fields.get("local", 9)
+    seen &= (behind >= 0) | (not fields.get("causal"))
+    np.testing.assert_array_equal(np.asarray(weights > 0).all(axis=(0, 1)), seen)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.activations import ACTIVATIONS, activation
@@ -12,6 +14,7 @@ from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Block, drop_examples
 from vitvlm.nn.calls import Call, PerLayer
 from vitvlm.nn.mlps import Mlp
+from vitvlm.nn.norms import make_norm
 
 
 def make_block(attention_dropout=0.0, **fields):
@@ -113,3 +116,93 @@ def test_a_dropped_branch_leaves_the_example_as_it_was(variables, tokens):
     y = run(jax.random.key(0, impl="rbg"))[0]
     unchanged = np.asarray(y == many).all(axis=(1, 2))
     assert abs(unchanged.mean() - 0.6**2) < 0.12
+
+
+@pytest.mark.parametrize("norms", ["pre", "post", "sandwich", "output"])
+def test_norms_stand_where_they_are_wanted(norms, tokens):
+    """The formulas of `Block`, with one linear part for each branch."""
+    block = Block(functools.partial(Part, 0.5), functools.partial(Part, 2.0), norms=norms)
+    params = jax.tree.map(lambda leaf: leaf + 0.3, block.init(jax.random.key(0), tokens)["params"])
+    found = jax.jit(block.apply)({"params": params}, tokens)[0]
+
+    def normed(name, x):
+        x = x - x.mean(-1, keepdims=True)
+        scale, bias = params[name]["scale"], params[name]["bias"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+    def added(x, name, factor):
+        norm = functools.partial(normed, f"{name}_norm")
+        if norms == "post":
+            return norm(x + factor * x)
+        if norms == "output":
+            return x + norm(factor * x)
+        update = factor * norm(x)
+        return x + (normed(f"{name}_output_norm", update) if norms == "sandwich" else update)
+
+    x = added(added(np.asarray(tokens), "attention", 0.5), "mlp", 2.0)
+    np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+class Part(nn.Module):
+    """Multiplies; as an attention, it returns no weights and no cache."""
+
+    factor: float
+
+    def __call__(self, x, *call):
+        return (self.factor * x, None, None) if call else self.factor * x
+
+
+@pytest.mark.parametrize(
+    "kind, theirs",
+    [
+        ("layer", torch.nn.LayerNorm(8, eps=1e-3)),
+        ("layer_without_bias", torch.nn.LayerNorm(8, eps=1e-3, bias=False)),
+        ("rms", torch.nn.RMSNorm(8, eps=1e-3)),
+        ("rms_zero_centred", Gemma2RMSNorm(8, eps=1e-3)),
+    ],
+)
+def test_norms_equal_torch(kind, theirs, tokens):
+    ours = make_norm(kind, 1e-3)(name=None)
+    initial = ours.init(jax.random.key(0), tokens)["params"]
+    np.testing.assert_array_equal(initial["scale"], 0.0 if kind == "rms_zero_centred" else 1.0)
+    params = {name: leaf + np.linspace(0, 1, 8, dtype=np.float32) for name, leaf in initial.items()}
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(np.asarray(params["scale"])))
+        if "bias" in params:
+            theirs.bias.copy_(torch.tensor(np.asarray(params["bias"])))
+    np.testing.assert_allclose(
+        ours.apply({"params": params}, tokens), theirs(torch.tensor(np.asarray(tokens))).detach(), atol=1e-5
+    )
+
+
+def test_a_gated_mlp_is_geglu():
+    """Shazeer 2020, equation 5, without biases."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    mlp = Mlp(5, kind="gated", bias=False)
+    params = mlp.init(jax.random.key(0), x)["params"]
+    gate, up, down = (params[name]["kernel"] for name in ("gate", "up", "down"))
+    expected = (jax.nn.gelu(x @ gate, approximate=False) * (x @ up)) @ down
+    np.testing.assert_allclose(mlp.apply({"params": params}, x), expected, atol=1e-5)
+    assert {path for tree in params.values() for path in tree} == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"norms": "sandwhich"}, r'model\.norms: .sandwhich.*did you mean "sandwich"'),
+        ({"gated": ("atention",)}, r"block\.gated: no branch 'atention'"),
+        ({"parallel": True, "norms": "post"}, r"block\.parallel: takes an attention and an MLP"),
+        ({"mlp": functools.partial(Mlp, 4, kind="swigu")}, r"model\.mlp: no MLP 'swigu'; did you mean .swiglu"),
+        ({"attention": functools.partial(Attention, 2, biases=("qery",))}, r"attention\.biases: no 'qery'"),
+        ({"cross": functools.partial(Attention, 2, cross=True)}, r"cross-attention: the call has no context"),
+    ],
+)
+def test_fields_of_blocks_that_are_wrong(fields, message, tokens):
+    parts = {"attention": functools.partial(Attention, 2), "mlp": functools.partial(Mlp, 4)}
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(Block(**parts | fields).init, jax.random.key(0), tokens)
+
+
+def test_an_unknown_norm():
+    with pytest.raises(ConfigError, match=r"model\.norm: no norm 'rsm'; did you mean .rms"):
+        make_norm("rsm", 1e-6)

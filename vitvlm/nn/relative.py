@@ -96,7 +96,8 @@ class RelativeBuckets(Positional):
     ) -> Float[Array, "1 K N M"]:
         init = nn.initializers.normal(1.0)
         table = param("relative_buckets", init, (self.buckets, self.heads), self.param_dtype)
-        return table[self.bucket(key_places[None, :] - places[:, None])].transpose(2, 0, 1)[None]
+        buckets = self.bucket(key_places[None, :] - places[:, None])
+        return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
 
     def bucket(self, offset: Int[Array, "N M"]) -> Int[Array, "N M"]:
         """The bucket of each offset, the key's place minus the query's."""

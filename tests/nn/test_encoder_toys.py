@@ -1,0 +1,318 @@
+"""T5, Q-Former and SAM's image encoder on the shared blocks: equal to transformers in values, gradients and dL/dA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from references import WAYS, close, gradients, linear, looped_gradients, measure, norm, randomised, softmaxes, values
+from toys import T5, QFormer, SamVision, T5Stack
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+from transformers.models.sam.modeling_sam import SamVisionLayer
+
+from vitvlm.nn.stacking import stack_blocks
+
+B, M, L, WIDTH = 2, 6, 5, 16
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------- T5
+
+
+@functools.cache
+def t5():
+    config = transformers.T5Config(
+        vocab_size=13,
+        d_model=WIDTH,
+        d_kv=3,
+        d_ff=24,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        attn_implementation="eager",
+    )
+    sizes = {"width": WIDTH, "depth": 2, "heads": 4, "head_dim": 3, "mlp_width": 24, "buckets": 8, "max_distance": 10}
+    model = T5(13, T5Stack(**sizes, decoder=False), T5Stack(**sizes, decoder=True))
+    return randomised(transformers.T5Model(config)), model
+
+
+def t5_params(theirs):
+    def attention(module):
+        names = {"query": "q", "key": "k", "value": "v", "out": "o"}
+        return {ours: linear(getattr(module, name)) for ours, name in names.items()}
+
+    def mlp(module):
+        names = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+        return {ours: linear(getattr(module.DenseReluDense, name)) for ours, name in names.items()}
+
+    def stack(module):
+        blocks = {}
+        for i, block in enumerate(module.block):
+            own, *cross, last = block.layer
+            ours = {"attention": attention(own.SelfAttention), "attention_norm": norm(own.layer_norm)}
+            for each in cross:
+                ours |= {"cross": attention(each.EncDecAttention), "cross_norm": norm(each.layer_norm)}
+            blocks[f"blocks_{i}"] = ours | {"mlp": mlp(last), "mlp_norm": norm(last.layer_norm)}
+        table = module.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        return {**blocks, "relative_buckets": table, "norm": norm(module.final_layer_norm)}
+
+    embed = {"embedding": theirs.shared.weight}
+    return {"embed": embed, "encoder": stack(theirs.encoder), "decoder": stack(theirs.decoder)}
+
+
+@functools.cache
+def t5_reference():
+    theirs, model = t5()
+    params = values(t5_params(theirs))
+    rng = np.random.default_rng(0)
+    image, text = rng.integers(1, 13, (B, 12)), rng.integers(1, 13, (B, L))
+    direction = numbers(B, L, WIDTH)
+    with softmaxes() as weights:
+        tokens = theirs(input_ids=torch.tensor(image), decoder_input_ids=torch.tensor(text)).last_hidden_state
+    (tokens * torch.tensor(direction)).sum().backward()
+    encoder, decoder = weights[:2], weights[2:]  # the decoder's: own, cross, own, cross
+
+    def by_kind(of):
+        own, cross = ([of(each) for each in decoder[at::2]] for at in (0, 1))
+        return {"attention": np.stack([of(each) for each in encoder])}, {
+            "attention": np.stack(own),
+            "cross": np.stack(cross),
+        }
+
+    expected = {
+        "tokens": tokens.detach().numpy(),
+        "attention": by_kind(lambda each: each.detach().numpy()),
+        "d_attention": by_kind(lambda each: each.grad.numpy()),
+        "gradients": gradients(theirs, t5_params),
+    }
+    return model, params, (jnp.asarray(image), jnp.asarray(text)), direction, expected
+
+
+@pytest.mark.parametrize("scan, remat", WAYS)
+def test_t5_equals_transformers(scan, remat):
+    model, params, inputs, direction, expected = t5_reference()
+    how = {"scan": scan, "remat": remat}
+    model = model.clone(encoder=model.encoder.clone(**how), decoder=model.decoder.clone(**how))
+    params = stack_blocks(params) if scan else params
+    found = measure(model, params, inputs, direction, output=lambda out: out[1])
+    close(found["tokens"], expected["tokens"], "tokens")
+    for side, name in enumerate(("encoder", "decoder")):
+        close(found["attention"][side], expected["attention"][side], f"attention of the {name}")
+        close(found["d_attention"][side], expected["d_attention"][side], f"dL/dA of the {name}")
+    close(looped_gradients(found), expected["gradients"], "gradients")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_t5_decodes_step_by_step_with_the_context_read_once(scan):
+    """The first call brings the encoded tokens; later ones use their keys and values from the cache."""
+    model, params, (image, text), _, expected = t5_reference()
+    model = model.clone(encoder=model.encoder.clone(scan=scan), decoder=model.decoder.clone(scan=scan))
+    variables = {"params": stack_blocks(params) if scan else params}
+    encoded = jax.jit(lambda image: model.apply(variables, image, text)[0].tokens)(image)
+    step = jax.jit(functools.partial(model.apply, method=model.decode))
+    out = step(variables, text[:, :2], model.empty_cache(B, L), encoded)
+    found = [out.tokens]
+    for i in range(2, L):
+        out = step(variables, text[:, i : i + 1], out.cache)
+        found.append(out.tokens)
+    assert out.cache["cross"].key.shape == (2, B, 4, 12, 3)
+    close(jnp.concatenate(found, axis=1), expected["tokens"], "tokens")
+
+
+# ------------------------------------------------------------------------------------------------------- Q-Former
+
+
+@functools.cache
+def qformer():
+    config = transformers.Blip2QFormerConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=24,
+        encoder_hidden_size=10,
+        cross_attention_frequency=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        use_qformer_text_input=True,
+        attn_implementation="eager",
+    )
+    model = QFormer(width=WIDTH, depth=4, heads=4, mlp_width=24, queries=M)
+    return randomised(Blip2QFormerModel(config)), model
+
+
+def qformer_params(theirs):
+    def attention(module):
+        own = {name: linear(getattr(module.attention, name)) for name in ("query", "key", "value")}
+        return own | {"out": linear(module.output.dense)}
+
+    blocks = {}
+    for i, layer in enumerate(theirs.encoder.layer):
+        ours = {"attention": attention(layer.attention), "attention_norm": norm(layer.attention.output.LayerNorm)}
+        if i % 2 == 0:
+            cross = layer.crossattention
+            ours |= {"cross": attention(cross), "cross_norm": norm(cross.output.LayerNorm)}
+        mlps = {"mlp": (layer.intermediate_query, layer.output_query), "text_mlp": (layer.intermediate, layer.output)}
+        for name, (up, down) in mlps.items():
+            ours |= {name: {"up": linear(up.dense), "down": linear(down.dense)}, f"{name}_norm": norm(down.LayerNorm)}
+        blocks[f"blocks_{i}"] = ours
+    return {"embed_norm": norm(theirs.layernorm), **blocks}
+
+
+@functools.cache
+def qformer_reference():
+    theirs, model = qformer()
+    params = values(qformer_params(theirs))
+    tokens, image, direction = numbers(B, M + L, WIDTH), numbers(B, 9, 10, seed=1), numbers(B, M + L, WIDTH, seed=2)
+    with softmaxes() as weights:
+        out = theirs(
+            query_embeds=torch.tensor(tokens),
+            query_length=M,
+            attention_mask=torch.ones(B, M + L),
+            encoder_hidden_states=torch.tensor(image),
+            encoder_attention_mask=torch.ones(B, 9),
+        ).last_hidden_state
+    (out * torch.tensor(direction)).sum().backward()
+
+    def by_kind(of):
+        kinds = {"attention": (0, 2, 3, 5), "cross": (1, 4)}  # own, cross, own, own, cross, own
+        return {kind: np.stack([of(weights[at]) for at in places]) for kind, places in kinds.items()}
+
+    expected = {
+        "tokens": out.detach().numpy(),
+        "attention": by_kind(lambda each: each.detach().numpy()),
+        "d_attention": by_kind(lambda each: each.grad.numpy()),
+        "gradients": gradients(theirs, qformer_params),
+    }
+    return model, params, (jnp.asarray(tokens), jnp.asarray(image)), direction, expected
+
+
+@pytest.mark.parametrize("scan, remat", WAYS)
+def test_qformer_equals_transformers(scan, remat):
+    model, params, inputs, direction, expected = qformer_reference()
+    found = measure(
+        model.clone(scan=scan, remat=remat), stack_blocks(params, {"": 2}) if scan else params, inputs, direction
+    )
+    assert set(found["gradients"]) == ({"blocks", "embed_norm"} if scan else {*params})
+    for name in ("tokens", "attention", "d_attention"):
+        close(found[name], expected[name], name)
+    close(looped_gradients(found), expected["gradients"], "gradients")
+
+
+def test_the_queries_alone_of_a_qformer_need_no_text():
+    """Without a text the text's MLP is not there; the queries see each other alone."""
+    model, params, (tokens, image), _, _ = qformer_reference()
+    theirs, _ = qformer()
+    found = jax.jit(model.clone(scan=False).apply)({"params": params}, tokens[:, :M], image).tokens
+    fresh = randomised(Blip2QFormerModel(theirs.config))
+    with torch.no_grad():
+        expected = fresh(
+            query_embeds=torch.tensor(np.asarray(tokens[:, :M])),
+            query_length=M,
+            encoder_hidden_states=torch.tensor(np.asarray(image)),
+        ).last_hidden_state
+    close(found, expected.numpy(), "queries")
+
+
+# ------------------------------------------------------------------------------------------------------------ SAM
+
+
+GRID, TABLE = (5, 7), (6, 6)
+
+
+class SamLayers(torch.nn.Module):
+    """SAM's layers: two with windows of 3, one global, twice."""
+
+    def __init__(self):
+        super().__init__()
+        config = transformers.SamVisionConfig(
+            hidden_size=WIDTH,
+            num_attention_heads=2,
+            mlp_dim=24,
+            image_size=24,
+            patch_size=4,
+            window_size=3,
+            layer_norm_eps=1e-6,
+            attn_implementation="eager",
+        )
+        self.layers = torch.nn.ModuleList(SamVisionLayer(config, window) for window in (3, 3, 0, 3, 3, 0))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return x
+
+
+def sam_params(theirs):
+    def attention(module):
+        weights, biases = module.qkv.weight.chunk(3), module.qkv.bias.chunk(3)
+        names = ("query", "key", "value")
+        own = {name: {"kernel": w.T, "bias": b} for name, w, b in zip(names, weights, biases, strict=True)}
+        tables = {"relative_rows": module.rel_pos_h, "relative_columns": module.rel_pos_w}
+        return {**own, "out": linear(module.proj), **tables}
+
+    return {
+        f"blocks_{i}": {
+            "attention_norm": norm(layer.layer_norm1),
+            "attention": attention(layer.attn),
+            "mlp_norm": norm(layer.layer_norm2),
+            "mlp": {"up": linear(layer.mlp.lin1), "down": linear(layer.mlp.lin2)},
+        }
+        for i, layer in enumerate(theirs.layers)
+    }
+
+
+@functools.cache
+def sam_reference():
+    """A grid that neither the windows divide nor the tables of the global layers are of."""
+    theirs = randomised(SamLayers())
+    params = values(sam_params(theirs))
+    x, direction = numbers(B, *GRID, WIDTH), numbers(B, *GRID, WIDTH, seed=1)
+    with softmaxes() as weights:
+        out = theirs(torch.tensor(x))
+    (out * torch.tensor(direction)).sum().backward()
+
+    def by_place(of):
+        heads = [of(each).reshape(-1, 2, *each.shape[-2:]) for each in weights]
+        return tuple(np.stack(heads[place::3]) for place in range(3))
+
+    expected = {
+        "tokens": out.detach().numpy().reshape(B, -1, WIDTH),
+        "attention": by_place(lambda each: each.detach().numpy()),
+        "d_attention": by_place(lambda each: each.grad.numpy()),
+        "gradients": gradients(theirs, sam_params),
+    }
+    model = SamVision(width=WIDTH, depth=6, heads=2, mlp_width=24, window=3, table_grid=TABLE)
+    flat = jnp.asarray(x.reshape(B, -1, WIDTH))
+    return model, params, flat, direction.reshape(B, -1, WIDTH), expected
+
+
+class Fixed(SamVision, kw_only=True):
+    """SAM's encoder on the one grid."""
+
+    def __call__(self, x, **call):
+        return super().__call__(x, GRID, **call)
+
+
+@pytest.mark.parametrize("scan, remat", WAYS)
+def test_sam_equals_transformers(scan, remat):
+    """Weights of windows and of global layers have other shapes: a tuple, one entry for each place of the pattern."""
+    model, params, x, direction, expected = sam_reference()
+    fields = model.block_fields(scan=scan, remat=remat)
+    model = Fixed(**fields, window=3, table_grid=TABLE)
+    found = measure(model, stack_blocks(params, {"": 3}) if scan else params, (x,), direction)
+    close(found["tokens"], expected["tokens"], "tokens")
+    for name in ("attention", "d_attention"):
+        assert [each.shape[1] for each in found[name]["attention"]] == [B * 2 * 3, B * 2 * 3, B]
+        for place in range(3):
+            close(found[name]["attention"][place], expected[name][place], f"{name} of place {place}")
+    close(looped_gradients(found), expected["gradients"], "gradients")
