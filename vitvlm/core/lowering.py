@@ -11,9 +11,6 @@ import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir, xla
 
-# One CPU that is all of the program's devices.
-ONE_CPU = "one_cpu"
-
 
 def by_platform(default: Callable[..., Any], *args: Any, **cases: Callable[..., Any] | None) -> Any:
     """Returns `default(*args)`, computed by the case of the platform that the program is lowered for, if there is one.
@@ -24,8 +21,8 @@ def by_platform(default: Callable[..., Any], *args: Any, **cases: Callable[..., 
     Args:
       default: function of arrays, or trees of them, for all platforms that have no case.
       **cases: functions of the same arguments, whose results have the same shapes and dtypes, by "cpu", "cuda", "rocm"
-        and "tpu", and by "one_cpu": a CPU in a program for a single device, before "cpu" is looked at. None is none.
-        A program that is exported for several platforms takes the default.
+        and "tpu", and by "one_cpu", ... for programs on a single device, which go before those. None is none. A program
+        that is exported for several platforms takes the default.
     """
     flat, tree = jax.tree.flatten(args)
 
@@ -55,9 +52,8 @@ def _chosen(ctx: mlir.LoweringRuleContext, cases: Mapping[str, Callable]) -> Cal
         return None
     context = ctx.module_context.axis_context
     devices = context.num_devices if isinstance(context, mlir.ShardingContext) else context.mesh.size
-    if platforms[0] == "cpu" and devices == 1 and ONE_CPU in cases:
-        return cases[ONE_CPU]
-    return cases.get(platforms[0])
+    anywhere = cases.get(platforms[0])
+    return cases.get(f"one_{platforms[0]}", anywhere) if devices == 1 else anywhere
 
 
 def _batch(args: Any, axes: Any, *, jaxpr: ClosedJaxpr, cases: tuple) -> Any:

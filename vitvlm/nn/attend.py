@@ -4,12 +4,14 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.nn import attend_plain
+from vitvlm.nn import attend_long, attend_plain
 from vitvlm.nn.attend_plain import attention_weights
 
 __all__ = ["KINDS", "attend", "attention_weights"]
 
-KINDS = ("auto", "plain")
+KINDS = ("auto", "plain", "blockwise", "cudnn", "splash")
+
+LONG = 2**20  # of so many pairs of a query and a key on, "auto" keeps none of them
 
 
 @jax.jit(inline=True, static_argnames=("scale", "soft_cap", "kind"))
@@ -24,16 +26,23 @@ def attend(
     soft_cap: float | None = None,
     kind: str = "auto",
 ) -> Float[Array, "B K N dv"]:
-    """`attention_weights(query, key, mask, bias, ...) @ value`, without holding more than the platform likes.
+    """`attention_weights(query, key, mask, bias, ...) @ value`, computed as is fast where the program runs.
 
     Reverse mode only. The bias has a gradient too. Arguments besides these are those of `attention_weights`.
 
     Args:
       value: of Kv heads as the keys; its head dim may differ from theirs.
-      kind: how it is computed; all kinds are equal in value and gradient.
+      kind: how it is computed; all are equal in value and gradient. "plain" holds the weights [B, K, N, M] until the
+        backward pass. The others' memory grows with N alone: "blockwise" goes over blocks of keys on any platform;
+        "cudnn" is the kernel of `jax.nn.dot_product_attention` (a GPU, half precision), "splash" JAX's own for a TPU
+        (no bias, a mask of keys alone; in a program for several devices only within `jax.shard_map`). "auto" is
+        "plain" for short sequences; for long ones the platform's kernel where it can do what is asked, else
+        "blockwise".
 
-    Raises ConfigError for an unknown kind, ValueError if Kv does not divide K.
+    Raises ConfigError for an unknown kind or one that cannot do what is asked, ValueError if Kv does not divide K.
     """
     if kind not in KINDS:
         raise ConfigError(f"attention: no kind {kind!r}; {suggest(kind, KINDS)}")
-    return attend_plain.attend(scale, soft_cap, query, key, value, mask, bias)
+    if kind == "plain" or (kind == "auto" and query.shape[2] * key.shape[2] < LONG):
+        return attend_plain.attend(scale, soft_cap, query, key, value, mask, bias)
+    return attend_long.attend(kind, scale, soft_cap, query, key, value, mask, bias)

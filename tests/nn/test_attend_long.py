@@ -1,0 +1,143 @@
+"""Attention of long sequences: every kind equals the plain one in value and gradient, and holds no [N, M]."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vitvlm.core.config import ConfigError
+from vitvlm.nn import attend as attend_file
+from vitvlm.nn import attend_blockwise, attend_kernels, attend_long
+from vitvlm.nn.attend import attend
+
+B, K, N, M, d = 2, 4, 9, 11, 8
+
+
+def draw(kv_heads=2, values=6, n=N, m=M, bias=(1, K, N, M), mask=(B, 1, N, M)):
+    """Query, key, value, mask, bias and the direction of a gradient; query 0 of example 0 may look nowhere."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    shapes = ((B, K, n, d), (B, kv_heads, m, d), (B, kv_heads, m, values), (B, K, n, values))
+    query, key, value, direction = (jax.random.normal(k, shape) for k, shape in zip(keys, shapes))
+    mask = None if mask is None else jax.random.bernoulli(keys[4], 0.6, mask).at[0, 0, 0].set(False)
+    return query, key, value, mask, None if bias is None else jax.random.normal(keys[5], bias), direction
+
+
+def run(function, query, key, value, mask, bias, direction):
+    """Output and gradients by query, key, value and bias."""
+
+    @jax.jit
+    def both(query, key, value, bias):
+        out, vjp = jax.vjp(lambda q, k, v, b: function(q, k, v, mask, b), query, key, value, bias)
+        return out, vjp(direction.astype(out.dtype))
+
+    return both(query, key, value, bias)
+
+
+def assert_equal(function, arrays, atol=2e-5, **how):
+    found, expected = run(function, *arrays), run(functools.partial(attend, kind="plain", **how), *arrays)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=atol)
+
+
+@pytest.mark.parametrize("block, soft_cap", [(4, 1.5), (11, None)], ids=["cut", "whole"])
+def test_blockwise_equals_plain(monkeypatch, block, soft_cap):
+    monkeypatch.setattr(attend_blockwise, "BLOCK", block)
+    function = functools.partial(attend_long.attend, "blockwise", 0.3, soft_cap)
+    assert_equal(function, draw(), scale=0.3, soft_cap=soft_cap)
+
+
+@pytest.mark.parametrize("bias, mask", [((B, 1, 1, M), (1, K, N, M)), ((1, 1, N, 1), (B, 1, 1, M)), (None, None)])
+def test_blockwise_takes_any_mask_and_bias(monkeypatch, bias, mask):
+    monkeypatch.setattr(attend_blockwise, "BLOCK", 3)
+    function = functools.partial(attend_long.attend, "blockwise", None, None)
+    assert_equal(function, draw(4, bias=bias, mask=mask))
+
+
+def test_blockwise_in_bfloat16_under_vmap_and_remat(monkeypatch):
+    monkeypatch.setattr(attend_blockwise, "BLOCK", 4)
+    function = jax.checkpoint(functools.partial(attend_long.attend, "blockwise", None, None))
+    half = [x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x for x in draw()]
+    assert_equal(function, half, atol=0.15)
+    query, key, value, *_ = draw()
+    twice = jax.vmap(lambda q: function(q, key, value, None, None))(jnp.stack([query, 2 * query]))
+    np.testing.assert_allclose(twice[1], attend(2 * query, key, value, kind="plain"), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "blockwise"])
+def test_memory_of_value_and_gradient(kind):
+    """The bar: compiled temporary memory grows with N for "blockwise", with N^2 for "plain"."""
+
+    def temporary(n):
+        heads = jax.ShapeDtypeStruct((1, 2, n, 16), jnp.float32)
+        function = jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, kind=kind))), (0, 1, 2))
+        return jax.jit(function).lower(heads, heads, heads).compile().memory_analysis().temp_size_in_bytes
+
+    small, middle, large = (temporary(n) for n in (1024, 2048, 4096))
+    if kind == "plain":
+        assert large > 3.5 * middle and middle > 2.5 * small
+        return
+    assert middle < 2.1 * small and large < 2.1 * middle
+    assert large < 2 * 4096**2 * 4 / 2  # bytes of half the heads' scores
+
+
+def test_auto_is_blockwise_for_long_sequences(monkeypatch):
+    monkeypatch.setattr(attend_file, "LONG", 64)
+    monkeypatch.setattr(attend_blockwise, "BLOCK", 4)
+    arrays = draw()
+    assert "scan" in str(jax.make_jaxpr(lambda q: attend.__wrapped__(q, *arrays[1:5]))(arrays[0]))
+    assert "scan" not in str(jax.make_jaxpr(lambda q: attend.__wrapped__(q[:, :, :2], *arrays[1:3]))(arrays[0]))
+    assert_equal(attend.__wrapped__, arrays)
+
+
+@pytest.mark.parametrize("soft_cap, mask", [(2.0, None), (None, (B, 1, 1, M))])
+def test_splash_equals_plain(soft_cap, mask):
+    arrays = draw(bias=None, mask=mask)
+    assert_equal(functools.partial(attend, kind="splash", soft_cap=soft_cap), arrays, soft_cap=soft_cap, atol=1e-4)
+
+
+def lowered(platform, arrays, **how):
+    def loss(query, key, value):
+        return attend.__wrapped__(query, key, value, **how).astype(jnp.float32).sum()
+
+    return jax.jit(jax.grad(loss)).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_splash_is_lowered_for_a_tpu(monkeypatch):
+    monkeypatch.setattr(attend_file, "LONG", 64)
+    arrays = draw(bias=None, mask=None)[:3]
+    assert lowered("tpu", arrays, kind="splash").count("tpu_custom_call") >= 3
+    assert lowered("tpu", arrays, kind="auto").count("tpu_custom_call") >= 3
+    assert "tpu_custom_call" not in lowered("cpu", arrays, kind="auto")
+    with pytest.raises(ConfigError, match="attention: 'splash' is a kernel of a TPU, not of this platform; write 'au"):
+        lowered("cuda", arrays, kind="splash")
+
+
+def test_cudnns_arguments_are_those_of_jax():
+    arrays = draw(values=d)
+    function = functools.partial(attend_kernels.cudnn, None, None, implementation="xla")
+    assert_equal(function, arrays, atol=1e-4)
+
+
+def test_cudnn_is_a_kernel_of_a_gpu():
+    half = [x.astype(jnp.bfloat16) for x in draw(values=d)[:3]]
+    with pytest.raises(ConfigError, match="attention: 'cudnn' is a kernel of an NVIDIA GPU, not of this platform"):
+        attend(*half, kind="cudnn")
+
+
+@pytest.mark.parametrize(
+    "kind, how, lack",
+    [
+        ("splash", {"bias": True}, "a bias"),
+        ("splash", {"mask": True}, "a mask that differs between queries or heads"),
+        ("cudnn", {}, "float32"),
+        ("cudnn", {"soft_cap": 2.0}, "a soft cap"),
+    ],
+)
+def test_what_a_kernel_cannot_do(kind, how, lack):
+    query, key, value, mask, bias, _ = draw()
+    how = how | {name: array for name, array in (("mask", mask), ("bias", bias)) if name in how}
+    with pytest.raises(ConfigError, match=f"attention: '{kind}' cannot do {lack}.*; write 'auto' or 'blockwise'"):
+        attend(query, key, value, kind=kind, **how)
