@@ -186,17 +186,7 @@ def estimated_cycles(program: str) -> int:
     return sum(map(int, cycles))
 
 
-COLUMNS = (
-    "model",
-    "batch",
-    "M cycles",
-    "plain M cycles",
-    "ratio",
-    "peak GB",
-    "plain peak GB",
-    "GFLOPs",
-    "plain GFLOPs",
-)
+COLUMNS = ("model", "batch", "M cycles", "plain", "ratio", "peak GB", "plain GB", "GFLOPs", "plain GFLOPs")
 
 
 def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
@@ -226,6 +216,5 @@ def markdown(measured: Sequence[Measured], facts: Mapping[str, str]) -> str:
     """The table as it can be pasted into a page."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(measured)]
     cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return (
-        f"{cells}\n\nAs compiled, nothing was run; {', '.join(f'{name} {value}' for name, value in facts.items())}.\n"
-    )
+    where = ", ".join(f"{name} {value}" for name, value in facts.items())
+    return f"{cells}\n\nAs compiled, nothing was run; {where}.\n"

@@ -65,7 +65,7 @@ class ViT(nn.Module):
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, ""]:
         x = embed(batch["image"], self.sizes["width"], self.patch)
         x = with_cls(self, x + position_table(self, *x.shape[1:]))
-        logits = nn.Dense(self.classes, dtype=HALF)(Encoder(**self.sizes)(x)[:, 0]).astype(jnp.float32)
+        logits = nn.Dense(self.classes, dtype=HALF, name="head")(Encoder(**self.sizes)(x)[:, 0]).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
 
