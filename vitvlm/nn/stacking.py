@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vitvlm.core import paths
+from vitvlm.core import paths, placing
 
 SCANNED = re.compile(r"(?P<stack>(?:.*/)?)blocks/(?:every_(?P<place>\d+)/)?(?P<rest>.*)")  # paths of scanned blocks
 LOOPED = re.compile(r"(?P<stack>(?:.*/)?)blocks_(?P<layer>\d+)/(?P<rest>.*)")
@@ -114,5 +114,7 @@ def _numbered(path: str) -> re.Match[str] | None:
 
 
 def _stack(arrays: list[Any]) -> Any:
-    """Arrays of the layers as one; NumPy arrays stay on the host."""
+    """Arrays of the layers as one; NumPy arrays stay on the host, lazy arrays lazy."""
+    if isinstance(arrays[0], placing.Lazy):
+        return placing.stacked(arrays)
     return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)

@@ -3,6 +3,8 @@
 loaded = pretrained.load("path/to/folder")
 loaded.model.apply(loaded.variables, images).logits
 pretrained.save(loaded, "path/to/another")
+
+`open` reads headers only; `load` then puts every tensor from its file straight where it belongs, see `Place`.
 """
 
 import os
@@ -12,16 +14,16 @@ from typing import Any
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
-from vitvlm.pretrained.loaded import Pretrained
+from vitvlm.pretrained.loaded import Pretrained, Place, blame_lazily
 from vitvlm.pretrained.workdir import CHECKPOINTS
 
-__all__ = ["CHECKPOINTS", "Pretrained", "WeightsError", "load", "save"]
+__all__ = ["CHECKPOINTS", "Place", "Pretrained", "WeightsError", "load", "open", "save"]
 
-FILES = {".npz": npz.load, ".onnx": onnx.load}
+FILES = {".npz": npz.open, ".onnx": onnx.open}
 WRITERS = {"hf": huggingface.save, "timm": timm.save, "open_clip": open_clip.save, "vitvlm": workdir.save}
 
 
-def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
+def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrained:
     """Model, weights and preprocessing, as the source itself says:
 
     - a folder of Hugging Face `transformers` or of timm: config.json, and safetensors or PyTorch's files, or shards;
@@ -34,27 +36,45 @@ def load(path: str | os.PathLike, **fields: Any) -> Pretrained:
     - a workdir of a training of ours: its latest checkpoint, or that of `step=`.
 
     Args:
+      place: where the variables go, see `Place`: by default onto the default device, whole.
       fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype; for a file that
         has no config also what an error asks for, such as image_size or heads.
 
+    One array of the model's is read at a time and on the host, and each device is given its own part of it. Files of
+    safetensors and of PyTorch and arrays of `np.savez` are mapped into memory: of safetensors, a process reads only what
+    its own devices hold; the others' checksums are taken over whole tensors. An array of `np.savez_compressed` and one
+    of a checkpoint is read whole, one at a time; ONNX is one message, which is parsed as a whole.
+
     Raises WeightsError that says which file is wrong, and how. No code in a checkpoint is ever executed.
     """
+    return open(path, **fields).placed(place)
+
+
+def open(path: str | os.PathLike, **fields: Any) -> Pretrained:
+    """What `load` returns, with variables that are still in the file: `core.placing.Lazy` arrays.
+
+    Names, shapes and dtypes are known and checked. `opened.placed(place)` reads the numbers. Raises WeightsError.
+    """
     path = Path(path)
+    return blame_lazily(_open(path, fields), path)
+
+
+def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
     name, colon, subtree = path.name.partition(".npz:")
     if colon:
-        return npz.load(path.with_name(name + ".npz"), subtree, **fields)
+        return npz.open(path.with_name(name + ".npz"), subtree, **fields)
     if path.suffix in FILES:
         return FILES[path.suffix](path, **fields)
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
     if path.is_file():
-        return layouts.load(path, **fields)
+        return layouts.open(path, **fields)
     if (path / CHECKPOINTS).is_dir():
-        return workdir.load(path, **fields)
+        return workdir.open(path, **fields)
     if (read := layouts.folder_reader(path)) is not None:
         return read(path, **fields)
     if (file := layouts.alone(path)) is not None:
-        return layouts.load(file, **fields)
+        return layouts.open(file, **fields)
     raise WeightsError(
         f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "
         f"no {open_clip.CONFIG}, no file {', '.join(layouts.SUFFIXES)}"

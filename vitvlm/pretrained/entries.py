@@ -1,4 +1,4 @@
-"""Tensors by name from any kind of file: shapes are known at once, values are read one by one."""
+"""Tensors by name from any kind of file: shapes and dtypes are known at once, values are read one by one."""
 
 import contextlib
 import dataclasses
@@ -29,9 +29,13 @@ def blamed(path: Path, config: Path | None = None) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor in a file: its shape, known from the file's header, and how it is read."""
+    """One tensor in a file: its shape and dtype, known from the file's header, and how it is read.
+
+    `read` gives an array mapped from the file, whose pages are read where they are used, if the format allows that.
+    """
 
     shape: Shape
+    dtype: np.dtype
     read: Callable[[], np.ndarray]
 
 
@@ -77,4 +81,4 @@ class Tensors(Mapping[str, np.ndarray]):
 
 def in_memory(arrays: Mapping[str, np.ndarray]) -> Tensors:
     """Tensors that have been read already."""
-    return Tensors({name: Entry(array.shape, lambda array=array: array) for name, array in arrays.items()})
+    return Tensors({name: Entry(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()})

@@ -14,7 +14,7 @@ from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Pair, as_pair
-from vitvlm.nn.stacking import is_scanned, layer_paths, periods, scanned_path, stack_blocks, unstack_blocks
+from vitvlm.nn.stacking import is_scanned, layer_paths, periods, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
 from vitvlm.pretrained.entries import Tensors, in_memory
 from vitvlm.pretrained.tables import Row, Table
@@ -71,14 +71,14 @@ class Family:
 def assemble(
     family: Family, source: Json, tensors: Tensors, inputs: Inputs, fields: Mapping[str, Any]
 ) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
-    """The model as a config names it, the model, and its variables.
+    """The model as a config names it, the model, and its variables as lazy arrays.
 
     Args:
       source: the config that came with the tensors.
       inputs: shapes that the model may be called with; its parameters' shapes follow.
       fields: wishes about the model that leave its parameters as they are: scan, remat, dtype.
 
-    Nothing is allocated before all names and shapes are known to fit. Raises KeyError for a field that the config
+    Nothing but headers is read before all names and shapes are known to fit. Raises KeyError for a field that the config
     lacks, TableError or ConfigError for tensors or fields that do not fit.
     """
     chosen = family.fields(source, tensors) | fields
@@ -86,20 +86,12 @@ def assemble(
     table = Table.reading(family.rows(model, tensors), tensors)
     # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
     traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
-    table.check_shapes(tensors.shapes(), _shapes(traced, inputs))
-    variables = _read_scanned(table, tensors) if chosen.get("scan") else table.read(tensors, _on_device)
+    shapes, of_stacks = _shapes(traced, inputs)
+    table.check_shapes(tensors.shapes(), shapes)
+    variables = table.opened(tensors, shapes)
+    if chosen.get("scan"):
+        variables = stack_blocks(variables, of_stacks)
     return {"name": family.model, **chosen}, model, variables
-
-
-def _read_scanned(table: Table, tensors: Tensors) -> dict[str, Any]:
-    """The variables, those of blocks stacked: a parameter of all blocks at a time, so never all are there twice."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for each in table.rows:
-        groups.setdefault(tuple(map(scanned_path, each.paths)), []).append(each)
-    leaves: dict[str, Any] = {}
-    for rows in groups.values():
-        leaves |= paths.flatten(stack_blocks(Table(rows).read(tensors, _on_device)))
-    return paths.unflatten(leaves)
 
 
 def take_apart(
@@ -140,8 +132,8 @@ def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) 
         raise ConfigError(f"{family} has no {', '.join(bad)}")
 
 
-def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's variables by path, those of scanned blocks as a loop has them; nothing is allocated."""
+def _shapes(model: nn.Module, inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes of the model's variables by path, those of scanned blocks as a loop has them, and the stacks' periods."""
     rngs = {name: jax.random.key(0) for name in ("params", "mask")}
     shapes: dict[str, tuple[int, ...]] = {}
     leaves = paths.flatten(jax.eval_shape(model.init, rngs, *inputs))
@@ -151,12 +143,4 @@ def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
             shapes |= dict.fromkeys(layer_paths(path, leaf.shape[0], of_stacks), leaf.shape[1:])
         else:
             shapes[path] = leaf.shape
-    return shapes
-
-
-def _on_device(array: np.ndarray) -> jax.Array:
-    """The array in memory of the device's own. A view of other strides is read once and put in order on the way.
-
-    An array mapped from a file (which nobody can write to) is copied first: JAX would share its memory with the file.
-    """
-    return jax.device_put(array.copy() if array.flags.c_contiguous and not array.flags.writeable else array)
+    return shapes, of_stacks

@@ -56,6 +56,6 @@ def _joined(tensors: Tensors) -> Tensors:
         gate, up = entries.pop(name), entries.pop(name.replace("gate_proj", "up_proj"))
         shape = (gate.shape[0] + up.shape[0], *gate.shape[1:])
         entries[name.replace("gate_proj", "weights_in")] = Entry(
-            shape, lambda gate=gate, up=up: np.concatenate([gate.read(), up.read()])
+            shape, gate.dtype, lambda gate=gate, up=up: np.concatenate([gate.read(), up.read()])
         )
     return Tensors(entries, tensors.opaque)

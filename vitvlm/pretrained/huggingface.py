@@ -59,7 +59,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
+def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A model with its weights, preprocessing and tokenizer, everything as the folder's own files say.
 
     What an old or thin config.json leaves out is what `transformers` takes it for: see `config_defaults`; the log says

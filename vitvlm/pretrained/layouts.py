@@ -178,7 +178,7 @@ REFUSED = {
 TRANSFORMERS = re.compile(r"(.*\.)?(embeddings|embedder)\..*")
 
 
-def load(path: Path, subtree: str = "", **fields: Any) -> Pretrained:
+def open(path: Path, subtree: str = "", **fields: Any) -> Pretrained:
     """A model from one file, of the layout that its tensors' names say; wrappers are taken off.
 
     A file of a folder's own, or with names of `transformers`, is read with the config beside it.
@@ -236,15 +236,15 @@ def alone(folder: Path) -> Path | None:
 
 
 def folder_reader(folder: Path) -> Callable[..., Pretrained] | None:
-    """Returns the loader for the config that a folder holds; None if it holds none."""
+    """Returns the reader for the config that a folder holds; None if it holds none."""
     if (folder / huggingface.CONFIG).is_file():
         named = "architecture" in read_json(folder / huggingface.CONFIG)
-        return timm.load if named else huggingface.load
-    return open_clip.load if (folder / open_clip.CONFIG).is_file() else None
+        return timm.open if named else huggingface.open
+    return open_clip.open if (folder / open_clip.CONFIG).is_file() else None
 
 
 def _described(path: Path, layout: Layout | None, tensors: Tensors) -> Callable[..., Pretrained] | None:
-    """Returns the loader for the config beside the file if that config describes the file, and None otherwise.
+    """Returns the reader for the config beside the file if that config describes the file, and None otherwise.
 
     Raises WeightsError for tensors named as in `transformers` without a config.
     """

@@ -1,13 +1,25 @@
-"""Result of loading weights of any format."""
+"""Result of loading weights of any format, and where their variables go."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from flax import linen as nn
+from jax.sharding import Sharding
 
+from vitvlm.core.placing import Lazy, Stored, place_tree
 from vitvlm.data import tokenizers
+from vitvlm.pretrained.entries import WeightsError, blamed
+
+Tree = Any
+Place = Sharding | Callable[[Tree], Tree] | None
+"""Where variables go: one sharding for all of them; a function from their shapes, {"params": …} of
+`jax.ShapeDtypeStruct`s, to a tree of shardings, such as `training.sharding.variables_by(rules, mesh)`; or None,
+the default device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +28,8 @@ class Pretrained:
 
     Fields:
       model: a Flax module; layers in a loop (`scan=False`) unless asked otherwise.
-      variables: {"params": …} and, with batch norm, {"batch_stats": …}, in the dtypes of the source.
+      variables: {"params": …} and, with batch norm, {"batch_stats": …}, in the dtypes of the source; on devices, or as
+        `open` leaves them, lazy.
       preprocessing: an operation string, for `data.operations.parse`; None if the source does not say.
       texts: the arguments of `tokenizers.open`, "tokenizer" (its spec), "length" and rules; None for image models, and
         where the source does not say.
@@ -42,3 +55,35 @@ class Pretrained:
             return None
         rules = dict(self.texts)
         return tokenizers.open(rules.pop("tokenizer"), **rules)
+
+    @property
+    def shapes(self) -> Tree:
+        """The variables as `jax.ShapeDtypeStruct`s."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(self.variables))
+
+    def placed(self, place: Place = None) -> "Pretrained":
+        """The same with its variables on devices: each device is given its own part, straight from the file.
+
+        Raises WeightsError for a file that is damaged.
+        """
+        shardings = place(self.shapes) if callable(place) else place
+        return dataclasses.replace(self, variables=place_tree(dict(self.variables), shardings))
+
+
+def blame_lazily(opened: Pretrained, path: Path) -> Pretrained:
+    """The same, whose lazy variables raise WeightsError that names the file when they are read in vain."""
+
+    def wrap(leaf: Lazy) -> Lazy:
+        if not isinstance(leaf, Stored):
+            return dataclasses.replace(leaf, layers=tuple(map(wrap, leaf.layers)))
+
+        def read() -> np.ndarray:
+            with blamed(path):
+                try:
+                    return leaf.read()
+                except OSError as error:
+                    raise WeightsError(f"{path}: cannot be read any more: {error}") from None
+
+        return dataclasses.replace(leaf, read=read)
+
+    return dataclasses.replace(opened, variables=jax.tree.map(wrap, dict(opened.variables)))

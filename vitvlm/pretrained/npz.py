@@ -14,7 +14,7 @@ from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.npz_files import open_npz, unstacked
 
 
-def load(path: Path, subtree: str = "", image_size: int | Pair | None = None, **fields: Any) -> Pretrained:
+def open(path: Path, subtree: str = "", image_size: int | Pair | None = None, **fields: Any) -> Pretrained:
     """A ViT, a text tower, or both (SigLIP, LiT) from a .npz file.
 
     The file does not say which tokenizer its texts went through: `texts` is None.

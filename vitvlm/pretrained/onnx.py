@@ -25,7 +25,7 @@ POSITIONS = "embeddings.position_embeddings"
 ACTIVATIONS = {"Erf": "gelu", "Gelu": "gelu", "Tanh": "gelu_tanh", "Relu": "relu", "Sigmoid": "silu"}
 
 
-def load(path: Path, **fields: Any) -> Pretrained:
+def open(path: Path, **fields: Any) -> Pretrained:
     """Loads a ViT with its weights; the file does not describe the preprocessing.
 
     Args:

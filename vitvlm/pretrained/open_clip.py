@@ -33,7 +33,7 @@ PREPROCESSING = {
 }
 
 
-def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
+def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A CLIP or CoCa with its weights, preprocessing and tokenizer, as open_clip_config.json says.
 
     Args:

@@ -6,17 +6,18 @@ that reads like a list of them. Our side is the looped form of the parameters ("
 """
 
 import collections
-import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vitvlm.core import paths
+from vitvlm.core.placing import Stored
+from vitvlm.pretrained.entries import Tensors
 
 Arrays = tuple[np.ndarray, ...]
 Shape = tuple[int, ...]
@@ -30,8 +31,6 @@ MANY_NAMES = 8  # a longer list is cut
 # Buffers that frameworks save beside the weights: counters, indices and masks, which follow from the config. Files
 # differ in which they have; none says anything.
 MEANINGLESS = frozenset({"num_batches_tracked", "position_ids", "relative_position_index", "attn_mask"})
-
-THREADS = 4  # that put tensors in order, which takes longer than reading them
 
 
 class TableError(ValueError):
@@ -122,37 +121,48 @@ class Table:
         if needed > 2 * held + FEW_NUMBERS:
             raise TableError(f"the config asks for {needed:,} parameters; the tensors hold {held:,} numbers")
         zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in ours.items()}  # no memory of their own
-        wanted = self.write(paths.unflatten(zeros))
         different = [
             f"{name} {tuple(found[name])}, not {tensor.shape}"
-            for name, tensor in wanted.items()
+            for name, tensor in self._written(zeros)
             if tuple(found[name]) != tensor.shape
         ]
         if different:
             raise TableError(f"tensors of another shape than the config says: {listed(different, '; ')}")
 
-    def read(
-        self, tensors: Mapping[str, np.ndarray], place: Callable[[np.ndarray], Any] = lambda x: x
-    ) -> dict[str, Any]:
-        """The model's variables, {"params": …}, each passed through `place` as soon as it is read, by threads."""
+    def read(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The model's variables, {"params": …}, on the host: views of the tensors where the transforms allow it."""
+        leaves: dict[str, np.ndarray] = {}
+        for each in self.rows:
+            leaves |= zip(each.paths, _read(each, tensors), strict=True)
+        return paths.unflatten(leaves)
 
-        one_at_a_time = threading.Lock()  # an archive has one place where it is read
+    def opened(self, tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+        """The model's variables, {"params": …}, as lazy arrays: each reads its row's tensors where it is used.
 
-        def read(each: Row) -> dict[str, Any]:
-            with one_at_a_time:
-                theirs = [np.asarray(tensors[name]) for name in each.theirs]
-            arrays = each.transform.read(*theirs)
-            return dict(zip(each.paths, map(place, arrays), strict=True))
+        Args:
+          shapes: of the variables, by path, which `check_shapes` has found to fit.
 
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-            return paths.unflatten(dict(itertools.chain(*(part.items() for part in threads.map(read, self.rows)))))
+        Raises TableError for a tensor that is only checked, which is done now.
+        """
+        leaves: dict[str, Stored] = {}
+        for each in self.rows:
+            if not each.ours:
+                _read(each, tensors)
+            for i, path in enumerate(each.paths):
+                first = each.theirs[0]
+                read = functools.partial(_read_one, each, tensors, i)
+                leaves[path] = Stored(tuple(shapes[path]), tensors.entries[first].dtype, read, origin=first)
+        return paths.unflatten(leaves)
 
     def write(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A checkpoint's tensors: the inverse of `read`.
 
         Raises TableError that lists the variables of the table that are missing and those that are in no row.
         """
-        leaves, tensors = paths.flatten(variables), {}
+        return dict(self._written(paths.flatten(variables)))
+
+    def _written(self, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields each tensor by name; of lazy ones, no two rows are held at a time."""
         wanted = dict.fromkeys(itertools.chain(*(each.paths for each in self.rows)))
         missing, left = [path for path in wanted if path not in leaves], sorted(leaves.keys() - wanted.keys())
         if missing or left:
@@ -161,8 +171,15 @@ class Table:
             raise TableError("; ".join(problems))
         for each in self.rows:
             arrays = each.transform.write(*(np.asarray(leaves[path]) for path in each.paths))
-            tensors.update(zip(each.theirs, arrays, strict=True))
-        return tensors
+            yield from zip(each.theirs, arrays, strict=True)
+
+
+def _read(each: Row, tensors: Mapping[str, np.ndarray]) -> Arrays:
+    return each.transform.read(*(np.asarray(tensors[name]) for name in each.theirs))
+
+
+def _read_one(each: Row, tensors: Mapping[str, np.ndarray], i: int) -> np.ndarray:
+    return _read(each, tensors)[i]
 
 
 def is_meaningless(name: str) -> bool:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vitvlm.pretrained.entries import Entry, Tensors, WeightsError
+from vitvlm.pretrained.mapping import mapped
 from vitvlm.pretrained.torch_files import open_torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -114,10 +115,8 @@ def open_safetensors(path: Path) -> Tensors:
 def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry:
     """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped again for each use."""
     shape, (begin, end) = tuple(described["shape"]), described["data_offsets"]
-    dtype = DTYPES[described["dtype"]]
-    if begin == end:  # nothing to map
-        return Entry(shape, partial(np.zeros, shape, dtype))
-    return Entry(shape, partial(np.memmap, path, dtype, "r", start + begin, shape))
+    dtype = np.dtype(DTYPES[described["dtype"]])
+    return Entry(shape, dtype, partial(mapped, path, start + begin, dtype, shape))
 
 
 def write_folder(tensors: Mapping[str, np.ndarray], folder: Path, name: str = SINGLE) -> None:

@@ -24,7 +24,7 @@ FAMILIES: Mapping[str, Family] = {**timm_vit.FAMILIES, **timm_resnet.FAMILIES, *
 TODAYS_NAMES = {"vit": timm_vit.todays_names, "deit": timm_vit.todays_names, "swin": timm_swin.todays_names}
 
 
-def load(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
+def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrained:
     """A model with its weights and preprocessing, as config.json says.
 
     Args:

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitvlm.pretrained import pickles
 from vitvlm.pretrained.entries import Entry, Tensors, WeightsError
+from vitvlm.pretrained.mapping import Archive, mapped
 from vitvlm.pretrained.pickles import Storage, Strided
 
 LARGEST_PICKLE = 64 * 2**20  # bytes; it holds names and shapes only
@@ -22,6 +23,8 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of a file from before 1.6: its
 
 def open_torch(path: Path) -> Tensors:
     """The tensors of a file; names inside nested dictionaries are joined by dots: "model.patch_embed.proj.weight".
+
+    Only their names, shapes and dtypes are read now; their numbers are mapped where they are used.
 
     The result's `opaque` names the classes of objects beside the tensors, which are skipped.
 
@@ -37,15 +40,15 @@ def open_torch(path: Path) -> Tensors:
 
 
 def _open_archive(path: Path) -> Tensors:
-    archive = zipfile.ZipFile(path)
-    members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
+    archive = Archive(path)
+    members = {name.partition("/")[2]: member for name, member in archive.members.items()}
     if "data.pkl" not in members:
         raise WeightsError(f"{path}: no PyTorch archive: it holds no data.pkl; save it again with a recent PyTorch")
     if (size := members["data.pkl"].file_size) > LARGEST_PICKLE:
         raise WeightsError(f"{path}: data.pkl of {size:,} bytes; at most {LARGEST_PICKLE:,} are read")
-    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+    if "byteorder" in members and archive.zip.read(members["byteorder"]) != b"little":
         raise WeightsError(f"{path}: its numbers are big-endian; save it again on a usual machine")
-    found, opaque = pickles.tensors_in(path, pickles.read(path, io.BytesIO(archive.read(members["data.pkl"]))))
+    found, opaque = pickles.tensors_in(path, pickles.read(path, io.BytesIO(archive.zip.read(members["data.pkl"]))))
     for name, tensor in found.items():
         storage, member = tensor.storage, members.get(f"data/{tensor.storage.key}")
         if member is None or member.file_size != storage.size * storage.dtype.itemsize:
@@ -55,7 +58,11 @@ def _open_archive(path: Path) -> Tensors:
             )
         if member.compress_type != zipfile.ZIP_STORED:
             raise WeightsError(f"{path}: {name}: compressed, which PyTorch's own files never are")
-    return _entries(path, found, opaque, lambda storage: _read_member(archive, members[f"data/{storage.key}"], storage))
+
+    def numbers(storage: Storage) -> np.ndarray:
+        return archive.bytes(members[f"data/{storage.key}"].filename).view(storage.dtype)
+
+    return _entries(path, found, opaque, numbers)
 
 
 def _open_legacy(path: Path) -> Tensors:
@@ -88,18 +95,24 @@ def _open_legacy(path: Path) -> Tensors:
                 )
     if missing := sorted(storages.keys() - places.keys()):
         raise WeightsError(f"{path}: lists no storage {', '.join(missing[:5])}; copy it again")
-    return _entries(path, found, opaque, lambda storage: _read_part(path, places[storage.key], storage))
+
+    def numbers(storage: Storage) -> np.ndarray:  # which has no checksum
+        return mapped(path, places[storage.key], storage.dtype, (storage.size,))
+
+    return _entries(path, found, opaque, numbers)
 
 
 def _entries(
     path: Path, found: Mapping[str, Strided], opaque: list[str], numbers: Callable[[Storage], np.ndarray]
 ) -> Tensors:
-    """`numbers` reads a storage."""
+    """`numbers` maps a storage."""
     for name, tensor in found.items():
         _check(path, name, tensor)
-    return Tensors(
-        {name: Entry(tensor.shape, partial(_read, numbers, tensor)) for name, tensor in found.items()}, tuple(opaque)
-    )
+    entries = {
+        name: Entry(tensor.shape, tensor.storage.dtype, partial(_read, numbers, tensor))
+        for name, tensor in found.items()
+    }
+    return Tensors(entries, tuple(opaque))
 
 
 def _check(path: Path, name: str, tensor: Strided) -> None:
@@ -117,15 +130,3 @@ def _read(numbers: Callable[[Storage], np.ndarray], tensor: Strided) -> np.ndarr
     steps = tuple(step * held.itemsize for step in tensor.strides)
     return np.lib.stride_tricks.as_strided(held, tensor.shape, steps, writeable=False)
 
-
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, storage: Storage) -> np.ndarray:
-    """Checked by its checksum as it is read."""
-    try:
-        return np.frombuffer(archive.read(member), storage.dtype)
-    except zipfile.BadZipFile as error:
-        raise WeightsError(f"{archive.filename}: damaged: {error}; copy it again") from None
-
-
-def _read_part(path: Path, place: int, storage: Storage) -> np.ndarray:
-    """A storage in a file from before 1.6, which has no checksums."""
-    return np.fromfile(path, storage.dtype, storage.size, offset=place)

@@ -21,7 +21,7 @@ from vitvlm.training.workdir import WorkdirError, claim, read_config
 CHECKPOINTS = "checkpoints"
 
 
-def load(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
+def open(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
     """A model as it was trained; its preprocessing and its tokenizer are those of the config's evaluation.
 
     Args:

@@ -101,6 +101,20 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "co
     )
 
 
+def variables_by(by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Callable[[Tree], Tree]:
+    """A function from a model's variables, {"params": …}, to their shardings: a `place` of `pretrained.load`.
+
+    Parameters lie as `shardings` says; other collections, such as batch statistics, are replicated.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(variables: Tree) -> Tree:
+        others = {name: jax.tree.map(lambda _: whole, tree) for name, tree in variables.items() if name != "params"}
+        return {"params": shardings(variables["params"], by, mesh, where), **others}
+
+    return place
+
+
 def state_shardings(state: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Tree:
     """Shardings for a whole train state: its parameters by rules, everything that mirrors a parameter like it.
 
