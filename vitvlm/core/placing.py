@@ -190,10 +190,15 @@ def place_tree(tree: Tree, shardings: Tree | Sharding | None = None) -> Tree:
         if different := sorted(where.keys() ^ leaves.keys()):
             raise ValueError(f"the shardings are not those of these arrays: {', '.join(different[:5])}")
     found = {}
-    for path in sorted(leaves, key=lambda path: getattr(leaves[path], "origin", "")):
+    for path in reading_order(leaves):
         leaf = leaves[path]
         found[path] = jax.device_put(leaf, where[path]) if isinstance(leaf, jax.Array) else place(leaf, where[path])
     return paths.map_with_path(lambda path, _: found[path], tree)
+
+
+def reading_order(arrays: Mapping[str, Any]) -> list[str]:
+    """The names of arrays, those of one origin one after the other."""
+    return sorted(arrays, key=lambda name: getattr(arrays[name], "origin", ""))
 
 
 def put(part: np.ndarray, where: Sharding | None) -> jax.Array:

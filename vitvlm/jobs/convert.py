@@ -18,13 +18,14 @@ def convert(source: str, target: str, format: str, **fields: Any) -> Pretrained:
     Raises ConfigError if the source cannot be read, the format cannot express the model, or what was written differs.
     """
     try:
-        loaded = pretrained.load(source, **fields)
+        loaded = pretrained.open(source, **fields)
         pretrained.save(loaded, target, format)
-        again = pretrained.load(target)
+        again = pretrained.open(target)
+        before, after = (flatten(unstack_blocks(each.variables)) for each in (loaded, again))
+        different = [path for path in before if path not in after or not np.array_equal(before[path], after[path])]
     except pretrained.WeightsError as error:
         raise ConfigError(str(error)) from error
-    before, after = (flatten(unstack_blocks(each.variables)) for each in (loaded, again))
-    if different := [path for path in before if not np.array_equal(before[path], after.get(path))]:
+    if different:
         raise ConfigError(f"{target}: the written weights differ from those read: {', '.join(different)}")
     return loaded
 

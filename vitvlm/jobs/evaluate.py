@@ -17,8 +17,10 @@ from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
 from vitvlm.jobs import data_files, evaluators, fields
 from vitvlm.jobs.prediction import Predictor
-from vitvlm.jobs.setup import Setup, load_state, setup
+from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.pretrained import CHECKPOINTS
 from vitvlm.training import lock
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.workdir import read_config
 
 EVALUATIONS = "evaluations"
@@ -70,10 +72,11 @@ def evaluate(
         own["classes"] = setup(own, training=False).head.names  # written by a version that kept no names of classes
     taken = {name: replaced[name] for name in REPLACED if name in replaced}
     job = setup({**own, **taken, **NO_LENGTH}, training=False)
-    state = load_state(job, folder, step)
-    variables = state.variables(ema=state.ema is not None)
+    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
+        restored = checkpoints.variables(restore_target(job).variables(), step)
     before, now = own["data"]["eval"].get("ops"), job.data.eval.get("ops")
-    return run(job, variables, names, folder, int(state.step), force, prepared(now, before, "the training's own"))
+    note = prepared(now, before, "the training's own")
+    return run(job, restored.state, names, folder, restored.step, force, note)
 
 
 def _merged(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from vitvlm.training.state import TrainState
 def apply(job: Setup, state: TrainState) -> TrainState:
     """The fresh state with the parameters that `config.init_from` names; the state itself if it names none.
 
+    Each is read from its file straight into the parts that the devices hold, and takes the place of the fresh one,
+    which is deleted.
+
     Several sources by name are applied in turn: what a later one's rules leave as it is keeps the earlier one's values.
 
     Raises DataError for classes that a head which is taken does not know, ConfigError if there is no such checkpoint or
@@ -36,8 +39,11 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     taken, roles = _merge(state.variables()), job.roles(job.variable_shapes["params"])
     for where, section in _sections(job.job.init_from):
         wanted = config_lib.call(fields.InitFrom, section, where)
-        source = _with_our_classes(job, wanted, where, taken, roles, _load(wanted, where))
-        taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore)
+        source = _with_our_classes(job, wanted, where, taken, roles, _open(wanted, where))
+        try:
+            taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore, donate=True)
+        except pretrained.WeightsError as error:
+            raise config_lib.ConfigError(f"{where}.path: {error}") from error
     values = flatten(taken)
 
     def filled(tree: Any) -> Any:
@@ -46,7 +52,7 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     params, frozen = filled(state.params), filled(state.frozen)
     collections = {name: filled(tree) for name, tree in state.collections.items()}
     # The average starts where the parameters start, in arrays of its own: the step donates both.
-    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
+    ema = None if state.ema is None else jax.tree.map(_average, state.ema, params)
     return state.replace(params=params, collections=collections, ema=ema, frozen=frozen)
 
 
@@ -86,11 +92,11 @@ def _with_our_classes(
     roles: Mapping[str, Role],
     loaded: pretrained.Pretrained,
 ) -> dict[str, Any]:
-    """All collections of the source as one tree; a head that the rules take has the job's classes, found by name.
+    """All collections of the source as one tree, lazy; a head that the rules take has the job's classes, by name.
 
     The log says what is not plain in that. Raises DataError for classes that the source's head does not know.
     """
-    source = flatten(_merge(jax.device_get(dict(loaded.variables))))
+    source = flatten(_merge(loaded.variables))
     count = getattr(loaded.model, "num_classes", 0)
     if job.head is None or not count:
         return unflatten(source)
@@ -115,7 +121,14 @@ def _heads(roles: Mapping[str, Role]) -> set[str]:
     return {path for path, role in roles.items() if role.part == "head"}
 
 
-def _load(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
+def _average(before: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The average that begins at a parameter, in place of the one before."""
+    fresh = jnp.array(leaf, before.dtype)
+    before.delete()
+    return fresh
+
+
+def _open(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
     """A workdir's checkpoint, or weights from elsewhere."""
     own: dict[str, Any] = {"step": wanted.step, "ema": wanted.ema}
     if not (epath.Path(wanted.path) / pretrained.CHECKPOINTS).is_dir():
@@ -123,6 +136,6 @@ def _load(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
             raise config_lib.ConfigError(f"{where}: {wanted.path} is not a workdir: it has no step and no ema")
         own = {}
     try:
-        return pretrained.load(wanted.path, **own, **wanted.fields)
+        return pretrained.open(wanted.path, **own, **wanted.fields)
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{where}.path: {error}") from error

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,7 +26,6 @@ from vitvlm.jobs.classes import Head
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import freezing, optimizer, sharding
-from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
 
@@ -208,15 +206,6 @@ def restore_target(job: Setup) -> TrainState:
     )
 
 
-def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> TrainState:
-    """The train state of a checkpoint (the latest by default) in a workdir, checked, on the job's mesh.
-
-    Raises CheckpointError if there is no whole checkpoint, or it does not fit the job.
-    """
-    with Checkpoints(epath.Path(folder) / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(restore_target(job), step).state
-
-
 def build_task(
     job: fields.Job,
     names: Sequence[str],
@@ -234,7 +223,8 @@ def build_task(
     task_name, task_fields = take_name(job.task, "config.task")
     model = models.build(model_name, **model_fields)
     if task_fields.get("distillation") is not None:
-        task_fields["distillation"] = teachers.build(task_fields["distillation"], job.data, names) if training else None
+        described = task_fields["distillation"]
+        task_fields["distillation"] = teachers.build(described, job.data, names, mesh) if training else None
     if (weights := task_fields.get("class_weights")) is not None:
         task_fields["class_weights"] = class_weights.resolve(weights, names, source) if training and source else None
     given: dict[str, Any] = {"model": model}

@@ -5,17 +5,21 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.data.operations import colour, parse
 from vitvlm.jobs import classes, fields
 from vitvlm.tasks.distillation import Distillation, Teacher
+from vitvlm.training import sharding
 
 WHERE = "config.task.distillation"
 
 
-def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -> Distillation:
+def build(
+    section: fields.Section, data: fields.Section, names: Sequence[str], mesh: Mesh | None = None
+) -> Distillation:
     """The teacher that `section["teacher"]`, a folder of weights, holds, and how much it counts.
 
     Its classes are found by name, and may be more than the student's; the log says what is not plain in that. It is
@@ -28,6 +32,7 @@ def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -
         `tasks.distillation.Distillation`.
       data: the job's data section, whose training operations make the student's pixels.
       names: the student's classes.
+      mesh: the job's devices: the teacher is split over their "fsdp" axis, if they have one; one device without.
 
     Raises ConfigError if the weights cannot be used, or for a field that does not exist, and DataError for classes that
     the teacher does not know.
@@ -35,7 +40,8 @@ def build(section: fields.Section, data: fields.Section, names: Sequence[str]) -
     if "teacher" not in section:
         raise config_lib.ConfigError(f"{WHERE}: missing field teacher: a folder of weights")
     try:
-        loaded = pretrained.load(section["teacher"], **config_lib.plain(section.get("teacher_fields", {})))
+        place = mesh and sharding.variables_by("fsdp" if "fsdp" in mesh.shape else "replicated", mesh)
+        loaded = pretrained.load(section["teacher"], place, **config_lib.plain(section.get("teacher_fields", {})))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{WHERE}.teacher: {error}") from error
     scale, shift = _between(data["train"]["ops"], loaded.preprocessing)

@@ -19,6 +19,7 @@ from vitvlm.jobs.setup import setup
 from vitvlm.models.mae import MAE
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.tasks import Classify, Contrast, Encode, Reconstruct, Task
+from vitvlm.training import sharding
 from vitvlm.training.workdir import WorkdirError
 
 NO_TRAINING = {
@@ -61,7 +62,7 @@ def evaluate_weights(
     Raises ConfigError, DataError or WorkdirError with one line that says what to do.
     """
     try:
-        loaded = pretrained.load(weights, **(fields or {}))
+        loaded = pretrained.open(weights, **(fields or {}))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"--weights: {error}") from error
     wanted = config_lib.plain(config or {})
@@ -73,7 +74,11 @@ def evaluate_weights(
     job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
     folder = _claim(epath.Path(folder), str(weights), fields or {})
     note = evaluate.prepared(data["eval"]["ops"], loaded.preprocessing, "the weights' own") if not loaded.texts else ""
-    return evaluate.run(job, loaded.variables, names, folder, force=force, note=note)
+    try:
+        placed = loaded.placed(sharding.variables_by(job.job.sharding, job.mesh))
+    except pretrained.WeightsError as error:
+        raise config_lib.ConfigError(f"--weights: {error}") from error
+    return evaluate.run(job, placed.variables, names, folder, force=force, note=note)
 
 
 def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:

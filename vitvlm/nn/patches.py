@@ -4,7 +4,6 @@ import math
 from typing import ClassVar
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.nn.dense import product
-from vitvlm.nn.resampling import linear_weights
+from vitvlm.nn.resampling import linear_weights, resample
 from vitvlm.nn.roles import Role, Roles
 
 Pair = tuple[int, int]
@@ -115,10 +114,7 @@ def resample_kernel(kernel: Float[Array, "p q C D"], patch: Pair) -> Float[Array
     if old == patch:
         return kernel
     rows, columns = (np.linalg.pinv(linear_weights(n, m).T).astype(np.float32) for n, m in zip(old, patch))
-    resampled = jnp.einsum(
-        "Pp,Qq,pqCD->PQCD", rows, columns, kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-    return resampled.astype(kernel.dtype)
+    return resample("Pp,Qq,pqCD->PQCD", rows, columns, kernel)
 
 
 class PatchEmbed(nn.Module):

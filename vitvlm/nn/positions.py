@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.patches import Pair
-from vitvlm.nn.resampling import cubic_weights
+from vitvlm.nn.resampling import cubic_weights, resample
 from vitvlm.nn.roles import Role, Roles
 
 
@@ -124,7 +124,4 @@ def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = Fa
     if (h, w) == grid:
         return table
     rows, columns = (cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
-    resampled = jnp.einsum(
-        "Hh,Ww,hwD->HWD", rows, columns, table.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-    return resampled.astype(table.dtype)
+    return resample("Hh,Ww,hwD->HWD", rows, columns, table)

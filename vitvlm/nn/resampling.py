@@ -1,7 +1,9 @@
 """Resampling along one axis as a matrix: each new sample as weights of the old ones."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 
 def cubic_weights(size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "new_size size"]:
@@ -31,3 +33,16 @@ def linear_weights(size: int, new_size: int) -> Float[np.ndarray, "new_size size
     """Linear interpolation at half-pixel centres without antialias; the border repeats."""
     centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     return np.stack([np.interp(centres, np.arange(size), one) for one in np.eye(size)], axis=1)
+
+
+def resample(
+    spec: str,
+    rows: Float[np.ndarray, "new_h h"],
+    columns: Float[np.ndarray, "new_w w"],
+    grid: Float[Array, "..."] | Float[np.ndarray, "..."],
+) -> Float[Array, "..."] | Float[np.ndarray, "..."]:
+    """A grid with both of its axes resampled, as an einsum in float32; in NumPy, on the host, for a NumPy array."""
+    wide = grid.astype(np.float32)
+    if isinstance(grid, np.ndarray):
+        return np.einsum(spec, rows, columns, wide, optimize=True).astype(grid.dtype)
+    return jnp.einsum(spec, rows, columns, wide, precision=jax.lax.Precision.HIGHEST).astype(grid.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
-from vitvlm.pretrained.loaded import Pretrained, Place, blame_lazily
+from vitvlm.pretrained.loaded import Place, Pretrained, blame_lazily
 from vitvlm.pretrained.workdir import CHECKPOINTS
 
 __all__ = ["CHECKPOINTS", "Place", "Pretrained", "WeightsError", "load", "open", "save"]
@@ -40,10 +40,10 @@ def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrai
       fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype; for a file that
         has no config also what an error asks for, such as image_size or heads.
 
-    One array of the model's is read at a time and on the host, and each device is given its own part of it. Files of
-    safetensors and of PyTorch and arrays of `np.savez` are mapped into memory: of safetensors, a process reads only what
-    its own devices hold; the others' checksums are taken over whole tensors. An array of `np.savez_compressed` and one
-    of a checkpoint is read whole, one at a time; ONNX is one message, which is parsed as a whole.
+    One array is read at a time, on the host, and each device is given its own part of it. Files of safetensors and of
+    PyTorch and arrays of `np.savez` are mapped into memory. Of safetensors a process reads only what its own devices
+    hold; the others have checksums, which are taken over whole tensors. An array of `np.savez_compressed` or of a
+    checkpoint is read whole, one at a time; ONNX is one message, which is parsed as a whole.
 
     Raises WeightsError that says which file is wrong, and how. No code in a checkpoint is ever executed.
     """

@@ -78,8 +78,8 @@ def assemble(
       inputs: shapes that the model may be called with; its parameters' shapes follow.
       fields: wishes about the model that leave its parameters as they are: scan, remat, dtype.
 
-    Nothing but headers is read before all names and shapes are known to fit. Raises KeyError for a field that the config
-    lacks, TableError or ConfigError for tensors or fields that do not fit.
+    Nothing but headers is read before all names and shapes are known to fit. Raises KeyError for a field that the
+    config lacks, TableError or ConfigError for tensors or fields that do not fit.
     """
     chosen = family.fields(source, tensors) | fields
     model = models.build(family.model, **chosen)

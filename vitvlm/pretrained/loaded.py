@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from vitvlm.core.placing import Lazy, Stored, place_tree
 from vitvlm.data import tokenizers
 from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.training.records import CheckpointError, DamagedError
 
 Tree = Any
 Place = Sharding | Callable[[Tree], Tree] | None
@@ -83,6 +84,10 @@ def blame_lazily(opened: Pretrained, path: Path) -> Pretrained:
                     return leaf.read()
                 except OSError as error:
                     raise WeightsError(f"{path}: cannot be read any more: {error}") from None
+                except CheckpointError as error:
+                    raise WeightsError(str(error)) from None
+                except DamagedError as error:
+                    raise WeightsError(f"{path}: its checkpoint is damaged: {error}; step= gives another") from None
 
         return dataclasses.replace(leaf, read=read)
 

@@ -1,4 +1,4 @@
-"""Numbers of files mapped into memory: nothing is read but the pages that are used, and these go when the array does."""
+"""Numbers of files mapped into memory: only the pages that are used are read, and they go when the array does."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from vitvlm.pretrained.entries import WeightsError
 
-LOCAL_HEADER = 30  # bytes of a member's header before its name, whose last four are the lengths of the name and the rest
+LOCAL_HEADER = 30  # bytes before the name in a member's own header; the last four: lengths of the name and what follows
 CHUNK = 2**24  # bytes whose checksum is taken at a time
 
 

@@ -15,8 +15,8 @@ from vitvlm.pretrained.mapping import Archive
 def open_npz(path: Path) -> Tensors:
     """The arrays of a .npz by name, without pickles; a bfloat16 array, which .npz cannot name, is understood.
 
-    Only headers are read now. An array of `np.savez` is mapped; one of `np.savez_compressed` cannot be read in part, and
-    is decompressed as a whole, one at a time.
+    Only headers are read now. An array of `np.savez` is mapped; one of `np.savez_compressed` cannot be read in part,
+    and is decompressed as a whole, one at a time.
 
     Raises WeightsError for a file that is damaged, or an array whose header does not fit its size.
     """

@@ -114,7 +114,7 @@ def open_safetensors(path: Path) -> Tensors:
 
 def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry:
     """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped again for each use."""
-    shape, (begin, end) = tuple(described["shape"]), described["data_offsets"]
+    shape, (begin, _) = tuple(described["shape"]), described["data_offsets"]
     dtype = np.dtype(DTYPES[described["dtype"]])
     return Entry(shape, dtype, partial(mapped, path, start + begin, dtype, shape))
 

@@ -129,4 +129,3 @@ def _read(numbers: Callable[[Storage], np.ndarray], tensor: Strided) -> np.ndarr
     held = numbers(tensor.storage)[tensor.offset :]
     steps = tuple(step * held.itemsize for step in tensor.strides)
     return np.lib.stride_tricks.as_strided(held, tensor.shape, steps, writeable=False)
-

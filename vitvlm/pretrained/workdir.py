@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import linen as nn
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
+from vitvlm.core.placing import place_tree
 from vitvlm.data import operations
 from vitvlm.data.operations import text
 from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
-from vitvlm.training import freezing
+from vitvlm.training import stored
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 from vitvlm.training.workdir import WorkdirError, claim, read_config
 
@@ -23,6 +23,8 @@ CHECKPOINTS = "checkpoints"
 
 def open(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
     """A model as it was trained; its preprocessing and its tokenizer are those of the config's evaluation.
+
+    Of the checkpoint, its parameters or their averages are read, and other collections; never the optimizer.
 
     Args:
       step: the checkpoint; the latest by default.
@@ -34,15 +36,12 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
     try:
         config = read_config(folder)
         with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-            state = checkpoints.restore(checkpoints.shapes(step), step).state
+            state = checkpoints.first_whole(checkpoints.open, step).state
     except (CheckpointError, WorkdirError) as error:
         raise WeightsError(str(error)) from error
     if ema and "ema" not in state:
         raise WeightsError(f"{folder}: holds no averaged parameters: it was trained without config.ema_decay")
-    params = state["params"]
-    if "ema" in state and ema is not False:
-        params = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state["ema"], params)
-    params = freezing.join(params, state.get("frozen"))
+    variables = stored.variables(state, ema)
     try:
         section = {**config["model"], **fields}
         model = _build(section)
@@ -50,10 +49,11 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
         raise WeightsError(f"{folder}: {error}") from error
     ops = config["data"]["eval"]["ops"] and operations.parse(config["data"]["eval"]["ops"])
     if "scan" in fields:
-        params = stack_blocks(params) if fields["scan"] else unstack_blocks(params)
+        change = stack_blocks if fields["scan"] else unstack_blocks
+        variables["params"] = change(variables["params"])
     return Pretrained(
         model=model,
-        variables={"params": params, **state.get("collections", {})},
+        variables=variables,
         preprocessing=ops and text.without_texts(ops),
         texts=ops and text.rules_of(ops),
         source={"path": str(folder), "format": "vitvlm", "model": section, "config": config},
@@ -77,8 +77,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
     config = {"model": section, "data": {"eval": {"ops": "|".join(ops) or None}}}
     if loaded.class_names is not None:
         config["classes"] = list(loaded.class_names)
-    params = loaded.variables["params"]
-    collections = {name: tree for name, tree in loaded.variables.items() if name != "params"}
+    collections = place_tree(dict(loaded.variables))  # lazy arrays are read now
+    params = collections.pop("params")
     try:
         claim(folder, config)
         with Checkpoints(folder / CHECKPOINTS, config=config) as checkpoints:

@@ -5,6 +5,7 @@ and before any checkpoint that refers to it.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -16,10 +17,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from vitvlm.core import paths
+from vitvlm.core.placing import Stored
 from vitvlm.training import integrity
 from vitvlm.training.records import Base, CheckpointError, DamagedError, line
+from vitvlm.training.stored import open_arrays
 
 PREFIX = "frozen-"
+REMEDY = (
+    "put that folder back from a copy of the workdir, or begin another workdir with the weights that this one "
+    "began with (config.init_from)"
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,15 +63,7 @@ class Bases:
 
         Raises CheckpointError if they are gone, or are not those that were saved.
         """
-        folder = self._folder / base.name
-        remedy = (
-            "put that folder back from a copy of the workdir, or begin another workdir with the weights that this one "
-            "began with (config.init_from)"
-        )
-        if not folder.exists():
-            raise CheckpointError(
-                f"{folder}: the frozen parameters are gone: checkpoints hold only what trains; {remedy}"
-            )
+        folder = self._find(base)
         tree = paths.unflatten(target)
         args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
         try:
@@ -74,10 +73,27 @@ class Bases:
             if differing := integrity.differing(integrity.fingerprints(found), expected):
                 raise DamagedError(f"checksums differ: {integrity.some(differing)}")
         except Exception as error:
-            raise CheckpointError(
-                f"{folder}: the frozen parameters are not those that were saved: {line(error)}; {remedy}"
-            ) from error
+            raise self._changed(base, line(error)) from error
         return found
+
+    def open(self, base: Base) -> dict[str, Stored]:
+        """The arrays of a base as lazy ones, by path: see `stored.open_arrays`.
+
+        Raises CheckpointError if they are gone, and when one is read that is not as it was saved.
+        """
+        return open_arrays(self._find(base), base.arrays, functools.partial(self._changed, base))
+
+    def _find(self, base: Base) -> epath.Path:
+        folder = self._folder / base.name
+        if not folder.exists():
+            raise CheckpointError(
+                f"{folder}: the frozen parameters are gone: checkpoints hold only what trains; {REMEDY}"
+            )
+        return folder
+
+    def _changed(self, base: Base, reason: str) -> CheckpointError:
+        folder = self._folder / base.name
+        return CheckpointError(f"{folder}: the frozen parameters are not those that were saved: {reason}; {REMEDY}")
 
     def collect(self, used: Collection[str]) -> None:
         """Deletes the bases that are not `used`, and what a killed job left of one."""

@@ -7,24 +7,25 @@ dtype, without a word.
 """
 
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
 from vitvlm.core import config as config_lib
-from vitvlm.core import paths
-from vitvlm.training import integrity, older
+from vitvlm.core import paths, placing
+from vitvlm.training import integrity, older, stored
 from vitvlm.training.arrays import as_arrays, like
 from vitvlm.training.bases import Bases
 from vitvlm.training.best import Best
-from vitvlm.training.records import CheckpointError, DamagedError, Record, line
+from vitvlm.training.records import CheckpointError, DamagedError, Record, Restored, line, mismatches
 
+T = TypeVar("T")
 Tree = Any
 Json = Any
 
@@ -40,25 +41,6 @@ class _NoEchoes(logging.Filter):
 
 
 _NO_ECHOES = _NoEchoes()
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint that was read and found whole.
-
-    Attributes:
-      step: number of updates done.
-      state: the arrays, in the target's structure.
-      resume: what the loop saved for itself.
-      metrics: of the evaluations at this step.
-      config: the resolved config of the job that wrote it.
-    """
-
-    step: int
-    state: Tree
-    resume: Json
-    metrics: Mapping[str, Any]
-    config: Mapping[str, Any]
 
 
 class Checkpoints:
@@ -203,21 +185,59 @@ class Checkpoints:
     def restore(self, target: Tree, step: int | None = None) -> Restored:
         """The newest whole checkpoint, or that of one step, checked against its fingerprints.
 
-        Damaged ones are reported and, unless read-only, renamed to "<step>.damaged", so that training can go on
-        from the one before and write that step again.
-
         Args:
           target: tree of `jax.ShapeDtypeStruct` with shardings: the structure to restore, and where to put it.
           step: only this one; if it is damaged, that is an error.
 
         Raises CheckpointError if there is no checkpoint, none is whole, or it holds other arrays than the target.
         """
+        return self.first_whole(functools.partial(self._read, target=target), step)
+
+    def variables(self, target: Tree, step: int | None = None, ema: bool | None = None) -> Restored:
+        """A model's variables from the newest whole checkpoint, or that of one step; no other array is read.
+
+        Args:
+          target: {"params": …}, a tree of `jax.ShapeDtypeStruct` with shardings: where each array goes, part by part.
+          ema: see `stored.variables`.
+
+        Raises CheckpointError as `restore` does.
+        """
+
+        def read(candidate: int) -> Restored:
+            opened = self.open(candidate)
+            found, wanted = paths.flatten(stored.variables(opened.state, ema)), as_arrays(target)
+            if problems := mismatches(found, wanted):
+                raise self._unfit(candidate, "model", problems)
+            placed = placing.place_tree(found, {path: leaf.sharding for path, leaf in wanted.items()})
+            return dataclasses.replace(opened, state=like(target, placed))
+
+        return self.first_whole(read, step)
+
+    def open(self, step: int) -> Restored:
+        """A checkpoint with lazy arrays, in nested dictionaries: see `stored.open_arrays`.
+
+        Raises DamagedError, and CheckpointError if its frozen parameters are gone.
+        """
+        record = self.record(step)
+        arrays = stored.open_arrays(self.folder / str(step) / "state", record.arrays, DamagedError)
+        if record.base is not None:
+            arrays |= self._bases.open(record.base)
+        return Restored(step, paths.unflatten(arrays), record.resume, record.metrics, record.config)
+
+    def first_whole(self, read: Callable[[int], T], step: int | None = None) -> T:
+        """What `read(step)` gives for the newest checkpoint, or for one step, without raising DamagedError.
+
+        Damaged ones are reported and, unless read-only, renamed to "<step>.damaged", so that training can go on
+        from the one before and write that step again.
+
+        Raises CheckpointError if there is no checkpoint, or none is whole.
+        """
         self.wait()
         wanted = self._wanted(step)
         reasons = []
         for candidate in wanted:
             try:
-                restored = self._read(candidate, target)
+                found = read(candidate)
             except DamagedError as error:
                 reasons.append(f"checkpoint {candidate} is damaged: {error}")
                 _LOG.warning("%s: %s", self.folder, reasons[-1])
@@ -225,28 +245,8 @@ class Checkpoints:
             if reasons:
                 _LOG.warning("%s: going back to checkpoint %d", self.folder, candidate)
                 self._set_aside([damaged for damaged in wanted if damaged > candidate])
-            return restored
+            return found
         raise CheckpointError(f"{self.folder}: no whole checkpoint: {'; '.join(reasons)}")
-
-    def shapes(self, step: int | None = None) -> Tree:
-        """Shapes and dtypes of the newest checkpoint, or of the one at `step`: a target for `restore` without a job.
-
-        All arrays are placed on the first local device. Keys of random numbers appear as arrays of their words.
-
-        Raises CheckpointError if there is no checkpoint, or its record is damaged.
-        """
-        newest, *_ = self._wanted(step)
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        try:
-            arrays = self.record(newest).all_arrays
-        except DamagedError as error:
-            raise CheckpointError(f"{self.folder}: {error}; {self._all()}") from error
-        return paths.unflatten(
-            {
-                path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
-                for path, (shape, dtype, _) in arrays.items()
-            }
-        )
 
     def _wanted(self, step: int | None) -> list[int]:
         """Steps to look at: that one, or all, newest first. Raises CheckpointError if there is none."""
@@ -279,9 +279,7 @@ class Checkpoints:
     def _arrays(self, step: int, record: Record, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The arrays of a checkpoint and its base by path, checked against their fingerprints."""
         if problems := record.mismatches(wanted):
-            raise CheckpointError(
-                f"{self.folder}: checkpoint {step} does not fit this model and optimizer: {integrity.some(problems)}"
-            )
+            raise self._unfit(step, "model and optimizer", problems)
         tree = paths.unflatten({path: wanted[path] for path in record.arrays})
         args = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
@@ -297,6 +295,9 @@ class Checkpoints:
         if record.base is None:
             return found
         return found | self._bases.restore(record.base, {path: wanted[path] for path in record.base.arrays})
+
+    def _unfit(self, step: int, what: str, problems: list[str]) -> CheckpointError:
+        return CheckpointError(f"{self.folder}: checkpoint {step} does not fit this {what}: {integrity.some(problems)}")
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(

@@ -14,11 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
 from vitvlm.core import paths
 
 Tree = Any
+
+CHUNK = 2**16  # words that are summed at a time on the host, so that they stay in its caches
 
 
 def fingerprints(tree: Tree) -> dict[str, str]:
@@ -29,6 +32,24 @@ def fingerprints(tree: Tree) -> dict[str, str]:
     leaves = paths.flatten(tree)
     sums = jax.device_get(_sums(leaves))
     return {path: f"{int(linear):08x}{int(mixed):08x}" for path, (linear, mixed) in sums.items()}
+
+
+def of_host(array: np.ndarray) -> str:
+    """The fingerprint of an array on the host, in NumPy: the same as `fingerprints` gives for it on devices."""
+    if np.issubdtype(array.dtype, np.complexfloating):
+        array = np.stack([array.real, array.imag], axis=-1)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    words = flat.view(f"uint{8 * min(flat.dtype.itemsize, 4)}")
+    bits = 8 if flat.dtype == np.bool_ else _bits(flat.dtype)
+    linear = mixed = 0
+    for start in range(0, len(words), CHUNK):
+        part = words[start : start + CHUNK].astype(np.uint32)
+        if bits < 8:  # such numbers have a byte each
+            part &= np.uint32(2**bits - 1)
+        index = np.arange(start, start + len(part), dtype=np.uint64).astype(np.uint32)
+        linear += int(np.sum(part * (2 * index + 1), dtype=np.uint32))
+        mixed += int(np.sum(_mix(part + _mix(index)), dtype=np.uint32))
+    return f"{linear % 2**32:08x}{mixed % 2**32:08x}"
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
@@ -64,8 +85,7 @@ def _words(array: Shaped[Array, "*shape"]) -> tuple[UInt32[Array, "*words"], UIn
     if array.dtype == jnp.bool_:
         words = array.astype(jnp.uint8)
     else:
-        bits = (jnp.iinfo if jnp.issubdtype(array.dtype, jnp.integer) else jnp.finfo)(array.dtype).bits
-        words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{min(bits, 32)}"))
+        words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{min(_bits(array.dtype), 32)}"))
     index = jnp.zeros(words.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(words.ndim)):
@@ -74,8 +94,12 @@ def _words(array: Shaped[Array, "*shape"]) -> tuple[UInt32[Array, "*words"], UIn
     return words.astype(jnp.uint32), index
 
 
+def _bits(dtype: Any) -> int:
+    return (jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo)(dtype).bits
+
+
 def _mix(words: UInt32[Array, "*words"]) -> UInt32[Array, "*words"]:
     """A bijection whose output bits each depend on every input bit: xor-shifts and odd multipliers in turn."""
-    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
-    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
     return words ^ (words >> 16)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from vitvlm.core import placing
 from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
@@ -30,6 +30,7 @@ def restore(
     roles: Mapping[str, Role],
     where: str = "config.init_from.rules",
     ignore: Sequence[str] = (),
+    donate: bool = False,
 ) -> Tree:
     """Replaces values of `params` by those of `source` as the rules say.
 
@@ -39,11 +40,14 @@ def restore(
     has the size of an image, a patch or a window is resampled as its role says: a table of positions [h, w, D] to
     another grid, and relative positions [(2w - 1)^2, K] to another window, as PyTorch's bicubic interpolation does; a
     patch embedding's kernel [P, P, C, D] to another patch size by FlexiViT's PI-resize.
-    Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace.
+    Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace: each device is given
+    its own part.
 
     Args:
+      source: arrays, or lazy ones, which are read one at a time, and only if they are taken.
       roles: what the parameters of params are to their model, by path; see `nn.roles`.
       ignore: regexes over paths of source that may stay unused, such as "decoder/.*".
+      donate: delete each array on devices that is replaced, so that no device ever holds both.
 
     Raises RuleError for rules that do not fit params, and ConfigError that lists every parameter without a source,
     every one of another shape than its source, and every source that is neither used nor ignored.
@@ -65,7 +69,7 @@ def restore(
         if absent := [part for part in parts if part not in available]:
             missing.append(f"{path} <- {', '.join(absent)}")
             continue
-        value = np.stack([available[part] for part in parts]) if scanned else available[wanted]
+        value = placing.stacked([available[part] for part in parts]) if scanned else available[wanted]
         role = roles.get(path)
         value = _resampled(value, target.shape, role)
         if value.shape != target.shape:
@@ -79,7 +83,8 @@ def restore(
         hint = f"; to begin a head anew, put ({heads[0]!r}, None) before the other rules" if heads else ""
         listed = "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths)
         raise ConfigError(f"{where}: {listed}{hint}")
-    return map_with_path(lambda path, leaf: _like(leaf, values[path]) if path in values else leaf, params)
+    found = {path: _like(targets[path], values[path], donate) for path in placing.reading_order(values)}
+    return map_with_path(lambda path, leaf: found.get(path, leaf), params)
 
 
 def source_paths(
@@ -91,11 +96,11 @@ def source_paths(
     return {path: _expand(pattern, template, path, where) for path, (pattern, template) in taken.items()}
 
 
-def _resampled(value: np.ndarray, shape: tuple[int, ...], role: Role | None) -> np.ndarray:
-    """The value at the parameter's own size, where its role can be brought to another."""
+def _resampled(value: placing.Lazy, shape: tuple[int, ...], role: Role | None) -> placing.Lazy:
+    """The value at the parameter's own size, where its role can be brought to another: on the host."""
     if value.shape == shape or role is None or role.resample is None or not _like_but_for_size(value.shape, shape):
         return value
-    return np.asarray(role.resample(jnp.asarray(value), shape))
+    return placing.Stored(shape, value.dtype, lambda: role.resample(np.asarray(value), shape), value.origin)
 
 
 def _like_but_for_size(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
@@ -113,9 +118,9 @@ def _expand(pattern: str, template: str, path: str, where: str) -> str:
         ) from None
 
 
-def _by_layer(path: str, leaf: Any, of_stacks: Periods) -> dict[str, np.ndarray]:
-    """A scanned parameter as one view for each layer, under the looped paths; any other as it is."""
-    array = np.asarray(leaf)
+def _by_layer(path: str, leaf: Any, of_stacks: Periods) -> dict[str, placing.Lazy]:
+    """A scanned parameter as one part for each layer, under the looped paths; any other as it is."""
+    array = placing.lazy(leaf)
     return dict(zip(layer_paths(path, len(array), of_stacks), array)) if is_scanned(path) else {path: array}
 
 
@@ -133,7 +138,11 @@ def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[
     return listed
 
 
-def _like(target: Any, value: np.ndarray) -> Any:
+def _like(target: Any, value: placing.Lazy, donate: bool) -> Any:
     """Gives `value` the dtype and the placement of the parameter that it replaces."""
-    value = value.astype(target.dtype)
-    return jax.device_put(value, target.sharding) if isinstance(target, jax.Array) else value
+    if not isinstance(target, jax.Array):
+        return np.asarray(value, target.dtype)
+    placed = placing.place(value, target.sharding, target.dtype)
+    if donate:
+        target.delete()
+    return placed

@@ -87,13 +87,41 @@ class Record:
         """Lists how the arrays differ from a target's in name, shape and dtype: one phrase per array."""
         wanted = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in target.items()}
         found = {path: (shape, dtype) for path, (shape, dtype, _) in self.all_arrays.items()}
-        if moved := _moved(wanted, found):
-            return moved
-        return [
-            f"{path} is {_show(found.get(path))} in the checkpoint and {_show(wanted.get(path))} in the model"
-            for path in sorted({*wanted, *found})
-            if wanted.get(path) != found.get(path)
-        ]
+        return _moved(wanted, found) or _differences(found, wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+      step: number of updates done.
+      state: the arrays, in the target's structure.
+      resume: what the loop saved for itself.
+      metrics: of the evaluations at this step.
+      config: the resolved config of the job that wrote it.
+    """
+
+    step: int
+    state: Any
+    resume: Json
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def mismatches(arrays: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Lists how arrays of a checkpoint differ from a target's in name, shape and dtype: one phrase per array."""
+    return _differences(
+        *({path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in each.items()} for each in (arrays, target))
+    )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{path} is {_show(found.get(path))} in the checkpoint and {_show(wanted.get(path))} in the model"
+        for path in sorted({*wanted, *found})
+        if wanted.get(path) != found.get(path)
+    ]
 
 
 def _described(arrays: Mapping[str, Json]) -> dict[str, Described]:

@@ -101,14 +101,22 @@ def jit_train_step(
     """Compiles a step: the state stays where `state_shardings` puts it and is donated; metrics are replicated.
 
     Args:
-      constants: collections that the loss reads besides the state's; replicated.
+      constants: collections that the loss reads besides the state's; arrays that lie on the batch's mesh stay as they
+        are, all others are replicated.
     """
-    replicated = NamedSharding(batch_sharding.mesh, PartitionSpec())
+    mesh = batch_sharding.mesh
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf: Any) -> jax.Array:
+        there = isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
+        return leaf if there else jax.device_put(leaf, replicated)
+
+    placed = jax.tree.map(put, dict(constants or {}))
     jitted = jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_sharding, replicated),
+        in_shardings=(state_shardings, batch_sharding, jax.tree.map(lambda leaf: leaf.sharding, placed)),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
-        compiler_options=compiling.compiler_options(batch_sharding.mesh.devices.ravel()),
+        compiler_options=compiling.compiler_options(mesh.devices.ravel()),
     )
-    return CompiledStep(jitted, jax.device_put(dict(constants or {}), replicated))
+    return CompiledStep(jitted, placed)

@@ -1,0 +1,74 @@
+"""A checkpoint's arrays one by one, as lazy arrays: parameters are read without the optimizer beside them."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+from etils import epath
+
+from vitvlm.core import paths
+from vitvlm.core.placing import Stored
+from vitvlm.training import integrity
+from vitvlm.training.records import Described, line
+
+Tree = Any
+
+
+def open_arrays(
+    folder: epath.Path, arrays: Mapping[str, Described], damaged: Callable[[str], Exception]
+) -> dict[str, Stored]:
+    """Arrays that lie in a folder of Orbax's as lazy ones, by path; nothing is read yet.
+
+    Each is read whole, since its fingerprint is of the whole, and the one that was read last is kept, so that the
+    layers of scanned blocks are best used one after the other.
+
+    Args:
+      arrays: as a record lists them.
+      damaged: makes the error to raise, from its message, where an array cannot be read or lacks its fingerprint.
+    """
+    read = functools.lru_cache(maxsize=1)(functools.partial(_read, folder, arrays, damaged))
+    return {
+        path: Stored(shape, np.dtype(jnp.dtype(dtype)), functools.partial(read, path), origin=path)
+        for path, (shape, dtype, _) in arrays.items()
+    }
+
+
+def variables(arrays: Tree, ema: bool | None = None) -> dict[str, Tree]:
+    """The lazy variables of a model, {"params": …}, among the arrays of a train state.
+
+    Args:
+      ema: whether to take the averaged parameters, in the parameters' dtypes; by default, exactly if there are such.
+        What is not averaged, being frozen, is taken as it is.
+
+    Raises KeyError for averaged parameters that are asked for and not there.
+    """
+    params = paths.flatten(arrays["params"]) | paths.flatten(arrays.get("frozen", {}))
+    if ema is None:
+        ema = "ema" in arrays
+    averaged = paths.flatten(arrays["ema"]) if ema else {}
+    taken = {
+        path: Stored(leaf.shape, leaf.dtype, averaged.get(path, leaf).read, averaged.get(path, leaf).origin)
+        for path, leaf in params.items()
+    }
+    return {"params": paths.unflatten(taken), **arrays.get("collections", {})}
+
+
+def _read(
+    folder: epath.Path, arrays: Mapping[str, Described], damaged: Callable[[str], Exception], path: str
+) -> np.ndarray:
+    _, _, fingerprint = arrays[path]
+    where = os.fspath(folder)
+    base = where if "://" in where else f"file://{os.path.abspath(where)}"
+    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": f"{path.replace('/', '.')}/"}
+    try:
+        array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result().read().result()
+    except (ValueError, OSError) as error:
+        raise damaged(f"{path}: {line(error)}") from error
+    if integrity.of_host(array) != fingerprint:
+        raise damaged(f"checksums differ: {path}")
+    array.flags.writeable = False  # it is kept for the next use
+    return array
