@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,6 +27,7 @@ from vitvlm.jobs.classes import Head
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import freezing, optimizer, sharding
+from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
 
@@ -204,6 +206,15 @@ def restore_target(job: Setup) -> TrainState:
         job.state_shapes,
         job.state_shardings,
     )
+
+
+def load_state(job: Setup, folder: epath.PathLike, step: int | None = None) -> TrainState:
+    """The train state of a checkpoint (the latest by default) in a workdir, checked, on the job's mesh.
+
+    Raises CheckpointError if there is no whole checkpoint, or it does not fit the job.
+    """
+    with Checkpoints(epath.Path(folder) / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(restore_target(job), step).state
 
 
 def build_task(

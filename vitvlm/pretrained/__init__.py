@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrai
 
 
 def open(path: str | os.PathLike, **fields: Any) -> Pretrained:
-    """What `load` returns, with variables that are still in the file: `core.placing.Lazy` arrays.
+    """Opens what `load` loads: its variables are still in the file, as `core.placing.Lazy` arrays.
 
     Names, shapes and dtypes are known and checked. `opened.placed(place)` reads the numbers. Raises WeightsError.
     """

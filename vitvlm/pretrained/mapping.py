@@ -54,7 +54,7 @@ class Archive:
             raise WeightsError(f"{self.path}: damaged: {error}; copy it again") from None
 
     def _start(self, member: zipfile.ZipInfo) -> int:
-        """Where a member's bytes begin: behind its own header, whose length the list of members does not say."""
+        """Finds where a member's bytes begin: behind its own header, whose length the list of members does not say."""
         with self.path.open("rb") as file:
             file.seek(member.header_offset)
             header = file.read(LOCAL_HEADER)

@@ -225,7 +225,7 @@ class Checkpoints:
         return Restored(step, paths.unflatten(arrays), record.resume, record.metrics, record.config)
 
     def first_whole(self, read: Callable[[int], T], step: int | None = None) -> T:
-        """What `read(step)` gives for the newest checkpoint, or for one step, without raising DamagedError.
+        """Returns what `read(step)` gives for the newest checkpoint, or for one step, without raising DamagedError.
 
         Damaged ones are reported and, unless read-only, renamed to "<step>.damaged", so that training can go on
         from the one before and write that step again.
