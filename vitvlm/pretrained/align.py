@@ -10,7 +10,8 @@ from vitvlm.models.efficientnet import EfficientNet
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.pretrained import bert, efficientnet, texts
 from vitvlm.pretrained.clip import two_towers_inputs
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import dense, temperature
 from vitvlm.pretrained.vit import without
@@ -39,20 +40,7 @@ def vision_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def align_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of an AlignModel. Raises ConfigError for a field that it cannot express."""
-    check_expressible(
-        {
-            "image": isinstance(model.image, EfficientNet),
-            "text": isinstance(model.text, Bert),
-            "image_projection": model.image_projection == "none",
-            "text_projection": model.text_projection == "affine",
-            "bias_init": model.bias_init is None,
-        },
-        model,
-        "ALIGN",
-    )
-    text = {"pool": model.text.pool == "first", "pooler": model.text.has_pooler, "mlm_head": not model.text.mlm_head}
-    check_expressible(text, model.text, "ALIGN")
+    """The config.json of an AlignModel."""
     return {
         "architectures": ["AlignModel"],
         "model_type": "align",
@@ -65,9 +53,6 @@ def align_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def vision_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `vision_fields`."""
-    check_expressible(
-        {"top": not model.top, "num_classes": not model.num_classes, "dropout": not model.dropout}, model, "ALIGN"
-    )
     swish = {"hidden_act": "swish"} if model.activation == "silu" else {}  # the name that its configs use
     return efficientnet.encoder_config(model, params) | swish
 
@@ -80,6 +65,15 @@ def align_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
     yield from under("", "text/", bert.bert_rows(model.text, "text_model."))
 
 
+IMAGE = Expressible("ALIGN", EfficientNet, efficientnet.ENCODER_FIELDS | {"top": (False,)})
+TEXT_FIELDS = bert.ENCODER_FIELDS | {"pool": ("first",), "pooler": lambda model: model.has_pooler}
+FIELDS = {
+    "image": IMAGE,
+    "text": Expressible("ALIGN", Bert, TEXT_FIELDS),
+    **anything("embed_dim", "scale_init"),
+    "image_projection": ("none",),
+    "text_projection": ("affine",),
+}
 FAMILIES = {
     "AlignModel": Family(
         "two_towers",
@@ -90,6 +84,7 @@ FAMILIES = {
         "align",
         two_towers_inputs,
         texts=texts.align,
+        expressible=Expressible("ALIGN", TwoTowers, FIELDS),
     ),
     "AlignVisionModel": Family(
         "efficientnet",
@@ -101,6 +96,7 @@ FAMILIES = {
         ),
         model_type="align_vision_model",
         rename=without("vision_model."),
+        expressible=IMAGE,
     ),
     "AlignTextModel": dataclasses.replace(
         bert.FAMILIES["BertModel"], model_type="align_text_model", rename=without("text_model.")

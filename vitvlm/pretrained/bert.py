@@ -10,10 +10,11 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.bert import Bert
 from vitvlm.pretrained import sentences, texts
 from vitvlm.pretrained.clip import described_texts
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import dense, layer_norm, same, tied
-from vitvlm.pretrained.vit import activation, their_activation, without
+from vitvlm.pretrained.vit import ACTIVATIONS, activation, their_activation, without
 
 # What their code can do besides, and ours can not: the only value that is understood.
 UNDERSTOOD = {
@@ -65,7 +66,6 @@ def model_config(model: Bert) -> dict[str, Any]:
 
 def bert_config(model: Bert) -> dict[str, Any]:
     """The inverse of `bert_fields`; the pooling is no part of it."""
-    check_expressible({"drop_path": not model.drop_path}, model, "BERT")
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,
@@ -126,6 +126,11 @@ def renaming(prefix: str, *left_out: str) -> Callable[[str], str | None]:
     return lambda name: rename(re.sub(r"LayerNorm\.(gamma|beta)$", _norm_name, name))
 
 
+ENCODER_FIELDS = {
+    **anything("width", "depth", "heads", "mlp_width", "vocab_size", "length", "segments", "norm_eps"),
+    **anything("dropout", "attention_dropout"),
+    "activation": tuple(ACTIVATIONS.values()),
+}
 ENCODER = Family(
     "bert",
     Bert,
@@ -138,6 +143,7 @@ ENCODER = Family(
     texts=texts.bert,
     read_beside=lambda folder, fields: {} if "pool" in fields else sentences.fields(folder),
     write_beside=sentences.write,
+    expressible=Expressible("BERT", Bert, ENCODER_FIELDS | anything("pool", "pooler", "mlm_head")),
 )
 MASKED_LM = dataclasses.replace(ENCODER, fields=masked_lm_fields, rename=renaming("", "cls.seq_relationship."))
 

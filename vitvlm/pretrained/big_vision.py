@@ -183,10 +183,6 @@ def towers_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
     yield from under("txt/", "text/", text_rows(model.text, inner["txt/"]))
 
 
-def _no_config(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-VIT = Family("vit", ViT, vit_fields, vit_rows, _no_config)
-TEXT = Family("text", TextTransformer, text_fields, text_rows, _no_config)
-TOWERS = Family("two_towers", TwoTowers, towers_fields, towers_rows, _no_config)
+VIT = Family("vit", ViT, vit_fields, vit_rows)
+TEXT = Family("text", TextTransformer, text_fields, text_rows)
+TOWERS = Family("two_towers", TwoTowers, towers_fields, towers_rows)

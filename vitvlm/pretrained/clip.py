@@ -12,10 +12,11 @@ from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained import texts
-from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible, described_images, text_inputs
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Inputs, Json, described_images, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, linear, position_embedding, same
-from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation, without
+from vitvlm.pretrained.vit import ACTIVATIONS, activation, is_square, labels, num_labels, their_activation, without
 
 # In configs from before `transformers` 4.31 the end of a text is said to be this id, and looked for as the largest.
 LEGACY_EOS = 2
@@ -92,18 +93,7 @@ def block_fields(source: Json) -> dict[str, Any]:
 
 
 def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a CLIPModel. Raises ConfigError for a field that it cannot express."""
-    check_expressible(
-        {
-            "image": isinstance(model.image, ViT),
-            "text": isinstance(model.text, TextTransformer),
-            "image_projection": model.image_projection == "linear",
-            "text_projection": model.text_projection == "linear",
-            "bias_init": model.bias_init is None,
-        },
-        model,
-        "CLIP",
-    )
+    """The config.json of a CLIPModel."""
     projection = {"projection_dim": model.embed_dim}
     return {
         "architectures": ["CLIPModel"],
@@ -120,99 +110,51 @@ def clip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
 def vision_model_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a CLIPVisionModel, of one with a projection, or of a CLIPForImageClassification."""
     if model.num_classes:
-        check_expressible(
-            {"head_input": model.head_input == "mean", "projection": model.projection is None}, model, "CLIP"
-        )
-        headless = model.clone(num_classes=0)
         return {
             "architectures": ["CLIPForImageClassification"],
             "model_type": "clip",
-            "vision_config": vision_config(headless, params),
+            "vision_config": vision_config(model, params),
             **labels(model.num_classes),
         }
     if model.projection is None:
         return {"architectures": ["CLIPVisionModel"]} | vision_config(model, params)
-    described = vision_config(model.clone(projection=None), params) | {"projection_dim": model.projection}
+    described = vision_config(model, params) | {"projection_dim": model.projection}
     return {"architectures": ["CLIPVisionModelWithProjection"]} | described
 
 
 def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `vision_fields`."""
-    check_expressible(
-        {
-            "pool": model.pool == "cls",
-            "pre_norm": model.pre_norm,
-            "norm_pooled": model.norm_pooled,
-            "patch_bias": not model.patch_bias,
-        },
-        model,
-        "CLIP",
-    )
-    return image_config(model, params, "CLIP") | {"model_type": "clip_vision_model"}
+    return image_config(model, params) | {"model_type": "clip_vision_model"}
 
 
 def text_model_config(model: TextTransformer) -> dict[str, Any]:
     """The config.json of a CLIPTextModel, or of one with a projection."""
     if model.projection is None:
         return {"architectures": ["CLIPTextModel"]} | text_config(model)
-    check_expressible({"projection_bias": not model.projection_bias}, model, "CLIP")
-    described = text_config(model.clone(projection=None)) | {"projection_dim": model.projection}
+    described = text_config(model) | {"projection_dim": model.projection}
     return {"architectures": ["CLIPTextModelWithProjection"]} | described
 
 
 def text_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `text_fields`."""
-    check_expressible(
-        {
-            "causal": model.causal,
-            "pool": model.pool == "eot",
-            "eot_id": model.eot_id != LEGACY_EOS,
-            "norm_pooled": not model.norm_pooled,
-            "projection": model.projection is None,
-        },
-        model,
-        "CLIP",
-    )
     eos = LEGACY_EOS if model.eot_id is None else model.eot_id
-    return sequence_config(model, "CLIP") | {"model_type": "clip_text_model", "eos_token_id": eos}
+    return sequence_config(model) | {"model_type": "clip_text_model", "eos_token_id": eos}
 
 
-def image_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+def image_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `image_fields`."""
-    (height, width), (p, q) = as_pair(model.image_size), as_pair(model.patch_size)
-    check_expressible(
-        {
-            "num_classes": not model.num_classes,
-            "cls_token": model.has_cls == (model.pool == "cls"),
-            "distillation": not model.distillation,
-            "positions": model.positions == "learned",
-            "position_antialias": not model.position_antialias,
-            "position_grid": model.position_grid is None,
-            "special_positions": model.special_positions or not model.has_cls,
-            "registers": not model.registers,
-            "representation_size": model.representation_size is None,
-            "projection": model.projection is None,
-            "qkv_bias": model.qkv_bias,
-            "mlp": model.mlp == "plain",
-            "layer_scale": model.layer_scale is None,
-            "image_size": height == width,
-            "patch_size": p == q,
-        },
-        model,
-        family,
-    )
+    height, patch = as_pair(model.image_size)[0], as_pair(model.patch_size)[0]
     channels = params["patches"]["kernel"].shape[2]
-    return block_config(model, family) | {"patch_size": p, "image_size": height, "num_channels": channels}
+    return block_config(model) | {"patch_size": patch, "image_size": height, "num_channels": channels}
 
 
-def sequence_config(model: TextTransformer, family: str) -> dict[str, Any]:
+def sequence_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `sequence_fields`."""
-    return block_config(model, family) | {"vocab_size": model.vocab_size, "max_position_embeddings": model.length}
+    return block_config(model) | {"vocab_size": model.vocab_size, "max_position_embeddings": model.length}
 
 
-def block_config(model: ViT | TextTransformer, family: str) -> dict[str, Any]:
+def block_config(model: ViT | TextTransformer) -> dict[str, Any]:
     """The inverse of `block_fields`."""
-    check_expressible({"dropout": not model.dropout, "drop_path": not model.drop_path}, model, family)
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -297,6 +239,41 @@ def _projected(fields: Callable[[Json], dict[str, Any]], **bias: bool) -> Callab
     return lambda source, names: fields(source) | {"projection": source["projection_dim"], "scan": False} | bias
 
 
+# What the image and text towers of CLIP and SigLIP can say, by themselves or with a head.
+BLOCK_FIELDS = {
+    **anything("width", "depth", "heads", "mlp_width", "norm_eps", "attention_dropout"),
+    "activation": tuple(ACTIVATIONS.values()),
+}
+IMAGE_FIELDS = {
+    **BLOCK_FIELDS,
+    "cls_token": lambda model: model.has_cls == (model.pool == "cls"),
+    "special_positions": lambda model: model.special_positions or not model.has_cls,
+    "image_size": lambda model: is_square(model.image_size),
+    "patch_size": lambda model: is_square(model.patch_size),
+    # They leave out pixels that fill no whole patch; where there are none, it makes no difference.
+    "crop": lambda model: model.crop or not as_pair(model.image_size)[0] % as_pair(model.patch_size)[0],
+}
+SEQUENCE_FIELDS = {**BLOCK_FIELDS, **anything("vocab_size", "length")}
+
+VISION_FIELDS = {**IMAGE_FIELDS, "pre_norm": (True,), "norm_pooled": (True,), "patch_bias": (False,)}
+TEXT_FIELDS = {**SEQUENCE_FIELDS, "eot_id": lambda model: model.eot_id != LEGACY_EOS}
+FIELDS = {
+    "image": Expressible("CLIP", ViT, VISION_FIELDS),
+    "text": Expressible("CLIP", TextTransformer, TEXT_FIELDS),
+    **anything("embed_dim", "scale_init"),
+}
+HEADED_VISION_FIELDS = {
+    **VISION_FIELDS,
+    **anything("num_classes"),
+    "head_input": lambda model: model.head_input == ("mean" if model.num_classes else "pooled"),
+    "projection": lambda model: not (model.projection and model.num_classes),
+}
+HEADED_TEXT_FIELDS = {
+    **TEXT_FIELDS,
+    **anything("projection"),
+    "projection_bias": lambda model: model.projection is None or not model.projection_bias,
+}
+
 # Recent `transformers` write the towers' tensors without a prefix; the hub has one.
 VISION = Family(
     "vit",
@@ -306,6 +283,7 @@ VISION = Family(
     config=vision_model_config,
     model_type="clip_vision_model",
     rename=without("vision_model."),
+    expressible=Expressible("CLIP", ViT, HEADED_VISION_FIELDS),
 )
 TEXT = Family(
     "text",
@@ -317,10 +295,19 @@ TEXT = Family(
     inputs=described_texts,
     rename=without("text_model."),
     texts=texts.clip,
+    expressible=Expressible("CLIP", TextTransformer, HEADED_TEXT_FIELDS),
 )
 FAMILIES = {
     "CLIPModel": Family(
-        "two_towers", TwoTowers, clip_fields, clip_rows, clip_config, "clip", two_towers_inputs, texts=texts.clip
+        "two_towers",
+        TwoTowers,
+        clip_fields,
+        clip_rows,
+        clip_config,
+        "clip",
+        two_towers_inputs,
+        texts=texts.clip,
+        expressible=Expressible("CLIP", TwoTowers, FIELDS),
     ),
     "CLIPVisionModel": VISION,
     "CLIPVisionModelWithProjection": dataclasses.replace(VISION, fields=_projected(vision_fields), rename=without("")),

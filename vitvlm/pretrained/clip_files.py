@@ -16,7 +16,7 @@ from vitvlm.pretrained import texts
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Inputs, Json, image_inputs, text_inputs
 from vitvlm.pretrained.open_clip import operations
-from vitvlm.pretrained.open_clip_models import clip_config, clip_fields
+from vitvlm.pretrained.open_clip_models import clip_fields
 from vitvlm.pretrained.open_clip_rows import OPENAI_NUMBERS, clip_rows
 
 HEAD_WIDTH = 64
@@ -114,4 +114,4 @@ def tokenizer(tensors: Tensors) -> texts.Rules | None:
     return {"tokenizer": "clip", "length": length} if vocab_size == texts.CLIP_VOCABULARY else None
 
 
-FAMILY = Family("two_towers", TwoTowers, fields, clip_rows, clip_config)
+FAMILY = Family("two_towers", TwoTowers, fields, clip_rows)

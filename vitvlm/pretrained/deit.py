@@ -1,14 +1,16 @@
 """DeiT weights of Hugging Face `transformers`: DeiTForImageClassificationWithTeacher, with its two heads,
 DeiTForImageClassification, whose distillation token has none, and DeiTModel."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.models.vit import ViT
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import dense
-from vitvlm.pretrained.vit import encoder_only_fields, encoder_rows, pooled_config, vit_fields, without
+from vitvlm.pretrained.vit import POOLED, encoder_only_fields, encoder_rows, pooled_config, vit_fields, without
 
 TEACHER = "distillation_classifier.weight"
 
@@ -20,9 +22,8 @@ def deit_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 def deit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a DeiT with two heads or one, or without classes."""
-    check_expressible({"distillation": model.distillation}, model, "DeiT")
     heads = "DeiTForImageClassification" + "WithTeacher" * model.distillation_head
-    return pooled_config(model, params, "DeiT") | {
+    return pooled_config(model, params) | {
         "architectures": [heads if model.num_classes else "DeiTModel"],
         "model_type": "deit",
     }
@@ -40,10 +41,11 @@ def deit_rows(model: ViT, names: Collection[str]) -> Iterator[Row]:
         yield from dense("classifier", "head")
 
 
-DEIT = Family("deit", ViT, deit_fields, deit_rows, deit_config, "deit")
+FIELDS = POOLED | anything("distillation_head") | {"distillation": (True,)}
+DEIT = Family("deit", ViT, deit_fields, deit_rows, deit_config, "deit", expressible=Expressible("DeiT", ViT, FIELDS))
 
 FAMILIES = {
     "DeiTForImageClassificationWithTeacher": DEIT,
     "DeiTForImageClassification": DEIT,
-    "DeiTModel": Family("deit", ViT, encoder_only_fields, deit_rows, deit_config, "deit", rename=without("deit.")),
+    "DeiTModel": dataclasses.replace(DEIT, fields=encoder_only_fields, rename=without("deit.")),
 }

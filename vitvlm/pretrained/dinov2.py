@@ -7,10 +7,19 @@ from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import ViT
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import dense, gate_and_up, gate_and_up_bias, layer_norm, same, tokens, unused
-from vitvlm.pretrained.vit import attention_rows, common_config, common_fields, embedding_rows, labels, num_labels
+from vitvlm.pretrained.vit import (
+    COMMON,
+    attention_rows,
+    common_config,
+    common_fields,
+    embedding_rows,
+    labels,
+    num_labels,
+)
 
 CLASSIFIER, MASK_TOKEN = "classifier.weight", "embeddings.mask_token"
 
@@ -43,23 +52,11 @@ def hidden_width(width: int, mlp_ratio: float, swiglu: bool) -> int:
 
 
 def dinov2_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of one of the four. Raises ConfigError for a field that none can express."""
-    check_expressible(
-        {
-            "pool": model.pool == ("cls_and_gap" if model.num_classes else "cls"),
-            "layer_scale": model.layer_scale is not None,
-            "positions": model.positions == "learned",
-            "position_antialias": model.position_antialias == bool(model.registers),
-            "distillation": not model.distillation,
-            "representation_size": model.representation_size is None,
-        },
-        model,
-        "DINOv2",
-    )
+    """The config.json of one of the four. Raises ConfigError for an MLP of a width that none has."""
     own = {"num_register_tokens": model.registers} if model.registers else {"use_mask_token": True}
     name = "Dinov2WithRegisters" if model.registers else "Dinov2"
     return (
-        common_config(model, params, "DINOv2")
+        common_config(model, params)
         | labels(model.num_classes)
         | {
             "architectures": [name + ("ForImageClassification" if model.num_classes else "Model")],
@@ -118,7 +115,19 @@ def _block_rows(model: ViT) -> Iterator[Row]:
     yield row("layer_scale2.lambda1", "mlp_scale", same)
 
 
-DINOV2 = Family("vit", ViT, dinov2_fields, dinov2_rows, dinov2_config, "dinov2")
+FIELDS = (
+    COMMON
+    | anything("num_classes", "registers", "drop_path")
+    | {
+        "pool": lambda model: model.pool == ("cls_and_gap" if model.num_classes else "cls"),
+        "layer_scale": lambda model: model.layer_scale is not None,
+        "mlp": ("plain", "swiglu"),
+        "position_antialias": lambda model: model.position_antialias == bool(model.registers),
+    }
+)
+DINOV2 = Family(
+    "vit", ViT, dinov2_fields, dinov2_rows, dinov2_config, "dinov2", expressible=Expressible("DINOv2", ViT, FIELDS)
+)
 WITH_REGISTERS = dataclasses.replace(DINOV2, model_type="dinov2_with_registers")
 
 FAMILIES = {

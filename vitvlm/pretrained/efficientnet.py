@@ -1,14 +1,16 @@
 """EfficientNet weights of Hugging Face `transformers`: EfficientNetForImageClassification and EfficientNetModel."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.efficientnet import STEM_WIDTH, TOP_WIDTH, EfficientNet
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv_norm, dense, pointwise, same
-from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation
+from vitvlm.pretrained.vit import ACTIVATIONS, activation, labels, num_labels, their_activation
 
 POOLS = {"mean": "gap", "max": "max"}
 
@@ -49,7 +51,6 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 def efficientnet_config(model: EfficientNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of an EfficientNetForImageClassification, or of an EfficientNetModel without classes."""
-    check_expressible({"top": model.top}, model, "EfficientNet")
     return encoder_config(model, params) | {
         "architectures": ["EfficientNetForImageClassification" if model.num_classes else "EfficientNetModel"],
         "model_type": "efficientnet",
@@ -112,11 +113,22 @@ def block_rows(expands: bool) -> Iterator[Row]:
     yield from conv_norm("projection.project_conv", "projection.project_bn", "project")
 
 
+ENCODER_FIELDS = {
+    **anything("width_factor", "depth_factor", "width_divisor", "widths", "depths", "kernels", "strides"),
+    **anything("expansions", "squeeze_ratio", "symmetric_padding", "drop_path", "norm_eps", "norm_momentum"),
+    "pool": tuple(POOLS.values()),
+    "activation": tuple(ACTIVATIONS.values()),
+}
+CLASSIFIER = Family(
+    "efficientnet",
+    EfficientNet,
+    efficientnet_fields,
+    efficientnet_rows,
+    efficientnet_config,
+    "efficientnet",
+    expressible=Expressible("EfficientNet", EfficientNet, ENCODER_FIELDS | anything("num_classes", "dropout")),
+)
 FAMILIES = {
-    "EfficientNetForImageClassification": Family(
-        "efficientnet", EfficientNet, efficientnet_fields, efficientnet_rows, efficientnet_config, "efficientnet"
-    ),
-    "EfficientNetModel": Family(
-        "efficientnet", EfficientNet, encoder_fields, efficientnet_rows, efficientnet_config, "efficientnet"
-    ),
+    "EfficientNetForImageClassification": CLASSIFIER,
+    "EfficientNetModel": dataclasses.replace(CLASSIFIER, fields=encoder_fields),
 }

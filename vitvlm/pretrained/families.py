@@ -17,6 +17,7 @@ from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.nn.stacking import is_scanned, layer_paths, periods, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
 from vitvlm.pretrained.entries import Tensors, in_memory
+from vitvlm.pretrained.expressible import Expressible
 from vitvlm.pretrained.tables import Row, Table
 
 Json = Mapping[str, Any]
@@ -44,7 +45,9 @@ class Family:
       model: its name for `models.build`; kind: the module that this builds.
       fields: (their config, tensors) -> the model's fields.
       rows: (model, names of the tensors, none when writing) -> rows of the table.
-      config: (model, parameters) -> their config; raises ConfigError for a model that it cannot express.
+      config: (model, parameters) -> their config, for a model that `expressible` has let pass; None for a format that
+        is only read.
+      expressible: the fields of the model that the config and the rows can say.
       model_type: entry in the config.json of `transformers`, which selects the defaults in `config_defaults`; "" for
         other formats.
       inputs: config.json of `transformers` -> shapes that the model may be called with.
@@ -59,13 +62,23 @@ class Family:
     kind: type[nn.Module]
     fields: Callable[[Json, Tensors], dict[str, Any]]
     rows: Callable[[Any, Collection[str]], Iterator[Row]]
-    config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
     model_type: str = ""
     inputs: Callable[[Json], Inputs] = described_images
     rename: Callable[[str], str | None] = lambda name: name
     texts: texts_lib.Reader | None = None
     read_beside: Callable[[Path, Mapping[str, Any]], dict[str, Any]] = lambda folder, fields: {}
     write_beside: Callable[[Any, Path], None] = lambda model, folder: None
+    expressible: Expressible | None = None
+
+    def __post_init__(self):
+        if (self.config is None) != (self.expressible is None):
+            raise TypeError(f"family of {self.model}: what writes a config has to name the fields that it can express")
+
+    def described(self, model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Their config for a model. Raises ConfigError that names the fields which they cannot express."""
+        self.expressible.check(model)
+        return self.config(model, params)
 
 
 def assemble(
@@ -105,7 +118,7 @@ def take_apart(
     looped = unstack_blocks(variables)
     for family in {id(each): each for each in families.values() if each.kind is type(model)}.values():
         try:
-            config = family.config(model, looped["params"])
+            config = family.described(model, looped["params"])
         except ConfigError as error:
             reasons.append(str(error))
             continue
@@ -121,15 +134,9 @@ def still_describes(
     described = models.build(family.model, **family.fields(source, in_memory(tensors)))
     params = unstack_blocks(variables)["params"]
     try:
-        return family.config(described, params) == family.config(model, params)
+        return family.described(described, params) == family.described(model, params)
     except ConfigError:
         return False
-
-
-def check_expressible(expressible: Mapping[str, bool], model: Any, family: str) -> None:
-    """Raises ConfigError that lists the fields of the model whose value the family does not have."""
-    if bad := [f"{name} = {getattr(model, name)!r}" for name, good in expressible.items() if not good]:
-        raise ConfigError(f"{family} has no {', '.join(bad)}")
 
 
 def _shapes(model: nn.Module, inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

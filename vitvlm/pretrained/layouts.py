@@ -107,7 +107,7 @@ def _by_shapes(family: Family, described: Callable[[Json, Tensors], dict[str, An
     def fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         return family.fields(described(source, tensors), tensors)
 
-    return dataclasses.replace(family, fields=fields)
+    return dataclasses.replace(family, fields=fields, config=None, expressible=None)
 
 
 VIT_MARKS = ("patch_embed.proj.weight", r"blocks\.0\..*attn\.qkv\.weight")

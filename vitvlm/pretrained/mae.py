@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from vitvlm.models.mae import MAE
+from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import as_pair, patch_grid
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import dense, is_fixed_table, layer_norm, position_rows, token
-from vitvlm.pretrained.vit import block_rows, encoder_config, encoder_fields, encoder_rows
+from vitvlm.pretrained.vit import ENCODER_FIELDS, block_rows, encoder_config, encoder_fields, encoder_rows
 
 ENCODER_POSITIONS, DECODER_POSITIONS = "vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"
 
@@ -32,10 +34,8 @@ def mae_fields(source: Json, tensors: Mapping[str, np.ndarray]) -> dict[str, Any
 
 
 def mae_config(model: MAE, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a ViTMAEForPreTraining. Raises ConfigError for a field that it cannot express."""
-    check_expressible({"masking": model.masking == "random"}, model, "ViTMAE")
-    check_expressible({"positions": model.vit.positions in ("sincos", "learned")}, model.vit, "ViTMAE")
-    return encoder_config(model.vit, params["vit"], "ViTMAE") | {
+    """The config.json of a ViTMAEForPreTraining."""
+    return encoder_config(model.vit, params["vit"]) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
         "mask_ratio": model.mask_ratio,
@@ -74,4 +74,14 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     yield from dense("decoder.decoder_pred", "decoder/prediction")
 
 
-FAMILIES = {"ViTMAEForPreTraining": Family("mae", MAE, mae_fields, mae_rows, mae_config, "vit_mae")}
+ENCODER = Expressible("ViTMAE", ViT, ENCODER_FIELDS | {"positions": ("sincos", "learned")})
+FIELDS = {
+    "vit": ENCODER,
+    **anything("mask_ratio", "norm_pix"),
+    **anything("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp_width"),
+}
+FAMILIES = {
+    "ViTMAEForPreTraining": Family(
+        "mae", MAE, mae_fields, mae_rows, mae_config, "vit_mae", expressible=Expressible("ViTMAE", MAE, FIELDS)
+    )
+}

@@ -49,4 +49,4 @@ def mae_rows(model: MAE, names: Collection[str]) -> Iterator[Row]:
     yield from dense("decoder_pred", "decoder/prediction")
 
 
-FAMILY = Family("mae", MAE, mae_fields, mae_rows, lambda model, params: {})
+FAMILY = Family("mae", MAE, mae_fields, mae_rows)

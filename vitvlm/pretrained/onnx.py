@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.models.vit import ViT
-from vitvlm.pretrained.dinov2 import dinov2_config, dinov2_rows
+from vitvlm.pretrained.dinov2 import dinov2_rows
 from vitvlm.pretrained.entries import WeightsError, blamed, in_memory
 from vitvlm.pretrained.families import Family, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
@@ -42,7 +42,7 @@ def open(path: Path, **fields: Any) -> Pretrained:
         raise WeightsError(f"{path}: has no tensor {error.args[0]}") from None
     if unseen := [name for name, value in seen.items() if value is None]:
         raise WeightsError(f"{path}: its graph does not show {', '.join(unseen)}: give them, as in load(path, heads=6)")
-    family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows, dinov2_config)
+    family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows)
     with blamed(path):
         tensors = in_memory(graph.tensors())
         section, model, variables = assemble(

@@ -10,7 +10,8 @@ from vitvlm.models.text import TextTransformer
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.open_clip_rows import clip_rows, coca_rows
 
 # The fields that we understand, with the defaults of CLIPVisionCfg, CLIPTextCfg and MultimodalCfg. Of others those of
@@ -188,41 +189,15 @@ def _refuse(given: Json, understood: Collection[str], where: str) -> None:
 
 
 def clip_config(model: TwoTowers, params: Mapping[str, Any], custom: bool = False) -> dict[str, Any]:
-    """The model_cfg of a CLIP, or of a CustomTextCLIP. Raises ConfigError for a field that it cannot express."""
-    check_expressible(
-        {
-            "image_projection": model.image_projection == "linear",
-            "text_projection": model.text_projection in ("linear", "none"),
-        },
-        model,
-        "CLIP",
-    )
+    """The model_cfg of a CLIP, or of a CustomTextCLIP. Raises ConfigError for towers that do not go together."""
     config = _config(model, params)
     pooled = model.image.norm_pooled
-    if model.image.pool == "cls" and not pooled:
-        raise ConfigError("CLIP has no norm_pooled = False of an image tower whose CLS token is pooled")
-    if not custom and (model.text.pool == "cls" or model.text_projection == "none"):
-        raise ConfigError("CLIP's text tower has no CLS token, and a projection")
     config["vision_cfg"]["final_ln_after_pool"] = pooled and model.image.pool == "gap"
     return config | ({"custom_text": True} if custom else {})
 
 
 def coca_config(model: CoCa, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The model_cfg of a CoCa. Raises ConfigError for a field that it cannot express."""
-    width = model.embed_dim if model.pooling != "none" else model.image.width
-    pooled_twice = model.pooling in ("parallel", "cascade")
-    check_expressible(
-        {
-            "image_projection": model.image_projection == "linear",
-            "text_projection": model.text_projection in ("linear", "none"),
-            "norm_eps": model.norm_eps == EPS == model.image.norm_eps,
-            "decoder_mlp_width": model.decoder_mlp_width in (None, 4 * model.text.width),
-            "embed_dim": width == model.text.width and (not pooled_twice or width == model.image.width),
-            "pad_id": model.pad_id is not None,
-        },
-        model,
-        "CoCa",
-    )
+    """The model_cfg of a CoCa. Raises ConfigError for towers that do not go together."""
     if model.pooling == "joint" and model.image.pool != "cls":
         raise ConfigError(f"CoCa has no pool = {model.image.pool!r} of an image tower beside its own pooling")
     if model.pooling != "none" and model.image.norm_pooled:
@@ -243,10 +218,16 @@ def coca_config(model: CoCa, params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _has_one_width(model: CoCa) -> bool:
+    """Tells whether what is pooled, the text and the shared space are of one width, as in open_clip's CoCa."""
+    width = model.embed_dim if model.pooling != "none" else model.image.width
+    pooled_twice = model.pooling in ("parallel", "cascade")
+    return width == model.text.width and (not pooled_twice or width == model.image.width)
+
+
 def _config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `_fields`."""
     image, text = model.image, model.text
-    check_expressible({"image": isinstance(image, ViT), "text": isinstance(text, TextTransformer)}, model, "open_clip")
     activation = image.activation
     if activation != text.activation or activation not in ("gelu", "quick_gelu"):
         raise ConfigError(f"open_clip has no towers with activations {activation!r} and {text.activation!r}")
@@ -261,30 +242,14 @@ def _config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
     return config | ({} if model.bias_init is None else {"init_logit_bias": model.bias_init})
 
 
+def _has_rest(model: ViT) -> bool:
+    """Tells whether some pixels fill no whole patch."""
+    return any(side % p for side, p in zip(as_pair(model.image_size), as_pair(model.patch_size)))
+
+
 def _vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `_image_fields`."""
     channels = params["patches"]["kernel"].shape[2]
-    check_expressible(
-        {
-            "num_classes": not model.num_classes,
-            "pool": model.pool in IMAGE_POOLS.values(),
-            "cls_token": model.has_cls,
-            "patch_bias": not model.patch_bias,
-            "distillation": not model.distillation,
-            "positions": model.positions == "learned",
-            "position_antialias": not model.position_antialias,
-            "position_grid": model.position_grid is None,
-            "special_positions": model.special_positions,
-            "registers": not model.registers,
-            "representation_size": model.representation_size is None,
-            "projection": model.projection is None,
-            "qkv_bias": model.qkv_bias,
-            "mlp": model.mlp == "plain",
-            "heads": model.width % model.heads == 0,
-        },
-        model,
-        "open_clip",
-    )
     if channels != 3:
         raise ConfigError(f"open_clip has no images of {channels} channels")
     height, width = as_pair(model.image_size)
@@ -302,15 +267,6 @@ def _vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
 def _text_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `_text_fields`."""
     cls = model.pool == "cls"
-    check_expressible(
-        {
-            "projection": model.projection is None,
-            "norm_pooled": model.norm_pooled == cls,
-            "late_mask": model.late_mask == cls,
-        },
-        model,
-        "open_clip",
-    )
     pool_type = {"last": "last", "eot": "argmax" if model.eot_id is None else "eos", "cls": "argmax"}[model.pool]
     end = {"eos_id": model.eot_id} if pool_type == "eos" else {}
     return _block_config(model) | {
@@ -326,28 +282,76 @@ def _text_config(model: TextTransformer) -> dict[str, Any]:
 
 def _block_config(model: ViT | TextTransformer) -> dict[str, Any]:
     ratio = model.mlp_width / model.width
-    check_expressible(
-        {
-            "mlp_width": int(model.width * ratio) == model.mlp_width,
-            "dropout": not model.dropout,
-            "attention_dropout": not model.attention_dropout,
-            "drop_path": not model.drop_path,
-        },
-        model,
-        "open_clip",
-    )
     norm = {} if model.norm_eps == EPS else {"norm_kwargs": {"eps": model.norm_eps}}
     return {"layers": model.depth, "width": model.width, "mlp_ratio": ratio, **norm}
 
 
+def _has_ratio(model: ViT | TextTransformer) -> bool:
+    """Tells whether the MLP's hidden width follows from a ratio to the width."""
+    return int(model.width * (model.mlp_width / model.width)) == model.mlp_width
+
+
+IMAGE_FIELDS = {
+    **anything("width", "depth", "patch_size", "image_size", "pre_norm", "norm_pooled", "layer_scale", "norm_eps"),
+    "heads": lambda model: model.width % model.heads == 0,
+    "mlp_width": _has_ratio,
+    "activation": ("gelu", "quick_gelu"),
+    "pool": tuple(IMAGE_POOLS.values()),
+    "cls_token": lambda model: model.has_cls,
+    "patch_bias": (False,),
+    # Pixels that fill no whole patch are left out; where there are none, it makes no difference.
+    "crop": lambda model: model.crop or not _has_rest(model),
+}
+TEXT_FIELDS = {
+    **anything("width", "depth", "heads", "vocab_size", "length", "causal", "norm_eps"),
+    "mlp_width": _has_ratio,
+    "activation": ("gelu", "quick_gelu"),
+    "pool": ("last", "eot", "cls"),
+    "eot_id": lambda model: model.eot_id is None or model.pool == "eot",
+    "norm_pooled": lambda model: model.norm_pooled == (model.pool == "cls"),
+    "late_mask": lambda model: model.late_mask == (model.pool == "cls"),
+}
+# Of CLS alone, a norm before pooling and one after it are the same; open_clip's has none that leaves it out.
+POOLED_IMAGE = IMAGE_FIELDS | {"norm_pooled": lambda model: model.norm_pooled or model.pool != "cls"}
+FIELDS = {
+    "image": Expressible("CLIP", ViT, POOLED_IMAGE),
+    "text": Expressible("CLIP", TextTransformer, TEXT_FIELDS | {"pool": ("last", "eot")}),
+    **anything("embed_dim", "scale_init", "bias_init"),
+}
+CUSTOM_FIELDS = FIELDS | {
+    "text": Expressible("CLIP", TextTransformer, TEXT_FIELDS),
+    "text_projection": ("linear", "none"),
+}
+COCA_FIELDS = {
+    "image": Expressible("CoCa", ViT, IMAGE_FIELDS),
+    "text": Expressible("CoCa", TextTransformer, TEXT_FIELDS),
+    **anything("scale_init", "bias_init", "queries", "pool_heads", "decoder_depth", "decoder_heads"),
+    "text_projection": ("linear", "none"),
+    "embed_dim": _has_one_width,
+    "pooling": tuple(POOLINGS.values()),
+    "decoder_mlp_width": lambda model: model.decoder_mlp_width in (None, 4 * model.text.width),
+    "norm_eps": lambda model: model.norm_eps == EPS == model.image.norm_eps,
+    "pad_id": lambda model: model.pad_id is not None,
+}
+
 FAMILIES = {
-    "CLIP": Family("two_towers", TwoTowers, clip_fields, clip_rows, clip_config),
+    "CLIP": Family(
+        "two_towers",
+        TwoTowers,
+        clip_fields,
+        clip_rows,
+        clip_config,
+        expressible=Expressible("CLIP", TwoTowers, FIELDS),
+    ),
     "CustomTextCLIP": Family(
         "two_towers",
         TwoTowers,
         clip_fields,
         rows=lambda model, names: clip_rows(model, names, "text."),
         config=lambda model, params: clip_config(model, params, custom=True),
+        expressible=Expressible("CLIP", TwoTowers, CUSTOM_FIELDS),
     ),
-    "CoCa": Family("coca", CoCa, coca_fields, coca_rows, coca_config),
+    "CoCa": Family(
+        "coca", CoCa, coca_fields, coca_rows, coca_config, expressible=Expressible("CoCa", CoCa, COCA_FIELDS)
+    ),
 }

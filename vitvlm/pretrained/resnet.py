@@ -1,13 +1,15 @@
 """ResNet weights of Hugging Face `transformers`: ResNetForImageClassification and ResNetModel."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vitvlm.models.resnet import ResNet
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, under
 from vitvlm.pretrained.transforms import conv_norm, dense
-from vitvlm.pretrained.vit import activation, labels, num_labels, their_activation, without
+from vitvlm.pretrained.vit import ACTIVATIONS, activation, labels, num_labels, their_activation, without
 
 INNER_ACTIVATION = "relu"
 
@@ -36,10 +38,6 @@ def encoder_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 def resnet_config(model: ResNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ResNetForImageClassification, or of a ResNetModel if the model has no classes."""
-    inner = model.inner_activation or model.activation
-    check_expressible(
-        {"norm_eps": model.norm_eps == 1e-5, "inner_activation": inner == INNER_ACTIVATION}, model, "ResNet"
-    )
     return {
         "architectures": ["ResNetForImageClassification" if model.num_classes else "ResNetModel"],
         "model_type": "resnet",
@@ -84,7 +82,21 @@ def blocks(model: ResNet) -> Iterator[tuple[int, int, int]]:
             yield s, i, 2 if model.layer == "basic" else 3
 
 
-CLASSIFIER = Family("resnet", ResNet, resnet_fields, resnet_rows, resnet_config, "resnet")
-ENCODER = Family("resnet", ResNet, encoder_fields, resnet_rows, resnet_config, "resnet", rename=without("resnet."))
+FIELDS = {
+    **anything("widths", "depths", "layer", "stem_width", "num_classes"),
+    **anything("downsample_in_first_stage", "downsample_in_bottleneck"),
+    "activation": tuple(ACTIVATIONS.values()),
+    "inner_activation": lambda model: (model.inner_activation or model.activation) == INNER_ACTIVATION,
+}
+CLASSIFIER = Family(
+    "resnet",
+    ResNet,
+    resnet_fields,
+    resnet_rows,
+    resnet_config,
+    "resnet",
+    expressible=Expressible("ResNet", ResNet, FIELDS),
+)
+ENCODER = dataclasses.replace(CLASSIFIER, fields=encoder_fields, rename=without("resnet."))
 
 FAMILIES = {"ResNetForImageClassification": CLASSIFIER, "ResNetModel": ENCODER, "ResNetBackbone": ENCODER}

@@ -11,6 +11,8 @@ from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vit import ViT
 from vitvlm.pretrained import texts
 from vitvlm.pretrained.clip import (
+    IMAGE_FIELDS,
+    SEQUENCE_FIELDS,
     described_texts,
     image_config,
     image_fields,
@@ -23,7 +25,8 @@ from vitvlm.pretrained.clip import (
     two_towers_inputs,
     vision_inputs,
 )
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, qkv, qkv_bias, same, scalar, tokens
 from vitvlm.pretrained.vit import labels, num_labels, without
@@ -67,19 +70,7 @@ def text_fields(source: Json) -> dict[str, Any]:
 
 
 def siglip_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a SiglipModel. Raises ConfigError for a field that it cannot express."""
-    check_expressible(
-        {
-            "image": isinstance(model.image, ViT),
-            "text": isinstance(model.text, TextTransformer),
-            "image_projection": model.image_projection == "none",
-            "text_projection": model.text_projection == "none",
-            "bias_init": model.bias_init is not None,
-        },
-        model,
-        "SigLIP",
-    )
-    check_expressible({"pool": model.image.pool == "map"}, model.image, "SigLIP")
+    """The config.json of a SiglipModel."""
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -92,52 +83,34 @@ def vision_model_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]
     """The config.json of a SiglipVisionModel, or of a SiglipForImageClassification."""
     if not model.num_classes:
         return {"architectures": ["SiglipVisionModel"]} | vision_config(model, params)
-    reads_mean = model.head_input == "mean" or model.pool == "gap"
-    check_expressible({"head_input": reads_mean}, model, "SigLIP")
     return {
         "architectures": ["SiglipForImageClassification"],
         "model_type": "siglip",
-        "vision_config": vision_config(model.clone(num_classes=0), params),
+        "vision_config": vision_config(model, params),
         **labels(model.num_classes),
     }
 
 
 def vision_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `vision_fields`."""
-    check_expressible(
-        {
-            "pool": model.pool in ("map", "gap"),
-            "pre_norm": not model.pre_norm,
-            "norm_pooled": not model.norm_pooled,
-            "patch_bias": model.patch_bias,
-        },
-        model,
-        "SigLIP",
-    )
     own = {"model_type": "siglip_vision_model", "vision_use_head": model.pool == "map"}
-    return image_config(model, params, "SigLIP") | own | tanh_name(model)
+    return image_config(model, params) | own | tanh_name(model)
 
 
 def text_config(model: TextTransformer) -> dict[str, Any]:
     """The inverse of `text_fields`."""
-    check_expressible(
-        {
-            "causal": not model.causal,
-            "pool": model.pool == "last",
-            "norm_pooled": not model.norm_pooled,
-            "projection": model.projection is not None,
-            "projection_bias": model.projection_bias,
-        },
-        model,
-        "SigLIP",
-    )
     own = {"model_type": "siglip_text_model", "projection_size": model.projection}
-    return sequence_config(model, "SigLIP") | own | tanh_name(model)
+    return sequence_config(model) | own | tanh_name(model)
 
 
 def tanh_name(model: ViT | TextTransformer) -> dict[str, str]:
     """Returns `hidden_act` as SigLIP's configs spell the tanh approximation of GELU; nothing for other activations."""
     return {"hidden_act": "gelu_pytorch_tanh"} if model.activation == "gelu_tanh" else {}
+
+
+def reads_mean(model: ViT) -> bool:
+    """Tells whether the head reads the mean of the patch tokens, which is also what is pooled without attention."""
+    return model.head_input == "mean" or model.pool == "gap"
 
 
 def siglip_rows(model: TwoTowers, names: Collection[str]) -> Iterator[Row]:
@@ -188,6 +161,29 @@ def headed_text_rows(model: TextTransformer) -> Iterator[Row]:
     yield from dense("head", "projection")
 
 
+TEXT_FIELDS = {
+    **SEQUENCE_FIELDS,
+    "causal": (False,),
+    "pool": ("last",),
+    "projection": lambda model: model.projection is not None,
+}
+FIELDS = {
+    "image": Expressible("SigLIP", ViT, IMAGE_FIELDS | {"pool": ("map",)}),
+    "text": Expressible("SigLIP", TextTransformer, TEXT_FIELDS),
+    # SigLIP's projections are the last layers of its towers; the scale and the bias are only where training begins.
+    **anything("scale_init"),
+    "embed_dim": lambda model: model.embed_dim == model.image.width,
+    "image_projection": ("none",),
+    "text_projection": ("none",),
+    "bias_init": lambda model: model.bias_init is not None,
+}
+HEADED_FIELDS = {
+    **IMAGE_FIELDS,
+    **anything("num_classes"),
+    "pool": ("map", "gap"),
+    "head_input": lambda model: reads_mean(model) if model.num_classes else model.head_input == "pooled",
+}
+
 VISION = Family(
     "vit",
     ViT,
@@ -196,6 +192,7 @@ VISION = Family(
     config=vision_model_config,
     model_type="siglip_vision_model",
     rename=without("vision_model."),
+    expressible=Expressible("SigLIP", ViT, HEADED_FIELDS),
 )
 TEXT = Family(
     "text",
@@ -207,6 +204,7 @@ TEXT = Family(
     inputs=described_texts,
     rename=without("text_model."),
     texts=texts.siglip,
+    expressible=Expressible("SigLIP", TextTransformer, TEXT_FIELDS),
 )
 FAMILIES = {
     "SiglipModel": Family(
@@ -218,6 +216,7 @@ FAMILIES = {
         "siglip",
         two_towers_inputs,
         texts=texts.siglip,
+        expressible=Expressible("SigLIP", TwoTowers, FIELDS),
     ),
     "SiglipVisionModel": VISION,
     "SiglipForImageClassification": dataclasses.replace(

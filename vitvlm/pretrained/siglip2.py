@@ -19,11 +19,12 @@ from vitvlm.models.text import TextTransformer
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.nn.patches import Pair, Patches, as_pair
 from vitvlm.pretrained import siglip, texts
-from vitvlm.pretrained.clip import block_config, block_fields, described_texts
-from vitvlm.pretrained.families import Family, Inputs, Json, check_expressible
+from vitvlm.pretrained.clip import BLOCK_FIELDS, block_config, block_fields, described_texts
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Inputs, Json
 from vitvlm.pretrained.tables import Row, Transform, row, under
 from vitvlm.pretrained.transforms import dense, same, scalar
-from vitvlm.pretrained.vit import labels, num_labels, without
+from vitvlm.pretrained.vit import is_square, labels, num_labels, without
 
 
 def patch_inputs(source: Json) -> Inputs:
@@ -70,19 +71,7 @@ def classifier_fields(source: Json, names: Collection[str]) -> dict[str, Any]:
 
 
 def model_config(model: TwoTowers, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a Siglip2Model. Raises ConfigError for a field that it cannot express."""
-    check_expressible(
-        {
-            "image": isinstance(model.image, NaFlex),
-            "text": isinstance(model.text, TextTransformer),
-            "image_projection": model.image_projection == "none",
-            "text_projection": model.text_projection == "none",
-            "bias_init": model.bias_init is not None,
-        },
-        model,
-        "SigLIP 2",
-    )
-    check_expressible({"pool": model.image.pool == "map"}, model.image, "SigLIP 2")
+    """The config.json of a Siglip2Model."""
     return {
         "architectures": ["Siglip2Model"],
         "model_type": "siglip2",
@@ -95,26 +84,23 @@ def vision_model_config(model: NaFlex, params: Mapping[str, Any]) -> dict[str, A
     """The config.json of a Siglip2VisionModel, or of a Siglip2ForImageClassification."""
     if not model.num_classes:
         return {"architectures": ["Siglip2VisionModel"]} | vision_config(model, params)
-    check_expressible({"head_input": model.head_input == "mean" or model.pool == "gap"}, model, "SigLIP 2")
     return {
         "architectures": ["Siglip2ForImageClassification"],
         "model_type": "siglip2",
-        "vision_config": vision_config(model.clone(num_classes=0), params),
+        "vision_config": vision_config(model, params),
         **labels(model.num_classes),
     }
 
 
 def vision_config(model: NaFlex, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `vision_fields`."""
-    (h, w), (p, q) = model.position_grid, as_pair(model.patch_size)
-    square = {"num_classes": not model.num_classes, "position_grid": h == w, "patch_size": p == q}
-    check_expressible(square, model, "SigLIP 2")
+    h, w = model.position_grid
     return (
-        block_config(model, "SigLIP 2")
+        block_config(model)
         | siglip.tanh_name(model)
         | {
             "model_type": "siglip2_vision_model",
-            "patch_size": p,
+            "patch_size": as_pair(model.patch_size)[0],
             "num_patches": h * w,
             "num_channels": params["patches"]["kernel"].shape[2],
             "vision_use_head": model.pool == "map",
@@ -160,6 +146,22 @@ def linear_patches(patch: Pair) -> Transform:
     )
 
 
+IMAGE_FIELDS = {
+    **BLOCK_FIELDS,
+    "patch_size": lambda model: is_square(model.patch_size),
+    "position_grid": lambda model: is_square(model.position_grid),
+}
+HEADED_FIELDS = {
+    **IMAGE_FIELDS,
+    **anything("num_classes"),
+    "pool": ("map", "gap"),
+    "head_input": lambda model: siglip.reads_mean(model) if model.num_classes else model.head_input == "pooled",
+}
+FIELDS = siglip.FIELDS | {
+    "image": Expressible("SigLIP 2", NaFlex, IMAGE_FIELDS),
+    "text": Expressible("SigLIP 2", TextTransformer, siglip.TEXT_FIELDS),
+}
+
 VISION = Family(
     "naflex",
     NaFlex,
@@ -169,6 +171,7 @@ VISION = Family(
     model_type="siglip2_vision_model",
     inputs=patch_inputs,
     rename=without("vision_model."),
+    expressible=Expressible("SigLIP 2", NaFlex, HEADED_FIELDS),
 )
 FAMILIES = {
     "Siglip2Model": Family(
@@ -180,6 +183,7 @@ FAMILIES = {
         "siglip2",
         two_towers_inputs,
         texts=texts.siglip,
+        expressible=Expressible("SigLIP 2", TwoTowers, FIELDS),
     ),
     "Siglip2VisionModel": VISION,
     "Siglip2ForImageClassification": dataclasses.replace(

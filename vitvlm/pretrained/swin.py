@@ -9,10 +9,11 @@ from typing import Any
 from vitvlm.core.config import ConfigError
 from vitvlm.models.swin import Swin
 from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
-from vitvlm.pretrained.vit import activation, labels, num_labels, sides, their_activation, without
+from vitvlm.pretrained.vit import ACTIVATIONS, activation, labels, num_labels, sides, their_activation, without
 
 EMBED_NORM_EPS = 1e-5  # of the norms that their layer_norm_eps does not reach
 
@@ -59,20 +60,7 @@ def backbone_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
 
 
 def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a SwinForImageClassification, a SwinBackbone for norms of levels, else of a SwinModel.
-
-    Raises ConfigError for a field that it cannot express.
-    """
-    check_expressible(
-        {
-            "positions": model.positions in ("none", "learned"),
-            "embed_norm_eps": model.embed_norm_eps == EMBED_NORM_EPS,
-            "always_partition": model.always_partition == (model.level_norms is not None),
-            "num_classes": model.level_norms is None or not model.num_classes,
-        },
-        model,
-        "Swin",
-    )
+    """The config.json of a SwinForImageClassification, a SwinBackbone for norms of levels, else of a SwinModel."""
     if model.level_norms is None:
         kind = {"architectures": ["SwinForImageClassification" if model.num_classes else "SwinModel"]}
     else:
@@ -139,10 +127,22 @@ def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
         yield from dense("classifier", "head")
 
 
-ENCODER = Family("swin", Swin, encoder_only_fields, swin_rows, swin_config, "swin", rename=without("swin."))
+FIELDS = {
+    **anything("width", "depths", "heads", "window", "mlp_ratio", "patch_size", "image_size", "qkv_bias", "norm_eps"),
+    **anything("level_norms", "drop_path", "dropout", "attention_dropout"),
+    "activation": tuple(ACTIVATIONS.values()),
+    "positions": ("none", "learned"),
+    "embed_norm_eps": (EMBED_NORM_EPS,),
+    "always_partition": lambda model: model.always_partition == (model.level_norms is not None),
+    "num_classes": lambda model: model.level_norms is None or not model.num_classes,
+}
+CLASSIFIER = Family(
+    "swin", Swin, swin_fields, swin_rows, swin_config, "swin", expressible=Expressible("Swin", Swin, FIELDS)
+)
+ENCODER = dataclasses.replace(CLASSIFIER, fields=encoder_only_fields, rename=without("swin."))
 
 FAMILIES = {
-    "SwinForImageClassification": Family("swin", Swin, swin_fields, swin_rows, swin_config, "swin"),
+    "SwinForImageClassification": CLASSIFIER,
     "SwinModel": ENCODER,
     # The final norm, which some files hold, is of no use to the levels.
     "SwinBackbone": dataclasses.replace(ENCODER, fields=backbone_fields, rename=without("swin.", "layernorm.")),

@@ -5,7 +5,8 @@ from typing import Any
 
 from vitvlm.models.resnet import REDUCTION, ResNet
 from vitvlm.pretrained.entries import Tensors
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.resnet import blocks
 from vitvlm.pretrained.tables import Row
 from vitvlm.pretrained.transforms import conv_norm, dense
@@ -32,18 +33,6 @@ def resnet_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
 
 def resnet_config(model: ResNet, params: Mapping[str, Any]) -> dict[str, Any]:
     """timm's config.json: an architecture's name, and arguments that make it this model."""
-    check_expressible(
-        {
-            "stem_width": model.stem_width == STEM_WIDTH,
-            "norm_eps": model.norm_eps == 1e-5,
-            "activation": model.activation == "relu",
-            "inner_activation": model.inner_activation in (None, "relu"),
-            "downsample_in_first_stage": not model.downsample_in_first_stage,
-            "downsample_in_bottleneck": not model.downsample_in_bottleneck,
-        },
-        model,
-        "ResNet",
-    )
     reduction = REDUCTION if model.layer == "bottleneck" else 1
     channels = params["stem"]["conv"]["kernel"].shape[2]
     return {
@@ -78,4 +67,17 @@ def resnet_rows(model: ResNet, names: Collection[str]) -> Iterator[Row]:
         yield from dense("fc", "head")
 
 
-FAMILIES = {"resnet": Family("resnet", ResNet, resnet_fields, resnet_rows, resnet_config)}
+FIELDS = anything("widths", "depths", "layer", "num_classes") | {
+    "stem_width": (STEM_WIDTH,),
+    "inner_activation": (None, "relu"),
+}
+FAMILIES = {
+    "resnet": Family(
+        "resnet",
+        ResNet,
+        resnet_fields,
+        resnet_rows,
+        resnet_config,
+        expressible=Expressible("ResNet", ResNet, FIELDS),
+    )
+}

@@ -9,10 +9,12 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.swin import Swin
 from vitvlm.nn.patches import as_pair
 from vitvlm.pretrained.entries import Tensors
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row
 from vitvlm.pretrained.timm_vit import block_rows
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, positions, same
+from vitvlm.pretrained.vit import is_square
 
 NORM_EPS = 1e-5
 
@@ -54,24 +56,12 @@ def swin_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         "norm_eps": NORM_EPS,
         "embed_norm_eps": NORM_EPS,
         "num_classes": source["num_classes"],
+        "drop_path": source.get("model_args", {}).get("drop_path_rate", 0.0),
     }
 
 
 def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
     """timm's config.json: an architecture's name, and arguments that make it this model."""
-    check_expressible(
-        {
-            "positions": model.positions == "none",
-            "norm_eps": model.norm_eps == NORM_EPS,
-            "embed_norm_eps": model.embed_norm_eps == NORM_EPS,
-            "activation": model.activation == "gelu",
-            "always_partition": not model.always_partition,
-            "level_norms": model.level_norms is None,
-            "patch_size": len(set(as_pair(model.patch_size))) == 1,
-        },
-        model,
-        "Swin",
-    )
     channels, size = params["patches"]["kernel"].shape[2], as_pair(model.image_size)
     return {
         "architecture": "swin_tiny_patch4_window7_224",
@@ -94,6 +84,7 @@ def swin_config(model: Swin, params: Mapping[str, Any]) -> dict[str, Any]:
             "window_size": model.window,
             "mlp_ratio": model.mlp_ratio,
             "qkv_bias": model.qkv_bias,
+            "drop_path_rate": model.drop_path,
         },
     }
 
@@ -118,4 +109,12 @@ def swin_rows(model: Swin, names: Collection[str]) -> Iterator[Row]:
         yield from dense("head.fc", "head")
 
 
-FAMILIES = {"swin": Family("swin", Swin, swin_fields, swin_rows, swin_config)}
+FIELDS = {
+    **anything("width", "depths", "heads", "window", "mlp_ratio", "image_size", "qkv_bias", "num_classes", "drop_path"),
+    "patch_size": lambda model: is_square(model.patch_size),
+    "norm_eps": (NORM_EPS,),
+    "embed_norm_eps": (NORM_EPS,),
+}
+FAMILIES = {
+    "swin": Family("swin", Swin, swin_fields, swin_rows, swin_config, expressible=Expressible("Swin", Swin, FIELDS))
+}

@@ -9,7 +9,8 @@ from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import SIZES, ViT
 from vitvlm.nn.patches import Pair, as_pair, patch_grid
 from vitvlm.pretrained.entries import Tensors
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row
 from vitvlm.pretrained.transforms import (
     conv,
@@ -25,6 +26,7 @@ from vitvlm.pretrained.transforms import (
     tokens,
 )
 
+NORM_EPS = 1e-6  # of every ViT of timm
 HEADS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 POOLS = {"token": "cls", "avg": "gap"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -70,6 +72,7 @@ def vit_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         "pool": POOLS[source["global_pool"]],
         "activation": ACTIVATIONS[activation],
         "layer_scale": found["layer_scale"] and given.get("init_values", 1.0),
+        "drop_path": given.get("drop_path_rate", 0.0),
     }
 
 
@@ -101,32 +104,13 @@ def encoder_fields(tensors: Tensors, image_size: Pair) -> dict[str, Any]:
         "norm_pooled": "fc_norm.weight" in shapes,
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
         "distillation": "dist_token" in shapes,
-        "norm_eps": 1e-6,
+        "norm_eps": NORM_EPS,
         "scan": False,
     }
 
 
 def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """timm's config.json: the nearest architecture's name, and arguments that make it this model."""
-    check_expressible(
-        {
-            "pool": model.pool in POOLS.values(),
-            "positions": model.positions == "learned",
-            "representation_size": not model.representation_size,
-            "projection": model.projection is None,
-            "head_input": model.head_input == "pooled",
-            "distillation_head": model.distillation_head,
-            "norm_pooled": model.norm_pooled == (model.pool == "gap"),
-            "crop": not model.crop,
-            "patch_bias": model.patch_bias,
-            "pre_norm": not model.pre_norm,
-            "mlp": model.mlp == "plain",
-            "norm_eps": model.norm_eps == 1e-6,
-            "activation": model.activation in ACTIVATIONS.values(),
-        },
-        model,
-        "ViT",
-    )
     patch, size = as_pair(model.patch_size), as_pair(model.image_size)
     channels = params["patches"]["kernel"].shape[2]
     return {
@@ -150,6 +134,7 @@ def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
             "mlp_ratio": model.mlp_width / model.width,
             "qkv_bias": model.qkv_bias,
             "init_values": model.layer_scale,
+            "drop_path_rate": model.drop_path,
             "reg_tokens": model.registers,
             "class_token": model.has_cls,
             "no_embed_class": not model.special_positions,
@@ -208,6 +193,14 @@ def block_rows(
         yield row(f"{theirs}.ls2.gamma", f"{ours}/mlp_scale", same)
 
 
-VIT = Family("vit", ViT, vit_fields, vit_rows, vit_config)
+FIELDS = {
+    **anything("width", "depth", "heads", "mlp_width", "patch_size", "image_size", "num_classes", "qkv_bias"),
+    **anything("cls_token", "distillation", "special_positions", "registers", "layer_scale", "drop_path"),
+    "pool": tuple(POOLS.values()),
+    "norm_pooled": lambda model: model.norm_pooled == (model.pool == "gap"),
+    "activation": tuple(ACTIVATIONS.values()),
+    "norm_eps": (NORM_EPS,),
+}
+VIT = Family("vit", ViT, vit_fields, vit_rows, vit_config, expressible=Expressible("ViT", ViT, FIELDS))
 
 FAMILIES = {"vit": VIT, "deit": VIT}

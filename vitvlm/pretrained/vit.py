@@ -8,7 +8,8 @@ from typing import Any
 from vitvlm.core.config import ConfigError
 from vitvlm.models.vit import ViT
 from vitvlm.nn.patches import Pair, as_pair
-from vitvlm.pretrained.families import Family, Json, check_expressible
+from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.families import Family, Json
 from vitvlm.pretrained.tables import Row, row, under
 from vitvlm.pretrained.transforms import conv, dense, layer_norm, position_rows, same, token
 
@@ -22,6 +23,21 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 POOLER = "pooler.dense.weight"
+
+
+# What every config of a ViT says, a square patch or none besides.
+COMMON = {
+    **anything("width", "depth", "heads", "mlp_width", "image_size", "patch_size", "qkv_bias", "norm_eps"),
+    **anything("dropout", "attention_dropout"),
+    "activation": tuple(ACTIVATIONS.values()),
+    "cls_token": lambda model: model.has_cls,
+}
+ENCODER_FIELDS = COMMON | {"patch_size": lambda model: is_square(model.patch_size)}
+POOLED = (
+    ENCODER_FIELDS
+    | anything("num_classes")
+    | {"representation_size": lambda model: not (model.representation_size and model.num_classes)}
+)
 
 
 def vit_fields(source: Json, tensors: Collection[str]) -> dict[str, Any]:
@@ -90,64 +106,28 @@ def labels(num_classes: int) -> dict[str, Any]:
 
 def vit_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ViTForImageClassification, or of a ViTModel if the model has no classes."""
-    check_expressible({"distillation": not model.distillation}, model, "ViT")
-    return pooled_config(model, params, "ViT") | {
+    return pooled_config(model, params) | {
         "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
         "model_type": "vit",
     }
 
 
-def pooled_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+def pooled_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """Config entries that a ViT and a DeiT share: the encoder, and the pooler or the classes."""
-    check_expressible(
-        {
-            "positions": model.positions == "learned",
-            "representation_size": not (model.representation_size and model.num_classes),
-        },
-        model,
-        family,
-    )
-    return encoder_config(model, params, family) | {
+    return encoder_config(model, params) | {
         "pooler_act": "tanh",
         "pooler_output_size": model.representation_size or model.width,
         **labels(model.num_classes),
     }
 
 
-def encoder_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+def encoder_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """Config entries that a ViT, a DeiT and an MAE's encoder share; the inverse of `encoder_fields`."""
-    check_expressible(
-        {
-            "pool": model.pool == "cls",
-            "registers": not model.registers,
-            "layer_scale": model.layer_scale is None,
-            "mlp": model.mlp == "plain",
-            "position_antialias": not model.position_antialias,
-            "patch_size": len(set(as_pair(model.patch_size))) == 1,
-        },
-        model,
-        family,
-    )
-    return common_config(model, params, family) | {"intermediate_size": model.mlp_width}
+    return common_config(model, params) | {"intermediate_size": model.mlp_width}
 
 
-def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[str, Any]:
+def common_config(model: ViT, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `common_fields`."""
-    check_expressible(
-        {
-            "cls_token": model.has_cls,
-            "norm_pooled": not model.norm_pooled,
-            "special_positions": model.special_positions,
-            "position_grid": model.position_grid is None,
-            "crop": not model.crop,
-            "patch_bias": model.patch_bias,
-            "pre_norm": not model.pre_norm,
-            "projection": model.projection is None,
-            "head_input": model.head_input == "pooled",
-        },
-        model,
-        family,
-    )
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -161,6 +141,10 @@ def common_config(model: ViT, params: Mapping[str, Any], family: str) -> dict[st
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
     }
+
+
+def is_square(size: int | Pair) -> bool:
+    return len(set(as_pair(size))) == 1
 
 
 def sides(size: int | Pair) -> int | list[int]:
@@ -223,10 +207,11 @@ def without(prefix: str, *left_out: str) -> Callable[[str], str | None]:
     return rename
 
 
-ENCODER = Family("vit", ViT, encoder_only_fields, vit_rows, vit_config, "vit", rename=without("vit."))
+CLASSIFIER = Family("vit", ViT, vit_fields, vit_rows, vit_config, "vit", expressible=Expressible("ViT", ViT, POOLED))
+ENCODER = dataclasses.replace(CLASSIFIER, fields=encoder_only_fields, rename=without("vit."))
 
 FAMILIES = {
-    "ViTForImageClassification": Family("vit", ViT, vit_fields, vit_rows, vit_config, "vit"),
+    "ViTForImageClassification": CLASSIFIER,
     "ViTModel": ENCODER,
     "ViTForMaskedImageModeling": dataclasses.replace(
         ENCODER, rename=without("vit.", "decoder.", "embeddings.mask_token")

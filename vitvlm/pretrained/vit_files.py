@@ -11,7 +11,7 @@ from vitvlm.models.vit import SIZES, ViT
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.families import Family, Inputs, Json, image_inputs
-from vitvlm.pretrained.timm_vit import encoder_fields, vit_config, vit_rows
+from vitvlm.pretrained.timm_vit import encoder_fields, vit_rows
 from vitvlm.pretrained.transforms import is_fixed_table
 
 # By width: those of the paper's sizes, and of DINOv2's giant.
@@ -65,5 +65,5 @@ def inputs(source: Json, tensors: Tensors) -> Inputs:
     return image_inputs(image_size(source, tensors), tensors.shapes()["patch_embed.proj.weight"][1])
 
 
-VIT = Family("vit", ViT, vit_fields, vit_rows, vit_config)
-DINOV2 = Family("vit", ViT, dinov2_fields, vit_rows, vit_config)
+VIT = Family("vit", ViT, vit_fields, vit_rows)
+DINOV2 = Family("vit", ViT, dinov2_fields, vit_rows)

@@ -1,0 +1,100 @@
+"""Fields of a model that another code base's format can say. Everything else must be as it is by default.
+
+So a field that a model is given tomorrow is never left out of a file in silence: until a format names it, a model that
+sets it is refused.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from vitvlm.core.config import ConfigError
+from vitvlm.models.registry import module_fields
+
+# How a model is computed, which no format says and which changes no result.
+HOW = frozenset({"scan", "remat", "unroll", "attention", "dtype", "param_dtype"})
+
+# What matters in training alone.
+IN_TRAINING = frozenset({"drop_path", "dropout", "attention_dropout", "norm_momentum"})
+
+
+class Anything:
+    """Stands for every value of a field."""
+
+
+ANY = Anything()
+
+Values = Any  # ANY, a tuple, a function of the module, or an Expressible
+
+
+def anything(*names: str) -> dict[str, Values]:
+    """Fields that may have any value."""
+    return dict.fromkeys(names, ANY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expressible:
+    """What one format can say of one kind of module.
+
+    Fields:
+      format: its name in messages.
+      kind: the module.
+      fields: the fields that it can say, each with the values that it may have: ANY; a tuple of them; a function of the
+        module that tells whether the value is one; or, for a module inside, another Expressible. Fields that are not
+        named, but for those of HOW, must have their default.
+    """
+
+    format: str
+    kind: type[nn.Module]
+    fields: Mapping[str, Values]
+
+    def __post_init__(self):
+        own = module_fields(self.kind)
+        required = [each.name for each in dataclasses.fields(self.kind) if each.name in own and _is_required(each)]
+        if wrong := [*(self.fields.keys() - set(own)), *(name for name in required if name not in self.fields)]:
+            raise TypeError(f"{self.format}: {', '.join(sorted(wrong))}: no field of {self.kind.__name__}, or required")
+
+    def check(self, model: nn.Module) -> None:
+        """Raises ConfigError that lists the fields, with their values, that the format cannot say."""
+        found = dict(self.problems(model))
+        if not found:
+            return
+        idle = [name for name in found if name.rpartition(".")[2] in IN_TRAINING]
+        defaults = _defaults(self.kind)
+        hint = ", ".join(f"{name}={defaults[name]!r}" for name in idle if name in defaults)
+        remedy = f" (which training alone needs: load it with {hint})" if hint and len(idle) == len(found) else ""
+        raise ConfigError(f"{self.format} has no {', '.join(found.values())}{remedy}")
+
+    def problems(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Yields each field that cannot be said, by its path in the model, and the field with its value."""
+        defaults = _defaults(self.kind)
+        for name in module_fields(self.kind):
+            value, values = getattr(model, name), self.fields.get(name, (defaults[name],))
+            if isinstance(values, Expressible) and isinstance(value, values.kind):
+                yield from values.problems(value, f"{prefix}{name}.")
+            elif not (name in HOW or _is_among(values, value, model)):
+                shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+                yield f"{prefix}{name}", f"{prefix}{name} = {shown}"
+
+
+def _is_among(values: Values, value: Any, model: nn.Module) -> bool:
+    if isinstance(values, Anything):
+        return True
+    if isinstance(values, Expressible):
+        return False  # a module of another kind
+    if isinstance(values, tuple):
+        return value in values
+    return values(model)
+
+
+def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
+    return {
+        each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        for each in dataclasses.fields(kind)
+    }
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
