@@ -256,10 +256,13 @@ def test_what_no_align_is(tmp_path):
     model |= {"image_projection": "none", "text_projection": "affine"}
     for change, message in [
         ({"text_projection": "linear"}, "ALIGN has no text_projection = 'linear'"),
-        ({"text": text | {"pool": "mean"}}, "ALIGN has no pool = 'mean'"),
-        ({"text": text | {"pooler": False}}, "ALIGN has no pooler = False"),
-        ({"image": image | {"top": True}, "image_projection": "linear"}, "ALIGN has no image_projection = 'linear'"),
-        ({"image": image | {"dropout": 0.1}}, r"ALIGN has no dropout = 0\.1"),
+        ({"text": text | {"pool": "mean"}}, "ALIGN has no text.pool = 'mean'"),
+        ({"text": text | {"pooler": False}}, "ALIGN has no text.pooler = False"),
+        (
+            {"image": image | {"top": True}, "image_projection": "linear"},
+            "ALIGN has no image.top = True, image_projection = 'linear'",
+        ),
+        ({"image": image | {"dropout": 0.1}}, r"ALIGN has no image.dropout = 0\.1"),
     ]:
         ours = models.build("two_towers", **model | change)
         inputs = np.zeros((1, 9, 9, 3), np.float32), np.zeros((1, 5), np.int32)

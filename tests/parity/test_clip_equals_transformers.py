@@ -173,9 +173,9 @@ def test_what_no_clip_is(tmp_path):
     for change, message in [
         ({"bias_init": 0.0}, r"CLIP has no bias_init = 0\.0"),
         ({"image_projection": "mlp"}, "CLIP has no image_projection = 'mlp'"),
-        ({"image": {"patch_bias": True}}, "CLIP has no patch_bias = True"),
-        ({"text": {"causal": False}}, "CLIP has no causal = False"),
-        ({"text": {"eot_id": 2}}, "CLIP has no eot_id = 2"),
+        ({"image": {"patch_bias": True}}, "CLIP has no image.patch_bias = True"),
+        ({"text": {"causal": False}}, "CLIP has no text.causal = False"),
+        ({"text": {"eot_id": 2}}, "CLIP has no text.eot_id = 2"),
     ]:
         towers = {
             "image": {**tower, **image, **change.pop("image", {})},

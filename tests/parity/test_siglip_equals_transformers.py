@@ -119,9 +119,9 @@ def test_what_no_siglip_is(tmp_path):
     model |= {"image_projection": "none", "text_projection": "none"}
     for change, message in [
         ({"text_projection": "linear"}, "SigLIP has no text_projection = 'linear'"),
-        ({"image": image | {"pool": "gap"}}, "SigLIP has no pool = 'gap'"),
-        ({"image": image | {"registers": 2}}, "SigLIP has no registers = 2"),
-        ({"text": text | {"projection": None}}, "SigLIP has no projection = None"),
+        ({"image": image | {"pool": "gap"}}, "SigLIP has no image.pool = 'gap'"),
+        ({"image": image | {"registers": 2}}, "SigLIP has no image.registers = 2"),
+        ({"text": text | {"projection": None}}, "SigLIP has no text.projection = None"),
     ]:
         ours = models.build("two_towers", **model | change)
         inputs = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 5), np.int32)

@@ -36,7 +36,7 @@ from vitvlm.pretrained import (
     timm_swin,
     timm_vit,
     vit,
-)  # fmt: skip
+)
 from vitvlm.pretrained.expressible import ANY, HOW, Expressible, anything
 from vitvlm.pretrained.families import Family
 
@@ -63,6 +63,13 @@ def towers(image, text, embed_dim=8, **fields):
     return {"image": image, "text": text, "embed_dim": embed_dim, **fields}
 
 
+# The towers of a SigLIP are of one width, which is that of the shared space too.
+SIGLIP_WIDTHS = {
+    "image.width": {"embed_dim": 12, "text.projection": 12},
+    "embed_dim": {"image.width": 16, "text.projection": 16},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Exporter:
     """A family under test, a model that it can write, and what has to change with a field for another to be legal."""
@@ -83,7 +90,8 @@ EXPORTERS = {
         dinov2.DINOV2,
         "vit",
         VIT | {"layer_scale": 1.0},
-        {"width": {"mlp_width": 24}, "num_classes": {"pool": "cls_and_gap"}, "pool": {"num_classes": 2}, "registers": {"position_antialias": True},
+        {"width": {"mlp_width": 24}, "num_classes": {"pool": "cls_and_gap"}, "pool": {"num_classes": 2},
+         "registers": {"position_antialias": True},
          "position_antialias": {"registers": 1}},
     ),
     "MAE": Exporter(
@@ -114,7 +122,7 @@ EXPORTERS = {
         siglip.FAMILIES["SiglipModel"],
         "two_towers",
         towers({"name": "vit", **SIGLIP_IMAGE}, {"name": "text", **SIGLIP_TEXT}, **SIGLIP),
-        {"image.width": {"embed_dim": 12, "text.projection": 12}, "embed_dim": {"image.width": 16, "text.projection": 16}},
+        SIGLIP_WIDTHS,
     ),
     "SigLIP's images": Exporter("hf", siglip.VISION, "vit", SIGLIP_IMAGE, HEADED | {"head_input": {"num_classes": 2}}),
     "SigLIP's texts": Exporter("hf", siglip.TEXT, "text", SIGLIP_TEXT),
@@ -123,7 +131,7 @@ EXPORTERS = {
         siglip2.FAMILIES["Siglip2Model"],
         "two_towers",
         towers({"name": "naflex", **NAFLEX}, {"name": "text", **SIGLIP_TEXT}, **SIGLIP),
-        {"image.width": {"embed_dim": 12, "text.projection": 12}, "embed_dim": {"image.width": 16, "text.projection": 16}},
+        SIGLIP_WIDTHS,
     ),
     "SigLIP 2's images": Exporter(
         "hf", siglip2.VISION, "naflex", NAFLEX, HEADED | {"head_input": {"num_classes": 2}}
@@ -188,8 +196,10 @@ OTHERS = {
     "mlp_width": [24], "patch_size": [2, (2, 4)], "image_size": [12, (8, 12)],
     "num_classes": [3], "pool": ["gap", "map", "cls_and_gap", "cls", "first", "mean", "last", "max"],
     "cls_token": [False, True], "distillation": [True, False], "distillation_head": [False],
-    "positions": ["sincos", "learned", "none"], "special_positions": [False], "registers": [2], "pre_norm": [False, True],
-    "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation": [6], "projection": [6, None],
+    "positions": ["sincos", "learned", "none"], "special_positions": [False], "registers": [2],
+    "pre_norm": [False, True],
+    "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation": [6],
+    "projection": [6, None],
     "head_input": ["mean"], "qkv_bias": [False], "mlp": ["swiglu"],
     "activation": ["quick_gelu", "gelu_tanh", "relu", "silu", "gelu"], "norm_eps": [1e-2], "layer_scale": [0.5, None],
     "drop_path": [0.25], "dropout": [0.25], "attention_dropout": [0.25], "position_antialias": [True],
@@ -368,9 +378,8 @@ def changes(exporter, base, path):
     """Changes of one field, to each other value; what has to change with it changes too."""
     for value in OTHERS[path.rpartition(".")[2]]:
         now = get(base, path)
-        one_number = path.endswith(("heads", "width")) and not isinstance(now, tuple)
-        of_its_kind = isinstance(value, tuple) == isinstance(now, tuple) if isinstance(now, tuple) or one_number else True
-        if of_its_kind and differs(value, now):
+        strict = isinstance(now, tuple) or path.endswith("heads")  # others take a number or a pair
+        if differs(value, now) and (isinstance(value, tuple) == isinstance(now, tuple) or not strict):
             yield {**exporter.companions.get(path, {}), path: value}
 
 

@@ -69,24 +69,24 @@ class Expressible:
 
     def problems(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Yields each field that cannot be said, by its path in the model, and the field with its value."""
+        inner = {name: each for name, each in self.fields.items() if isinstance(each, Expressible)}
+        if others := [name for name, each in inner.items() if not isinstance(getattr(model, name), each.kind)]:
+            for name in others:  # what is said of a module of another kind has no meaning
+                yield f"{prefix}{name}", f"{prefix}{name} = {type(getattr(model, name)).__name__}"
+            return
         defaults = _defaults(self.kind)
         for name in module_fields(self.kind):
-            value, values = getattr(model, name), self.fields.get(name, (defaults[name],))
-            if isinstance(values, Expressible) and isinstance(value, values.kind):
-                yield from values.problems(value, f"{prefix}{name}.")
-            elif not (name in HOW or _is_among(values, value, model)):
-                shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
-                yield f"{prefix}{name}", f"{prefix}{name} = {shown}"
+            value = getattr(model, name)
+            if name in inner:
+                yield from inner[name].problems(value, f"{prefix}{name}.")
+            elif not (name in HOW or _is_among(self.fields.get(name, (defaults[name],)), value, model)):
+                yield f"{prefix}{name}", f"{prefix}{name} = {value!r}"
 
 
 def _is_among(values: Values, value: Any, model: nn.Module) -> bool:
     if isinstance(values, Anything):
         return True
-    if isinstance(values, Expressible):
-        return False  # a module of another kind
-    if isinstance(values, tuple):
-        return value in values
-    return values(model)
+    return value in values if isinstance(values, tuple) else values(model)
 
 
 def _defaults(kind: type[nn.Module]) -> dict[str, Any]:

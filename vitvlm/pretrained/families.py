@@ -112,7 +112,7 @@ def take_apart(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the tensors of the first family that can express the model.
 
-    Raises ConfigError that says, for each family of this kind of model, why it cannot.
+    Raises ConfigError that says, for each family of this kind of model, why it cannot, the nearest first.
     """
     reasons = []
     looped = unstack_blocks(variables)
@@ -123,7 +123,7 @@ def take_apart(
             reasons.append(str(error))
             continue
         return config, Table(family.rows(model, ())).write(looped)
-    why = "; ".join(dict.fromkeys(reasons)) or f"no architecture there is a {type(model).__name__}"
+    why = "; ".join(sorted(dict.fromkeys(reasons), key=len)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
 
 

@@ -323,14 +323,14 @@ CUSTOM_FIELDS = FIELDS | {
     "text_projection": ("linear", "none"),
 }
 COCA_FIELDS = {
-    "image": Expressible("CoCa", ViT, IMAGE_FIELDS),
-    "text": Expressible("CoCa", TextTransformer, TEXT_FIELDS),
+    "image": Expressible("CoCa", ViT, IMAGE_FIELDS | {"norm_eps": (EPS,)}),
+    "text": Expressible("CoCa", TextTransformer, TEXT_FIELDS | {"causal": (True,)}),
     **anything("scale_init", "bias_init", "queries", "pool_heads", "decoder_depth", "decoder_heads"),
     "text_projection": ("linear", "none"),
     "embed_dim": _has_one_width,
     "pooling": tuple(POOLINGS.values()),
     "decoder_mlp_width": lambda model: model.decoder_mlp_width in (None, 4 * model.text.width),
-    "norm_eps": lambda model: model.norm_eps == EPS == model.image.norm_eps,
+    "norm_eps": (EPS,),
     "pad_id": lambda model: model.pad_id is not None,
 }
 

@@ -171,8 +171,7 @@ FIELDS = {
     "image": Expressible("SigLIP", ViT, IMAGE_FIELDS | {"pool": ("map",)}),
     "text": Expressible("SigLIP", TextTransformer, TEXT_FIELDS),
     # SigLIP's projections are the last layers of its towers; the scale and the bias are only where training begins.
-    **anything("scale_init"),
-    "embed_dim": lambda model: model.embed_dim == model.image.width,
+    **anything("embed_dim", "scale_init"),
     "image_projection": ("none",),
     "text_projection": ("none",),
     "bias_init": lambda model: model.bias_init is not None,
