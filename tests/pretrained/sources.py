@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vitvlm import models, pretrained
-from vitvlm.nn.stack import unstack_blocks
+from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import big_vision, tensors, timm_vit
 from vitvlm.pretrained.tables import Table
 from vitvlm.training.checkpoints import Checkpoints

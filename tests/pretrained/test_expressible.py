@@ -241,7 +241,7 @@ def changed(model, names, value):
 
 
 def inputs_of(model):
-    """What a model is called with; each image and text alike."""
+    """Returns what a model is called with; each image and text alike."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1, *_size(model), 3)).astype(np.float32)
     texts = (np.arange(LENGTH if not hasattr(_text(model), "length") else _text(model).length)[None] + 1) % 8

@@ -12,7 +12,7 @@ import sources
 from vitvlm import pretrained
 from vitvlm.core import placing
 from vitvlm.core.paths import flatten
-from vitvlm.nn.stack import stack_blocks
+from vitvlm.nn.stacking import stack_blocks
 from vitvlm.training import sharding
 
 address, index, root = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])

@@ -36,7 +36,7 @@ def anything(*names: str) -> dict[str, Values]:
 
 @dataclasses.dataclass(frozen=True)
 class Expressible:
-    """What one format can say of one kind of module.
+    """Names what one format can say of one kind of module.
 
     Fields:
       format: its name in messages.

@@ -76,7 +76,7 @@ class Family:
             raise TypeError(f"family of {self.model}: what writes a config has to name the fields that it can express")
 
     def described(self, model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Their config for a model. Raises ConfigError that names the fields which they cannot express."""
+        """Returns their config for a model. Raises ConfigError that names the fields which they cannot express."""
         self.expressible.check(model)
         return self.config(model, params)
 

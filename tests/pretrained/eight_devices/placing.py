@@ -15,7 +15,7 @@ from vitvlm import models, pretrained
 from vitvlm.core import placing
 from vitvlm.core.paths import flatten
 from vitvlm.nn.roles import roles_of
-from vitvlm.nn.stack import stack_blocks
+from vitvlm.nn.stacking import stack_blocks
 from vitvlm.training import partial, sharding
 
 SLACK = 2**19  # bytes that Python's own objects take
