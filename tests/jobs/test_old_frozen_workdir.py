@@ -55,7 +55,7 @@ def test_its_checkpoint_loads_exactly(older):
     job = setup(read_config(older))
     found = words(load_state(job, older))
     with Checkpoints(older / "checkpoints", read_only=True) as checkpoints:
-        raw = flatten(checkpoints.restore(checkpoints.shapes()).state)
+        raw = flatten(checkpoints.open(checkpoints.latest_step()).state)
     assert {name for path in raw if (name := today(path, found))} == found.keys()
     for path, leaf in raw.items():
         if name := today(path, found):

@@ -23,13 +23,15 @@ from vitvlm.training import partial
 from vitvlm.training.state import TrainState
 
 
-def apply(job: Setup, state: TrainState) -> TrainState:
+def apply(job: Setup, state: TrainState, donate: bool = False) -> TrainState:
     """The fresh state with the parameters that `config.init_from` names; the state itself if it names none.
 
-    Each is read from its file straight into the parts that the devices hold, and takes the place of the fresh one,
-    which is deleted.
+    Each is read from its file straight into the parts that the devices hold.
 
     Several sources by name are applied in turn: what a later one's rules leave as it is keeps the earlier one's values.
+
+    Args:
+      donate: delete each fresh array when another takes its place, so that no device holds both.
 
     Raises DataError for classes that a head which is taken does not know, ConfigError if there is no such checkpoint or
     for the reasons of `training.partial.restore`.
@@ -41,7 +43,7 @@ def apply(job: Setup, state: TrainState) -> TrainState:
         wanted = config_lib.call(fields.InitFrom, section, where)
         source = _with_our_classes(job, wanted, where, taken, roles, _open(wanted, where))
         try:
-            taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore, donate=True)
+            taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore, donate)
         except pretrained.WeightsError as error:
             raise config_lib.ConfigError(f"{where}.path: {error}") from error
     values = flatten(taken)
@@ -52,7 +54,7 @@ def apply(job: Setup, state: TrainState) -> TrainState:
     params, frozen = filled(state.params), filled(state.frozen)
     collections = {name: filled(tree) for name, tree in state.collections.items()}
     # The average starts where the parameters start, in arrays of its own: the step donates both.
-    ema = None if state.ema is None else jax.tree.map(_average, state.ema, params)
+    ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
     return state.replace(params=params, collections=collections, ema=ema, frozen=frozen)
 
 
@@ -119,13 +121,6 @@ def _with_our_classes(
 
 def _heads(roles: Mapping[str, Role]) -> set[str]:
     return {path for path, role in roles.items() if role.part == "head"}
-
-
-def _average(before: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The average that begins at a parameter, in place of the one before."""
-    fresh = jnp.array(leaf, before.dtype)
-    before.delete()
-    return fresh
 
 
 def _open(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:

@@ -144,7 +144,7 @@ def _draw_curves(folder: epath.Path) -> None:
 def first_state(job: Setup) -> TrainState:
     """The state before the first step, made where it lives; its parameters are `init_from`'s if that is set."""
     state = jax.jit(job.init_state, out_shardings=job.state_shardings)(job.job.seed)
-    return init_from.apply(job, state)
+    return init_from.apply(job, state, donate=True)
 
 
 def compiled_step(job: Setup) -> Any:
