@@ -198,7 +198,7 @@ OTHERS = {
     "cls_token": [False, True], "distillation": [True, False], "distillation_head": [False],
     "positions": ["sincos", "learned", "none"], "special_positions": [False], "registers": [2],
     "pre_norm": [False, True],
-    "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation": [6],
+    "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation_size": [6],
     "projection": [6, None],
     "head_input": ["mean"], "qkv_bias": [False], "mlp": ["swiglu"],
     "activation": ["quick_gelu", "gelu_tanh", "relu", "silu", "gelu"], "norm_eps": [1e-2], "layer_scale": [0.5, None],
