@@ -195,6 +195,10 @@ def test_a_gated_mlp_is_geglu():
         ({"mlp": functools.partial(Mlp, 4, kind="swigu")}, r"model\.mlp: no MLP 'swigu'; did you mean .swiglu"),
         ({"attention": functools.partial(Attention, 2, biases=("qery",))}, r"attention\.biases: no 'qery'"),
         ({"cross": functools.partial(Attention, 2, cross=True)}, r"cross-attention: the call has no context"),
+        (
+            {"attention": functools.partial(Attention, 2, cross=True, causal=True)},
+            r"attention\.causal: a context has no places",
+        ),
     ],
 )
 def test_fields_of_blocks_that_are_wrong(fields, message, tokens):

@@ -200,6 +200,13 @@ def test_padding_before_prompts_of_other_lengths_is_not_seen():
     close(last.tokens[0, 0], alone[0, -1], "the shorter text")
 
 
+def test_steps_beyond_the_room_of_a_cache_are_nan_never_wrong_in_silence():
+    model, params, _, ids, _, _ = reference("llama")
+    step = jax.jit(lambda tokens, cache: model.clone(scan=False).apply({"params": params}, tokens, cache=cache))
+    full = step(ids[:, :5], model.empty_cache(B, 5))
+    assert jnp.isfinite(full.tokens).all() and jnp.isnan(step(ids[:, 5:6], full.cache).tokens).all()
+
+
 def test_a_cache_without_room_or_of_no_kind():
     model, params, _, ids, _, _ = reference("llama")
     model, variables = model.clone(scan=False), {"params": params}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.models.outputs import CoCaOutput, EncoderOutput
 from vitvlm.models.registry import MODELS
-from vitvlm.models.two_towers import TwoTowers, assemble
+from vitvlm.models.two_towers import TwoTowers, assemble, by_part
 from vitvlm.nn.blocks import Block, BlockOutput, Make
 from vitvlm.nn.calls import Call, PerLayer
 from vitvlm.nn.dense import Dense
@@ -82,11 +82,13 @@ class CaptionDecoder(Transformer, kw_only=True):
         image: Float[Array, "B M E"],
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K L _"]] | None = None,
     ) -> tuple[Float[Array, "B L V"], Stacked]:
         own = self.make_block(attention=self.make_attention(causal=True))
         cross = self.make_block(attention=self.make_attention(cross=True), context_norm=True)
         layer = functools.partial(DecoderLayer, own=own, cross=cross)
-        stacked = self.apply_blocks(text, Call(context=image, train=train, capture=capture), layer)
+        call = Call(context=image, train=train, capture=capture)
+        stacked = self.apply_blocks(text, call, layer, perturb=perturb)
         tokens = self.make_norm()(name="norm")(stacked.tokens)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
@@ -163,23 +165,28 @@ class CoCa(TwoTowers):
         *,
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
     ) -> CoCaOutput:
         """Every image with every text, and the logits of text i's tokens given image i.
 
         Args:
           mask [B, L]: 1 or True for each real text token, which come first; see `pad_id` for the default.
           capture: of both towers, of the decoder and of the pooling, any of "hidden" and "attention".
+          perturb: by "image", "text" and "decoder", that of the towers and, of kinds "attention" and "cross", that of
+            the decoder; see `models.vit.ViT`.
 
         Raises ValueError for another number of texts than of images, ConfigError for an unknown pooling or a text tower
         that is not causal, and what two towers raise.
         """
         if len(images) != len(text_tokens):
             raise ValueError(f"{len(images)} images and {len(text_tokens)} texts: the decoder needs a text per image")
-        image = self.image(images, train=train, capture=capture)
-        text = self.text(text_tokens, self._real(text_tokens, mask), train=train, capture=capture)
+        perturb = by_part(perturb, ("image", "text", "decoder"))
+        image = self.image(images, train=train, capture=capture, **perturb["image"])
+        real = self._real(text_tokens, mask)
+        text = self.text(text_tokens, real, train=train, capture=capture, **perturb["text"])
         pooled, image_tokens, pool_attention = self._pool(image, "attention" in capture)
         towers = self._compare(image, text, pooled)
-        logits, decoded = self.decoder(text.tokens, image_tokens, train, capture)
+        logits, decoded = self.decoder(text.tokens, image_tokens, train, capture, **perturb["decoder"])
         return CoCaOutput(
             **vars(towers),
             logits=logits,

@@ -41,18 +41,24 @@ class MultiScale(BlockFields, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+        self,
+        images: Float[Array, "B H W C"],
+        *,
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Float[Array, "depth B K N N"]] | None = None,
     ) -> EncoderOutput:
         """Tokens of all levels, finest first; `pyramid` is the same tokens as maps, `grid` that of the finest.
 
-        `capture` takes "hidden" and "attention", of the transformer on top. Raises ConfigError for a level that the
-        pyramid does not have, and what the backbone raises.
+        `capture` takes "hidden" and "attention", of the transformer on top; `perturb` is that of `ViT`.
+
+        Raises ConfigError for a level that the pyramid does not have, and what the backbone raises.
         """
         pyramid = self._chosen(self.backbone(images, train=train).pyramid)
         grids = [level.shape[1:3] for level in pyramid]
         x = ScaleTokens(self.width, self.table_grid, self.positions, name="scales", **self.dtypes)(pyramid)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        stacked = self.apply_blocks(x, Call(train=train, capture=capture))
+        stacked = self.apply_blocks(x, Call(train=train, capture=capture), perturb=perturb)
         tokens = self.make_norm()(name="norm")(stacked.tokens)
         pooled = tokens.mean(axis=1)
         return EncoderOutput(

@@ -1,7 +1,7 @@
 """The Swin transformer: windows that shift, and patches that merge from stage to stage (Liu et al. 2021)."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -86,14 +86,19 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "B N D"], grid: Pair, drop_path: Sequence[float], call: Call
+        self,
+        tokens: Float[Array, "B N D"],
+        grid: Pair,
+        drop_path: Sequence[float],
+        call: Call,
+        perturb: Mapping[str, Float[Array, "depth windows K T T"]] | None = None,
     ) -> tuple[Stacked, Pair]:
         """The output of the blocks, and the grid of their tokens."""
         if self.make_merge is not None:
             tokens, grid = self.make_merge(name="merge")(tokens, grid)
         pattern = [self.make_block(tokens.shape[-1], self.heads, grid, shifted) for shifted in (False, True)]
         looped = {"depth": self.depth, "scan": False, "remat": self.remat}
-        return apply_blocks(pattern, tokens, call, drop_path=drop_path, **looped), grid
+        return apply_blocks(pattern, tokens, call, drop_path=drop_path, perturb=perturb, **looped), grid
 
 
 class Swin(nn.Module):
@@ -153,7 +158,12 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W C"], *, train: bool = False, capture: Collection[str] = ()
+        self,
+        images: Float[Array, "B H W C"],
+        *,
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Sequence[Float[Array, "_ _K _T _T"]]] | None = None,
     ) -> EncoderOutput:
         """Encodes images.
 
@@ -162,8 +172,8 @@ class Swin(nn.Module):
         (R = 0).
 
         `capture` takes "hidden", the feature maps before the first block and after each, and "attention", of each block
-        as `nn.attention.Attention` has it with windows. In training, rng "dropout" is used if any dropout or drop path
-        is on.
+        as `nn.attention.Attention` has it with windows; `perturb` is that of `ViT`, an array for each block. In
+        training, rng "dropout" is used if any dropout or drop path is on.
 
         Raises ConfigError for an unknown positions or capture.
         """
@@ -187,7 +197,7 @@ class Swin(nn.Module):
         hidden, attention, pyramid = [_as_maps(tokens, grid)], [], []
         for s, (depth, heads) in enumerate(zip(self.depths, self.heads)):
             stage = Stage(self._make_block, merge if s else None, depth, heads, self.remat, name=f"stages_{s}")
-            stacked, grid = stage(tokens, grid, self._drop_path(s), call)
+            stacked, grid = stage(tokens, grid, self._drop_path(s), call, self._of_stage(perturb, s))
             level = tokens = stacked.tokens
             hidden += [_as_maps(outputs, grid) for outputs in ([] if stacked.hidden is None else stacked.hidden[1:])]
             attention += [] if stacked.attention is None else list(stacked.weights())
@@ -245,6 +255,12 @@ class Swin(nn.Module):
             dropout=self.dropout,
             param_dtype=self.param_dtype,
         )
+
+    def _of_stage(self, perturb: Mapping[str, Sequence[Array]] | None, stage: int) -> dict[str, Array] | None:
+        """Returns the perturbations of a stage's blocks."""
+        first = sum(self.depths[:stage])
+        own = slice(first, first + self.depths[stage])
+        return None if perturb is None else {kind: jnp.stack(arrays[own]) for kind, arrays in perturb.items()}
 
     def _drop_path(self, stage: int) -> list[float]:
         """Returns the drop path rate of each block of a stage; rates grow linearly over the blocks of all stages."""

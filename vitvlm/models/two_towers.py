@@ -3,7 +3,7 @@
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -144,19 +144,22 @@ class TwoTowers(nn.Module):
         *,
         train: bool = False,
         capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
     ) -> TwoTowersOutput:
         """Every image with every text; in training, B = T, and text i is that of image i.
 
         Args:
           mask [T, L]: 1 or True for each real text token; all are by default.
           capture: any of "hidden" and "attention", of each tower that has it: ALIGN's convolutions have no attention.
+          perturb: by "image" and "text", that of the towers; see `models.vit.ViT`.
 
         Raises ConfigError for a capture that neither tower has, an unknown projection, or a pooled vector without a
         projection that has not E numbers; and what the towers raise.
         """
         from_image, from_text = self._captures(capture)
-        image = self.image(images, train=train, capture=from_image)
-        text = self.text(text_tokens, mask, train=train, capture=from_text)
+        perturb = by_part(perturb, ("image", "text"))
+        image = self.image(images, train=train, capture=from_image, **perturb["image"])
+        text = self.text(text_tokens, mask, train=train, capture=from_text, **perturb["text"])
         return self._compare(image, text, image.pooled)
 
     def _captures(self, capture: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -232,6 +235,14 @@ class TwoTowers(nn.Module):
             )
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)  # zero has a gradient too
+
+
+def by_part(perturb: Mapping[str, Any] | None, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The keyword argument `perturb` of each part that has one. Raises ConfigError for a part that there is not."""
+    perturb = perturb or {}
+    if unknown := [name for name in perturb if name not in parts]:
+        raise config.ConfigError(f"perturb: nothing is called {unknown[0]!r}; {config.suggest(unknown[0], parts)}")
+    return {name: {"perturb": perturb[name]} if name in perturb else {} for name in parts}
 
 
 @MODELS.register("two_towers")

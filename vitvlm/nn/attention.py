@@ -116,6 +116,9 @@ class Attention(nn.Module):
     def _check(self, call: Call, cache: Cache | ContextCache | None) -> None:
         if self.windows is not None and (call.mask is not None or call.bias is not None or cache is not None):
             raise ValueError("attention in windows takes no mask, bias or cache: windows have their own mask")
+        placed = {"positional": self.positional, "causal": self.causal, "local": self.local, "windows": self.windows}
+        if self.cross and (given := [name for name, value in placed.items() if value]):
+            raise ConfigError(f"attention.{given[0]}: a context has no places in the sequence; leave it out with cross")
         if self.cross and call.context is None and (cache is None or cache.key is None):
             raise ConfigError("cross-attention: the call has no context, and none is cached; give Call(context=...)")
         if unknown := set(self.biases) - set(PROJECTIONS):

@@ -41,7 +41,8 @@ class Cache(Protocol):
 class KVCache:
     """Cache of a layer that keeps every token: token i of the sequence is key i.
 
-    Appending beyond its room is an error that cannot be seen when compiled: check the length before.
+    Appending beyond its room cannot raise when compiled: the keys and values that do not fit are NaN, and so is all
+    that is computed from them.
     """
 
     key: Any
@@ -61,8 +62,11 @@ class KVCache:
         if key.shape[2] > self.key.shape[2]:
             raise ValueError(f"{key.shape[2]} tokens, but the cache has room for {self.key.shape[2]}: make it larger")
 
+        fits = self.length + key.shape[2] <= self.key.shape[2]
+
         def put(kept: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(kept, new.astype(kept.dtype), (0, 0, self.length, 0))
+            new = jnp.where(fits, new, jnp.nan).astype(kept.dtype)
+            return jax.lax.dynamic_update_slice(kept, new, (0, 0, self.length, 0))
 
         return self.replace(key=put(self.key, key), value=put(self.value, value), length=self.length + key.shape[2])
 
