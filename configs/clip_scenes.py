@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0)
     config.schedule = dict(name="cosine", peak=1e-3, warmup="10%")
-    choices = dict(ops=image + tokenize + f", 'choices', most={KINDS})")
+    choices = dict(ops=image + tokenize + f", 'choices', max_texts={KINDS})")
     config.evals = dict(
         compositionality=dict(type="compositionality", data=choices, every="25%"),
         retrieval=dict(type="retrieval"),

@@ -38,13 +38,13 @@ def test_shards_that_are_deleted_in_mid_run_stop_the_job_which_names_them(tmp_pa
         with pytest.raises(TooManyUnreadable) as error:
             take(batches, 30)
     said = str(error.value)
-    assert "more than bad_share=0.01: 0000" in said
+    assert "more than max_unreadable_fraction=0.01: 0000" in said
     assert ".tar: No such file or directory: all its 20 examples are lost" in said
 
 
 def test_a_shard_that_was_read_before_counts_as_many_as_it_held(tmp_path):
     folder = shards.folder(tmp_path / "set", [30, 7, 12])
-    with train_batches(opened(folder), OPS, 1, seed=0, bad_share=0.9, shuffle_buffer=1) as batches:
+    with train_batches(opened(folder), OPS, 1, seed=0, max_unreadable_fraction=0.9, shuffle_buffer=1) as batches:
         take(batches, 49)
         assert batches.bad.count == 0 and batches.bad.seen == 49
         (folder / "00001.tar").unlink()
@@ -63,15 +63,15 @@ def test_a_shard_that_was_read_before_counts_as_many_as_it_held(tmp_path):
 def test_an_index_says_what_a_shard_that_was_cut_before_the_job_should_hold(tmp_path, index):
     folder = shards.folder(tmp_path / "set", [6, 9])
     cut(folder / "00001.tar", 0.4)
-    plain = eval_batches(opened(folder), OPS, 5, bad_share=1)
+    plain = eval_batches(opened(folder), OPS, 5, max_unreadable_fraction=1)
     list(plain)
     assert plain.bad.count == 1, "without an index nobody can know"
     for name, content in index.items():
         (folder / name).write_text(json.dumps(content))
-    told = eval_batches(opened(folder), OPS, 5, bad_share=1)
+    told = eval_batches(opened(folder), OPS, 5, max_unreadable_fraction=1)
     whole = sum(batch["example_mask"].sum() for batch in told)
     assert (told.bad.seen, whole + told.bad.count) == (15, 15) and told.bad.count > 4
-    with train_batches(opened(folder), OPS, 1, seed=0, bad_share=0.9, shuffle_buffer=1) as batches:
+    with train_batches(opened(folder), OPS, 1, seed=0, max_unreadable_fraction=0.9, shuffle_buffer=1) as batches:
         take(batches, 30)
         assert batches.bad.epochs[0] == (15, told.bad.count)
 
@@ -80,7 +80,7 @@ def test_a_shard_that_is_gone_before_its_first_reading_counts_by_its_size(tmp_pa
     folder = shards.folder(tmp_path / "set", [30, 120])
     source = opened(folder)
     (folder / "00001.tar").unlink()
-    evaluated = eval_batches(source, OPS, 8, bad_share=1)
+    evaluated = eval_batches(source, OPS, 8, max_unreadable_fraction=1)
     assert sum(batch["example_mask"].sum() for batch in evaluated) == 30
     assert abs(evaluated.bad.count - 120) <= 12 and evaluated.bad.seen == 30 + evaluated.bad.count
     assert evaluated.bad.names == {"00001.tar/byte 0": "No such file or directory"}
@@ -93,13 +93,13 @@ def test_going_on_with_lost_shards_changes_nothing(tmp_path, taken):
     source = opened(folder)
     (folder / "00001.tar").unlink()
     cut(folder / "00000.tar")
-    with train_batches(source, OPS, 3, seed=4, bad_share=0.9, shuffle_buffer=6) as undisturbed:
+    with train_batches(source, OPS, 3, seed=4, max_unreadable_fraction=0.9, shuffle_buffer=6) as undisturbed:
         wanted = take(undisturbed, 20)
         end = undisturbed.get_state()
-    with train_batches(source, OPS, 3, seed=4, bad_share=0.9, shuffle_buffer=6) as batches:
+    with train_batches(source, OPS, 3, seed=4, max_unreadable_fraction=0.9, shuffle_buffer=6) as batches:
         first = take(batches, taken)
         state = batches.get_state()
-    with train_batches(source, OPS, 3, seed=4, bad_share=0.9, shuffle_buffer=6) as batches:
+    with train_batches(source, OPS, 3, seed=4, max_unreadable_fraction=0.9, shuffle_buffer=6) as batches:
         batches.set_state(state)
         for one, other in zip(first + take(batches, 20 - taken), wanted, strict=True):
             np.testing.assert_array_equal(one["index"], other["index"])
@@ -132,6 +132,6 @@ def test_a_shard_that_is_lost_under_other_classes_is_counted_too(tmp_path):
     source = relabelled.renamed(opened(tmp_path), {"cat": "tiger"})
     assert source.label_names == ("tiger", "dog")
     (tmp_path / "1.tar").unlink()
-    with train_batches(source, OPS, 4, seed=0, bad_share=0.9, shuffle_buffer=4) as batches:
+    with train_batches(source, OPS, 4, seed=0, max_unreadable_fraction=0.9, shuffle_buffer=4) as batches:
         take(batches, 8)
     assert batches.bad.names == {"1.tar": "No such file or directory: all its 20 examples are lost (by its size)"}

@@ -353,7 +353,7 @@ def test_a_damaged_record_has_no_label_and_stops_no_check(monkeypatch):
     assert source.ids[3] == "emoji-test-3" and list(source.ids[4:]) == list(whole.ids[4:])
     image = "decode(3)|resize(8)|normalize('half')|"
     check_texts(source, operations.parse(image + "tokenize('emoji', 8, 'keywords', most=99)"), "")
-    (batch,) = eval_batches(source, image + "tokenize('emoji', 8, 'name')", 8, bad_share=1)
+    (batch,) = eval_batches(source, image + "tokenize('emoji', 8, 'name')", 8, max_unreadable_fraction=1)
     assert batch["example_mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
 
 

@@ -100,7 +100,7 @@ def test_what_has_no_label_or_another_is_counted_and_named(tmp_path):
     folder = write(tmp_path, ["dog", None, "cat", "yak", 7, 1], cls)
     source = opened(folder, label_names=("cat", "dog"))
     assert source.labels.tolist() == [1, -1, 0, -1, -1, 1]
-    passed = eval_batches(source, OPS, 6, bad_share=0.6)
+    passed = eval_batches(source, OPS, 6, max_unreadable_fraction=0.6)
     (batch,) = passed
     assert batch["example_mask"].tolist() == [1, 0, 1, 0, 0, 1] and batch["label"].tolist() == [1, 0, 0, 0, 0, 1]
     assert passed.bad.names == {
@@ -109,7 +109,7 @@ def test_what_has_no_label_or_another_is_counted_and_named(tmp_path):
         "1.tar/4": "label '7' is none of the 2 classes; there is: cat, dog",
     }
     with (
-        train_batches(source, OPS, 6, seed=0, bad_share=0.1, bad_after=6) as batches,
+        train_batches(source, OPS, 6, seed=0, max_unreadable_fraction=0.1, bad_after=6) as batches,
         pytest.raises(TooManyUnreadable, match="3 of 6 images"),
     ):
         next(batches)

@@ -199,7 +199,7 @@ def test_what_is_wrong_is_counted_and_named_and_the_rest_goes_on(tmp_path):
         "1.tar/i": "i.png is cut off by the end of the archive",
     }
     ops = OPS.replace("|keep('caption')", "")
-    with train_batches(source, ops, 3, seed=0, bad_share=0.7, shuffle_buffer=3) as batches:
+    with train_batches(source, ops, 3, seed=0, max_unreadable_fraction=0.7, shuffle_buffer=3) as batches:
         seen = take(batches, 3)
         assert batches.bad.seen == 9 and batches.bad.count == 6
         assert sum(batch["example_mask"].sum() for batch in seen) == 3
@@ -210,14 +210,14 @@ def test_what_is_wrong_is_counted_and_named_and_the_rest_goes_on(tmp_path):
         batches.set_state(state)
         assert batches.bad.count == 6
         assert_equal(take(batches, 2), ahead)
-    evaluated = eval_batches(source, ops, 4, bad_share=0.7)
+    evaluated = eval_batches(source, ops, 4, max_unreadable_fraction=0.7)
     assert sum(batch["example_mask"].sum() for batch in evaluated) == 3 and evaluated.bad.names.keys() == reasons.keys()
 
 
 def test_above_the_share_one_error_names_the_first(tmp_path):
     with (
-        train_batches(damaged(tmp_path), OPS, 3, seed=0, bad_share=0.5, bad_after=9) as batches,
-        pytest.raises(TooManyUnreadable, match=r"of 9 images .* bad_share=0.5: \d.tar/\w: .*and 1 more"),
+        train_batches(damaged(tmp_path), OPS, 3, seed=0, max_unreadable_fraction=0.5, bad_after=9) as batches,
+        pytest.raises(TooManyUnreadable, match=r"of 9 images .* max_unreadable_fraction=0.5: \d.tar/\w: .*and 1 more"),
     ):
         take(batches, 3)
 
@@ -225,7 +225,7 @@ def test_above_the_share_one_error_names_the_first(tmp_path):
 def test_a_shard_that_is_gone_is_counted(tmp_path):
     source = opened(shards.folder(tmp_path / "set", [2, 2]))
     (tmp_path / "set" / "00001.tar").unlink()
-    with train_batches(source, OPS, 3, seed=0, bad_share=0.6, bad_after=3) as batches:
+    with train_batches(source, OPS, 3, seed=0, max_unreadable_fraction=0.6, bad_after=3) as batches:
         take(batches, 2)
     assert batches.bad.names == {"00001.tar": "No such file or directory: all its 2 examples are lost (by its size)"}
     assert batches.bad.count % 2 == 0 and batches.bad.seen == 6 + batches.bad.count // 2

@@ -93,7 +93,7 @@ def config(folder: Path) -> dict:
     return {
         "model": {**model, "num_classes": "data"},
         "task": {"name": "classify"},
-        "data": {"source": f"folder:{folder}", "bad_share": 0.2, "train": {"split": "train", "ops": ops},
+        "data": {"source": f"folder:{folder}", "max_unreadable_fraction": 0.2, "train": {"split": "train", "ops": ops},
                  "eval": {"split": "test", "ops": ops}},
         "total": "2 epochs", "batch_size": 8,
         "optimizer": {"name": "sgd"}, "schedule": {"name": "constant", "peak": 0.1},

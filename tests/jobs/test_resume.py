@@ -56,7 +56,7 @@ def get_config():
         task=dict(name="contrast"),
         model=dict(name="two_towers", image=dict(name="vit", patch_size=8, image_size=16, **sizes),
                    text=dict(name="text", vocab_size=2000, length=8, eot_id=2, **sizes), embed_dim=16),
-        data=dict(source="webdataset:{images}/*.tar", workers=2, shuffle_buffer=7, bad_share=0.3,
+        data=dict(source="webdataset:{images}/*.tar", workers=2, shuffle_buffer=7, max_unreadable_fraction=0.3,
                   train=dict(split="all", ops=operations),
                   eval=dict(split="all", ops="decode|resize(16)|normalize|tokenize('emoji', 8)")),
         optimizer=dict(name="adamw"),

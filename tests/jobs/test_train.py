@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 def a_config(name: str, images, argument: str = ""):
     config = golden.load(f"configs/{name}.py", f"debug,source=folder:{images}{argument}")
-    config.data.bad_share = 0.2
+    config.data.max_unreadable_fraction = 0.2
     config.data.train.split, config.data.eval.split = "train", "test"
     return config
 
@@ -118,22 +118,22 @@ def test_another_config_in_the_same_workdir_is_an_error_that_names_the_field(cla
 
 
 def test_a_workdir_is_claimed_with_its_first_step(images, tmp_path):
-    """The error advises another bad_share: a job of no step must not stand in its way, nor in that of any other."""
+    """The error advises another max_unreadable_fraction: a job of no step must not stand in its way, nor any other."""
     broken = tmp_path / "images"
     shutil.copytree(images, broken)
     for file in sorted((broken / "cross").iterdir())[:8]:
         file.write_bytes(file.read_bytes()[:200])
     config = a_config("vit", broken)
-    config.data.bad_share, config.evals, config.checkpoint.best = 0.0, {}, None
-    with pytest.raises(DataError, match="raise bad_share"):
+    config.data.max_unreadable_fraction, config.evals, config.checkpoint.best = 0.0, {}, None
+    with pytest.raises(DataError, match="raise max_unreadable_fraction"):
         train.train(config, tmp_path / "workdir")
     assert not (tmp_path / "workdir" / "config.json").exists()
-    config.data.bad_share, config.seed = 1.0, 7
+    config.data.max_unreadable_fraction, config.seed = 1.0, 7
     train.train(config, tmp_path / "workdir")
     assert read_config(tmp_path / "workdir")["seed"] == 7
-    config.data.bad_share = 0.9
+    config.data.max_unreadable_fraction = 0.9
     train.train(config, tmp_path / "workdir")
-    assert read_config(tmp_path / "workdir")["data"]["bad_share"] == 0.9
+    assert read_config(tmp_path / "workdir")["data"]["max_unreadable_fraction"] == 0.9
 
 
 @pytest.mark.parametrize("best", ["tset/top1", "top1"])

@@ -11,6 +11,9 @@ from typing import Any
 
 FIELDS: dict[str, str] = {
     "side_by_side": "unroll",
+    "data.bad_share": "max_unreadable_fraction",
+    "data.texts.name": "field",
+    "data.texts.most": "max_texts",
     "model.**.representation": "representation_size",
     "init_from.**.fields.representation": "representation_size",
     "task.distillation.teacher_fields.representation": "representation_size",
@@ -21,7 +24,10 @@ FIELDS: dict[str, str] = {
 }
 """Old dotted path of a field: the new name of its last part. `*` stands for one name, `**` for any number of them."""
 
-ARGUMENTS: dict[tuple[str, str], str] = {}
+ARGUMENTS: dict[tuple[str, str], str] = {
+    ("tokenize", "most"): "max_texts",
+    ("tokenize", "name"): "field",
+}
 """(operation, old keyword): the new keyword, in the strings of operations ("decode|tokenize('emoji', 8)")."""
 
 _OPERATIONS = "ops"  # the fields that hold such strings

@@ -233,7 +233,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     workers: int = 0,
-    bad_share: float = 0.01,
+    max_unreadable_fraction: float = 0.01,
     bad_after: int = 1000,
     shuffle_buffer: int = 1000,
     data: Mapping[str, Identity] | None = None,
@@ -255,7 +255,7 @@ def train_batches(
       seed: of the shuffling and of the operations.
       workers: processes that make batches ahead; with 0, a thread of this process does. A small data set
         (loader.KEPT_BYTES) is decoded once and kept in memory.
-      bad_share: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
+      max_unreadable_fraction: more unreadable images than this share of those seen stop the job (TooManyUnreadable).
       bad_after: least number of images to take the share of (one epoch, if that is shorter).
       shuffle_buffer: examples that each reader of a streamed source holds, encoded, and draws from.
       balance: 1 draws each class equally often, 0 each example once an epoch; see `balance.Balance`. A streamed source
@@ -275,10 +275,10 @@ def train_batches(
         if shuffle_buffer < 1:
             raise ConfigError(f"shuffle_buffer={shuffle_buffer} must be 1 (no shuffling within shards) or more")
         stream = StreamPlan(loader, batch_size, shuffle_buffer, workers, process_index, process_count)
-        return TrainBatches(stream, workers, Unreadable(bad_share, bad_after), *known)
+        return TrainBatches(stream, workers, Unreadable(max_unreadable_fraction, bad_after), *known)
     drawn = Balance(source, balance, seed) if balance else None
     plan = TrainPlan(loader, batch_size, process_index, process_count, drawn)
-    return TrainBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))), *known)
+    return TrainBatches(plan, workers, Unreadable(max_unreadable_fraction, min(bad_after, len(source))), *known)
 
 
 def eval_batches(
@@ -287,7 +287,7 @@ def eval_batches(
     batch_size: int,
     seed: int = 0,
     workers: int = 0,
-    bad_share: float = 0.01,
+    max_unreadable_fraction: float = 0.01,
     bad_after: int = 1000,
     process_index: int = 0,
     process_count: int = 1,
@@ -299,7 +299,7 @@ def eval_batches(
     _check(source, batch_size, seed, workers, process_index, process_count)
     loader = make_loader(source, parse(operations), seed, bad_after)
     plan = EvalPlan(loader, batch_size, process_index, process_count)
-    return EvalBatches(plan, workers, Unreadable(bad_share, min(bad_after, len(source))))
+    return EvalBatches(plan, workers, Unreadable(max_unreadable_fraction, min(bad_after, len(source))))
 
 
 def zero_batch(source: Source, operations: str, batch_size: int) -> Batch:

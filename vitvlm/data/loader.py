@@ -154,7 +154,7 @@ class Loader:
         if value.shape != array.shape[1:]:
             raise DataError(
                 f"{example['id']}: the operations give an {name} of {value.shape}, and {array.shape[1:]} for the first "
-                f"example; {_remedy(name, self.pipeline)}"
+                f"example; {_remedy(name, value, self.pipeline)}"
             )
         array[row] = value
 
@@ -220,8 +220,8 @@ def _as_numbers(example: Example, name: str) -> np.ndarray:
     return np.stack(value) if shapes else np.asarray(value)
 
 
-def _remedy(name: str, pipeline: Pipeline) -> str:
-    if name in pipeline.images and not tracing.several(name):
+def _remedy(name: str, value: np.ndarray, pipeline: Pipeline) -> str:
+    if name in pipeline.images and not tracing.several(value):
         return "add resize or a crop"
     return f"add pad({name!r}, SIZE) for as many rows in each"
 

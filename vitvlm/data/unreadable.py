@@ -90,8 +90,8 @@ class Unreadable:
     def _too_many(self, met: Iterable[str]) -> str:
         """The end of an error's line; it names what was just met first."""
         return (
-            f"cannot be read, more than bad_share={self.share:g}: {self._shown(met)}; "
-            "repair or remove them, or raise bad_share"
+            f"cannot be read, more than max_unreadable_fraction={self.share:g}: {self._shown(met)}; "
+            "repair or remove them, or raise max_unreadable_fraction"
         )
 
     def _shown(self, first: Iterable[str] = ()) -> str:

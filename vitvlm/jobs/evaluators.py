@@ -233,7 +233,7 @@ def _pass(
         split.ops,
         batch_size or job.job.batch_size,
         workers=job.data.workers,
-        bad_share=job.data.bad_share,
+        max_unreadable_fraction=job.data.max_unreadable_fraction,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

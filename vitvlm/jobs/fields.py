@@ -52,7 +52,7 @@ class Data:
       balance: of the training: 1 draws each class equally often, 0 each image once an epoch; in between, a class of
         n_c images is drawn in proportion to n_c^(1 - balance). See `data.balance`.
       workers: processes that read and decode; 0 does it in the training's own process.
-      bad_share: share of unreadable images above which the job stops.
+      max_unreadable_fraction: share of unreadable images above which the job stops.
       shuffle_buffer: examples that each reader of a streamed source (webdataset) holds, encoded, and draws from.
     """
 
@@ -60,7 +60,7 @@ class Data:
     train: Section
     eval: Section
     workers: int = 0
-    bad_share: float = 0.01
+    max_unreadable_fraction: float = 0.01
     shuffle_buffer: int = 1000
     balance: float = 0.0
     label: str | None = None

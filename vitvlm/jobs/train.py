@@ -271,7 +271,7 @@ def open_batches(job: Setup, **data: Any) -> TrainBatches:
         job.job.batch_size,
         job.job.seed,
         workers=job.data.workers,
-        bad_share=job.data.bad_share,
+        max_unreadable_fraction=job.data.max_unreadable_fraction,
         shuffle_buffer=job.data.shuffle_buffer,
         balance=job.data.balance,
         process_index=jax.process_index(),

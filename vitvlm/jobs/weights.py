@@ -31,7 +31,7 @@ NO_TRAINING = {
 }
 _LOG = logging.getLogger(__name__)
 RECORD = "weights.json"
-TEXTS = ("name", "most", "separator", "surplus")  # arguments of `tokenize`
+TEXTS = ("field", "max_texts", "separator", "surplus")  # arguments of `tokenize`
 
 
 def evaluate_weights(
@@ -50,9 +50,9 @@ def evaluate_weights(
       names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
         by default.
       config: `data` and perhaps `evals`, `batch_size` and `mesh`. Operations that `data.train` or `data.eval` leave
-        out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `name` of the field,
-        how many it holds at `most`, what becomes of a `surplus`, and, if it holds several in a string, the `separator`
-        between them.
+        out are the weights' own preprocessing and tokenizer; `data.texts` says which texts: the `field`, how many it
+        holds at the most (`max_texts`), what becomes of a `surplus`, and, if it holds several in a string, the
+        `separator` between them.
       force: break the lock of another evaluation in this folder.
       fields: what the weights' own files do not say, such as heads, or which of several models (subtree).
 

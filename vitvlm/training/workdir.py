@@ -16,7 +16,7 @@ from vitvlm.training.records import DamagedError, Record, line
 CONFIG = "config.json"
 _LOG = logging.getLogger(__name__)
 
-CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/bad_share")
+CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_unreadable_fraction")
 """Fields that may differ when a training goes on: they do not touch what is computed."""
 
 WITH_CHANGED_DATA = ("data/class_names(/.*)?",)

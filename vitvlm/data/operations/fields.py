@@ -65,7 +65,8 @@ def transform(example: dict[str, Any], field: str = "image") -> dict[str, Any]:
     origins = example.get(tracing.ORIGINS, {}).get(field)
     if tracing.several(value):
         found = origins or [tracing.origin_of(image) for image in value]
-        matrix, size = np.stack([each.transform for each in found]), np.stack([each.size for each in found])
+        matrix = np.array([each.transform for each in found]).reshape(-1, 3, 3)
+        size = np.array([each.size for each in found]).reshape(-1, 2)
     else:
         found = origins or tracing.origin_of(value)
         matrix, size = found.transform, np.array(found.size)

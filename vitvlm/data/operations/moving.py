@@ -4,6 +4,7 @@ A box, point or mask is never dropped here: it is clipped to the image, and NAME
 of it is still seen: of a box's area, of a mask's pixels, and 1 or 0 for a point. `drop_hidden` leaves out the rest.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from vitvlm.core.transforms import moved
 from vitvlm.data.kinds import Field
-from vitvlm.data.operations.steps import Step, Steps
+from vitvlm.data.operations.steps import Affine, Resize, Step, Steps, Window
 
 
 def visible(name: str) -> str:
@@ -98,20 +99,27 @@ def _order(field: Field, count: int) -> list[int]:
 def _masks(
     masks: Bool[np.ndarray, "n H W"], step: Step, field: Field
 ) -> tuple[Bool[np.ndarray, "n H2 W2"], Float[np.ndarray, " n"]]:
-    """The nearest pixel of each; what lies outside is False. What is seen is counted before, in the input's pixels."""
-    height, width = step.size
-    y, x = np.mgrid[:height, :width] + 0.5
-    column, row = np.floor(moved(np.stack([x, y], axis=-1), step.transform)).astype(int).transpose(2, 0, 1)
-    H, W = masks.shape[1:] if masks.ndim == 3 else (0, 0)
-    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    new = np.zeros((len(masks), height, width), masks.dtype)
-    new[:, inside] = masks[:, row[inside], column[inside]]
+    """Moves masks by the nearest pixel; what lies outside is False. What is seen is counted in the pixels before."""
+    masks = masks.astype(bool).reshape(len(masks), *masks.shape[1:] if masks.ndim == 3 else (0, 0))
+    new = np.zeros((len(masks), *step.size), bool)
+    for row, mask in enumerate(masks):
+        new[row] = _nearest(mask, step)
+    (H, W), (height, width) = masks.shape[1:], step.size
     y, x = np.mgrid[:H, :W] + 0.5
     ahead = moved(np.stack([x, y], axis=-1), np.linalg.inv(step.transform))
     stays = ((ahead >= 0) & (ahead <= (width, height))).all(axis=-1)
-    count = masks.sum(axis=(1, 2)) if masks.ndim == 3 else np.zeros(len(masks))
-    kept = (masks & stays).sum(axis=(1, 2)) if masks.ndim == 3 else np.zeros(len(masks))
+    count, kept = masks.sum(axis=(1, 2)), (masks & stays).sum(axis=(1, 2))
     return new, np.divide(kept, count, out=np.zeros(len(masks)), where=count > 0)
+
+
+def _nearest(mask: Bool[np.ndarray, "H W"], step: Step) -> Bool[np.ndarray, "H2 W2"]:
+    if isinstance(step, Resize):
+        step = dataclasses.replace(step, method="nearest")
+    elif isinstance(step, Window):
+        step = dataclasses.replace(step, fill=0)
+    elif isinstance(step, Affine):
+        step = step.of_masks()
+    return step(mask[..., None].astype(np.uint8))[..., 0] > 0
 
 
 _MOVES = {"boxes": _boxes, "points": _points, "masks": _masks}

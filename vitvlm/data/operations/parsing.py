@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vitvlm.core import renames
 from vitvlm.core.config import ConfigError
 from vitvlm.core.registry import Registry
 from vitvlm.data.errors import DataError, UnreadableImage
@@ -205,7 +206,6 @@ def example_operation(
     writes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
     makes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
     declares: Callable[[Fields, Arguments], Fields] | None = None,
-    formerly: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `function(example, arguments…, [*, rng]) -> example`.
 
@@ -216,12 +216,10 @@ def example_operation(
       writes: from the arguments, the fields that it makes for batches.
       makes: from the arguments, the fields that it makes for other operations.
       declares: from the kinds of fields before it and the arguments, the kinds of the fields that it makes.
-      formerly: earlier names of arguments, which mean the same.
     """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         function.reads, function.writes, function.makes, function.declares = reads, writes, makes, declares
-        function.formerly = formerly or {}
         return _register(name, random, function, on_image=False)
 
     return add
@@ -300,7 +298,7 @@ def _operation(node: ast.expr, text: str) -> Operation:
         raise ConfigError(f"operations {text!r}: {ast.unparse(node)!r} is neither a name nor a call of one")
     function = OPERATIONS.get(name)
     parameters = _parameters(function)
-    named = {getattr(function, "formerly", {}).get(key, key): value for key, value in named.items()}
+    named = {renames.ARGUMENTS.get((name, key), key): value for key, value in named.items()}
     try:
         bound = inspect.Signature(list(parameters.values())).bind(*positional, **named)
     except TypeError as error:

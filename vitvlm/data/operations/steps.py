@@ -8,6 +8,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 from jaxtyping import Shaped
+from PIL import Image
 
 from vitvlm.core import transforms
 from vitvlm.core.transforms import Transform
@@ -134,6 +135,16 @@ class Affine:
 
     def __call__(self, image: Pixels) -> Pixels:
         return self.function(image)
+
+    def of_masks(self) -> "Affine":
+        """Returns the same move by the nearest pixel, with 0 outside, and without a change of colours."""
+        if self.transform is transforms.IDENTITY:
+            return Affine(self.size, lambda image: image)
+        matrix = tuple(self.transform[:2].ravel().tolist())
+        size = self.size[::-1]
+        return Affine(
+            self.size, lambda image: from_pillow(to_pillow(image).transform(size, Image.Transform.AFFINE, matrix))
+        )
 
 
 Steps = Sequence[Step]

@@ -48,7 +48,6 @@ def pick_text(
     "tokenize",
     reads=lambda given: {given["field"]: "text"},
     writes=lambda given: (f"{given['to']}_tokens", f"{given['to']}_mask"),
-    formerly={"name": "field", "most": "max_texts"},
 )
 def tokenize(
     example: dict[str, Any],

@@ -57,7 +57,9 @@ def open(
                                      see `layouts`;
         "jsonl:PATH"                 a JSON object per line with "image", a path from the file's folder, "caption" (one
                                      or a list), and perhaps "label" and "split"; rows of one image are one example;
-        "csv:PATH"                   the same with columns named by the first line;
+                                     or, without "image", "text" and other texts, and perhaps "images" or "video", a
+                                     list of paths: each row is an example, see `records.RecordSource`;
+        "csv:PATH"                   the same, of images, with columns named by the first line;
         "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
         "mix:3*emoji+1*jsonl:PATH"   several sources by weight, each in this split, slice and labels_fraction;
                                      see `mixture.MixedSource`;

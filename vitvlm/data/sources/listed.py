@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data import splits, stat_data
+from vitvlm.core.config import ConfigError
+from vitvlm.data import stat_data
 from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.names import readable
-from vitvlm.data.sources import rows
+from vitvlm.data.sources import rows, table
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
-from vitvlm.data.sources.labels import USUAL, Classes, Labelling, same_kind
+from vitvlm.data.sources.labels import USUAL, Labelling
+from vitvlm.data.sources.records import RecordSource
 from vitvlm.data.sources.rows import COLUMNS
 from vitvlm.data.survey import is_image
 
-TEST_SHARE = 0.1  # of a list that says nothing of splits
 UNLISTED = "images beside them that the list does not name"
-NAMES = ("train", "test", "all")
 SEVERAL_NAMES = "files that are listed by several paths or links, each of which is one image"
 
 
@@ -57,38 +56,14 @@ class ListedSource(Source):
         rows = list(rows)
         self._others = _other_names(root, dict.fromkeys(row["image"] for row in rows))
         merged = _merged(rows, self._others, where)
-        if not merged:
-            raise DataError(f"{where}: lists no image")
-        for column in ("label", "split"):
-            without = [name for name, row in merged.items() if row.get(column) in (None, "")]
-            if without and len(without) < len(merged):
-                raise DataError(f"{where}: {without[0]!r} has no {column}, and others have: give it to all, or to none")
-        told = (
-            [str(row["split"]).strip() for row in merged.values()]
-            if next(iter(merged.values())).get("split") not in (None, "")
-            else None
-        )
-        self._names = _in_split(list(merged), told, split, where)
+        found = table.read(merged, split, where, labelling, "image")
+        self.multi_label, self.label_names, self._labels = found.multi_label, found.label_names, found.labels
+        self._names = list(found.names)
         self._root, self._where = root, where
         self._rows = [merged[name] for name in self._names]
         self._ids = [readable(name) for name in self._names]
         self._listed = list(merged)
         self._fields = list(dict.fromkeys(name for row in merged.values() for name in row if name not in COLUMNS))
-        labels = {name: row["label"] for name, row in merged.items() if row.get("label") is not None}
-        if labelling.field and not labels:
-            columns = dict.fromkeys(name for row in merged.values() for name in row if name != "label")
-            raise DataError(
-                f"{where}: no image has a label in {labelling.field!r}; {suggest(labelling.field, columns)}"
-            )
-        self.multi_label = same_kind(labels.items(), where)
-        names = labelling.names()
-        # Where rows say their split, a class that only other splits have is none of this one.
-        own = labels.values() if told is None else [labels[name] for name in self._names if name in labels]
-        classes = Classes(names) if names else Classes.found(own)
-        if labels and not classes.names:
-            raise DataError(f"{where}: every list of labels is empty")
-        self.label_names = classes.names if labels else ()
-        self._labels = [classes.label(labels[name], f"{where}: {name!r}") if labels else 0 for name in self._names]
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
@@ -136,9 +111,11 @@ class ListedSource(Source):
 
 
 def open_jsonl(path: str, split: str, labelling: Labelling = USUAL) -> Source:
-    """A JSON object per line; empty lines are passed over."""
+    """A JSON object per line; empty lines are passed over. Rows without "image" are examples of their own."""
     file = _file(path, "jsonl")
-    return ListedSource(rows.json_rows(file, labelling), file.parent, split, f"jsonl:{path}", labelling)
+    found = list(rows.json_rows(file, labelling))
+    kind = ListedSource if not found or "image" in found[0] else RecordSource
+    return kind(found, file.parent, split, f"jsonl:{path}", labelling)
 
 
 def open_csv(path: str, split: str, labelling: Labelling = USUAL) -> Source:
@@ -270,19 +247,3 @@ def _inode(entry: os.DirEntry[str]) -> int | None:
 def _is_in(there: Mapping[str, Collection[str]], name: str) -> bool:
     directory, base = os.path.split(name)
     return base in there[directory]
-
-
-def _in_split(names: list[str], told: list[str] | None, split: str, where: str) -> list[str]:
-    known = NAMES if told is None else (*sorted(set(told)), "all")
-    spelled: dict[str, str] = {}
-    for name in known:
-        if (other := spelled.setdefault(name.casefold(), name)) != name:
-            raise DataError(f"{where}: the split column holds {other!r} and {name!r}: write the same for both")
-    split = spelled.get(split.casefold(), split)
-    if split not in known:
-        raise ConfigError(f"{where}: no split {split!r}; {suggest(split, known)}")
-    if split == "all":
-        return names
-    if told is None:
-        told = [splits.by_shares(name, {"test": TEST_SHARE}) for name in names]
-    return [name for name, each in zip(names, told, strict=True) if each == split]

@@ -11,12 +11,14 @@ from vitvlm.data.names import is_text
 from vitvlm.data.sources.labels import Labelling, written
 
 COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
+RECORD = ("text", "images", "video")  # one of which a row without an image has
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # NaN: no value
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 
 
 def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
-    """The object of each line; empty lines are passed over."""
+    """The object of each line; empty lines are passed over. All rows have "image", or none has."""
+    alone: bool | None = None
     for number, line in _lines(file):
         if not line.strip():
             continue
@@ -25,6 +27,11 @@ def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
             row = _JSON.decode(line)
         except ValueError as error:
             raise DataError(f"{where}: is not JSON: {error}") from None
+        if alone is None:
+            alone = isinstance(row, dict) and "image" not in row and bool(set(row) & set(RECORD))
+        if alone and isinstance(row, dict):
+            yield _with_label(_record(row, where, labelling.field), labelling, where)
+            continue
         yield _with_label(_checked(row, where, labelling.field), labelling, where)
 
 
@@ -118,21 +125,40 @@ def _checked(row: Any, where: str, own: str | None = None) -> dict[str, Any]:
     """The row, once it is sure that it is one; `own` is the column of the labels where another name was given."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: is {type(row).__name__}, not an object with 'image' and 'caption'")
-    special = [column for column in COLUMNS if column != "label" or own is None]
-    for column in row.keys() - COLUMNS:
-        meant = column.strip().casefold()
-        if meant in special and meant not in row and column != own:
-            raise DataError(f"{where}: the column {column!r} would not be read as {meant!r}: rename it to {meant!r}")
+    _check_columns(row, where, own)
     if not isinstance(row.get("image"), str) or not row["image"]:
         raise DataError(f"{where}: has no 'image', the path of one; it has {', '.join(row)}")
     caption = row.get("caption")
     if not (caption is None or isinstance(caption, str) or _is_texts(caption)):
         raise DataError(f"{where}: 'caption' is neither a text nor a list of texts: {caption!r:.60}")
+    return row
+
+
+def _check_columns(row: dict[str, Any], where: str, own: str | None) -> None:
+    """Raises DataError for columns that would not be read as they are meant, and for text that is none."""
+    special = [column for column in COLUMNS if column != "label" or own is None]
+    for column in row.keys() - COLUMNS:
+        meant = column.strip().casefold()
+        if meant in special and meant not in row and column != own:
+            raise DataError(f"{where}: the column {column!r} would not be read as {meant!r}: rename it to {meant!r}")
     for column, value in row.items():
         if column != "image" and any(not is_text(text) for text in (value if isinstance(value, list) else [value])):
             raise DataError(f"{where}: {column!r} holds half of a character (a lone surrogate): {value!r:.60}")
     if isinstance(row.get("split"), (list, dict)):
         raise DataError(f"{where}: 'split' is neither a name nor a number: {row['split']!r:.60}")
+
+
+def _record(row: dict[str, Any], where: str, own: str | None) -> dict[str, Any]:
+    """A row without "image", once it is sure that it can be an example; see `records.RecordSource`."""
+    if "image" in row:
+        raise DataError(f"{where}: has an 'image', and the first row has none: write 'images': ['PATH'] in all rows")
+    if not set(row) & set(RECORD):
+        raise DataError(f"{where}: has none of {', '.join(map(repr, RECORD))}; it has {', '.join(row)}")
+    for column in ("images", "video"):
+        paths = row.get(column, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+            raise DataError(f"{where}: {column!r} is not a list of paths: {paths!r:.60}")
+    _check_columns(row, where, own)
     return row
 
 
