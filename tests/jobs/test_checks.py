@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import TooManyUnreadable
-from vitvlm.jobs import evaluators, train
+from vitvlm.jobs import evaluations, train
 from vitvlm.jobs.setup import setup
 from vitvlm.training import sharding
 
@@ -112,7 +112,7 @@ def test_what_fits_is_built(images):
         "mae": {"type": "linear_probe_mae"},
         "test": {"type": "classification"},
     }
-    assert len(evaluators.build(setup(a_config(images, sections)), sections)) == 6
+    assert len(evaluations.build(setup(a_config(images, sections)), sections)) == 6
 
 
 def test_kept_strings_stay_on_the_host(images):

@@ -15,7 +15,7 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluators
+from vitvlm.jobs import evaluations
 from vitvlm.jobs.classes import Head, find
 from vitvlm.jobs.setup import setup
 from vitvlm.tasks import Classify, Encode
@@ -63,7 +63,7 @@ def scored(config, predict, tmp_path):
     model = dict(config["model"])
     task = None if model["num_classes"] else Encode(models.build(model.pop("name"), **model))
     job = setup(config, task is None, task)
-    built = evaluators.build(job, job.job.evals)
+    built = evaluations.build(job, job.job.evals)
     return {each.name: each.evaluator.run(predict, {}, tmp_path / each.name) for each in built}
 
 
@@ -214,7 +214,7 @@ def weights_on(names, data, predict, tmp_path, class_names=None, count=None, **f
     count = count or len(names)
     task = Classify(models.build(**{**CLASSIFIER, "num_classes": count}))
     job = setup(config, False, task, Head(names, count, "the weights' classes", published=True))
-    (built,) = evaluators.build(job, job.job.evals)
+    (built,) = evaluations.build(job, job.job.evals)
     return built.evaluator.run(predict, {}, tmp_path / "out")
 
 

@@ -12,7 +12,7 @@ from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.data import operations
 from vitvlm.data.sources import prepared
-from vitvlm.jobs import evaluators, fields, train
+from vitvlm.jobs import evaluations, fields, train
 from vitvlm.jobs.setup import build_task, setup
 from vitvlm.nn.roles import roles_of
 from vitvlm.tasks import Task
@@ -85,7 +85,7 @@ def fashion_mnist(tmp_path, monkeypatch):
 def test_takes_one_real_step_at_debug_size(path):
     config = golden.load(path, "debug")
     job = setup(config)
-    assert evaluators.build(job, job.job.evals)
+    assert evaluations.build(job, job.job.evals)
     state = train.first_state(job)
     before = jax.device_get(state.params)
     with train.open_batches(job) as batches:

@@ -12,7 +12,7 @@ from tests.data import shards
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluators, train
+from vitvlm.jobs import evaluations, train
 from vitvlm.jobs.setup import setup
 from vitvlm.training.resume import Start
 
@@ -75,11 +75,11 @@ def test_several_labels_are_refused_before_the_first_step_where_one_is_meant(tmp
     for kind in ("classification", "knn", "linear_probe_logistic"):
         job = setup(several | {"evals": {"test": {"type": kind}}})
         with pytest.raises(ConfigError, match=f"{kind} takes one label per image, .*set its type to 'multi_label'"):
-            evaluators.build(job, job.job.evals)
+            evaluations.build(job, job.job.evals)
     (tmp_path / "one").mkdir()
     job = setup(a_config(listed(tmp_path / "one", ["red", "blue"] * 3), "multi_label"))
     with pytest.raises(ConfigError, match=r"takes lists of labels, and .* has one per image"):
-        evaluators.build(job, job.job.evals)
+        evaluations.build(job, job.job.evals)
 
 
 def test_weights_and_balance_are_said_in_the_log(tmp_path):
@@ -117,7 +117,7 @@ def test_where_labels_are_is_a_field_of_the_data(tmp_path):
         setup(config)
     config["data"] |= {"label": None, "eval": {"split": "train", "ops": OPS, "source": "emoji"}}
     with pytest.raises(DataError, match="is one of"):  # the labelling is that of the list, and emoji are no colours
-        evaluators.build(setup(config), config["evals"])
+        evaluations.build(setup(config), config["evals"])
 
 
 def test_several_labels_in_csv_need_a_separator_that_is_asked_for(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, mixing
 from vitvlm.tasks import Classify
@@ -19,7 +20,7 @@ WEIGHTS = (0.5, 3.0, 1.0, 0.0)
 RNG = jax.random.key(1)
 
 
-class Linear(nn.Module):
+class Linear(nn.Module, ModelFacts):
     """Logits from the pixels."""
 
     num_classes: int = S

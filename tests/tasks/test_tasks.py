@@ -8,6 +8,7 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.tasks import TASKS, Classify, Encode, Reconstruct
 
@@ -114,7 +115,7 @@ def test_training_masks_differ_by_key(reconstruct):
     assert len(losses) == 4
 
 
-class Normalised(nn.Module):
+class Normalised(nn.Module, ModelFacts):
     """An encoder with batch statistics, as ResNets have."""
 
     num_classes: int = 4

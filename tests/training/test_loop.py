@@ -126,7 +126,7 @@ def run(recorder, start=None, *, total_steps, every=0, at_start=False, at_end=Tr
         progress=Bar(),
         speed=Speed(1),
         interrupts=recorder,
-        evaluations=(*more, loop.Evaluation("val", recorder.evaluate, every=every, at_start=at_start, at_end=at_end)),
+        evaluations=(*more, loop.Scheduled("val", recorder.evaluate, every=every, at_start=at_start, at_end=at_end)),
         checkpoints=recorder,
         **options,
     )
@@ -189,7 +189,7 @@ def test_the_state_is_on_disk_before_an_evaluation_can_fail():
 def test_each_evaluation_is_noted_as_it_ends():
     """Of two, the second fails: a rerun repeats that one only."""
     broken = Broken(fails_at=(3,))
-    fine = loop.Evaluation("fine", lambda state, step: {"score": 1.0})
+    fine = loop.Scheduled("fine", lambda state, step: {"score": 1.0})
     with pytest.raises(RuntimeError):
         run(broken, total_steps=3, more=(fine,))
     assert broken.saved[3][0]["evaluated"] == ["fine"] and broken.saved[3][1] == {"fine/score": 1.0}

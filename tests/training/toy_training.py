@@ -125,7 +125,7 @@ def train(folder: pathlib.Path, total_steps: int, batches: Batches) -> TrainStat
             progress=progress,
             speed=Speed(BATCH),
             interrupts=interrupts,
-            evaluations=(loop.Evaluation("val", validate, every=3, at_start=True),),
+            evaluations=(loop.Scheduled("val", validate, every=3, at_start=True),),
             checkpoints=checkpoints,
             save_every=4,
         )

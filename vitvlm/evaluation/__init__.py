@@ -75,14 +75,12 @@ def check(evaluator: Evaluator, facts: Facts, where: str) -> None:
 
     Raises ConfigError that names the field (`where` is the section), its value, the data's figure and the way out.
     """
-    for field in ("features", "output"):
-        name = getattr(evaluator, field, features.PIXELS)
+    for field, name in evaluator.predictions.items():
         if name not in (features.PIXELS, *facts.predictions):
             near = suggest(name, (features.PIXELS, *facts.predictions))
             raise ConfigError(f"{where}.{field}: this task predicts nothing named {name!r}; {near}")
     try:
-        if hasattr(evaluator, "check"):
-            evaluator.check(facts)
+        evaluator.check(facts)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
 
@@ -98,12 +96,12 @@ def takes(type: str) -> tuple[str, ...]:
 
 def labelled(type: str) -> bool:
     """Tells whether the evaluator of that name scores answers against labels."""
-    return getattr(EVALUATORS.get(type), "labelled", False)
+    return EVALUATORS.get(type).labelled
 
 
 def lists_of_labels(type: str) -> bool:
     """Tells whether the evaluator of that name needs a list of labels per image instead of a single one."""
-    return getattr(EVALUATORS.get(type), "multi_label", False)
+    return EVALUATORS.get(type).multi_label
 
 
 def build(type: str, fields: Mapping[str, Any], where: str | None = None, **given: Any) -> Evaluator:

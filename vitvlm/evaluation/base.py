@@ -1,9 +1,10 @@
 """Base of all evaluators: their result, their inputs, and one exact pass over a data set."""
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -63,22 +64,38 @@ class Facts:
     predictions: tuple[str, ...] = ()
 
 
-class Evaluator(Protocol):
-    """Scores a model; files (per-example results, pictures) go to `folder`.
+class Evaluator(abc.ABC):
+    """Turns a model's predictions into metrics; files (per-example results, pictures) go to `folder`.
 
-    An evaluator whose figures are about labels has the class attribute `labelled = True`: it is given a source of two
-    classes or more; with one label per image, unless it has the class attribute `multi_label = True` too.
+    An evaluator is pure: with a name, data and a schedule it is an evaluation (`jobs.evaluations`). Evaluators are
+    frozen dataclasses, and override of the defaults here what differs for them.
 
-    One whose fields depend on the data has `check(facts)` too: it raises ConfigError, whose message begins with the
-    field, for errors that `run` could only raise once the model is trained.
+    Attributes:
+      labelled: whether its figures are about labels: it is then given a source of two classes or more.
+      multi_label: whether it takes a list of labels per image instead of a single one.
     """
 
+    labelled: ClassVar[bool] = False
+    multi_label: ClassVar[bool] = False
+
     @property
+    @abc.abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that `run` may give, without the bounds of intervals; known before anything is run."""
-        ...
 
+    @abc.abstractmethod
     def run(self, predict: Predict, variables: Variables, folder: pathlib.Path) -> Result: ...
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        """The prediction functions that its fields choose, by the field's name; checked against those of the task."""
+        return {}
+
+    def check(self, facts: Facts) -> None:  # noqa: B027 - by default there is nothing to check
+        """Compares its fields with its data before anything is trained.
+
+        Raises ConfigError, whose message begins with the field, for errors that `run` could only raise afterwards.
+        """
 
 
 def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray]]) -> Arrays:

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from vitvlm.evaluation import answers, base, bootstrap, page
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(base.Evaluator):
     """Scores the logits of a prediction function.
 
     Metrics: top1 with its bootstrap interval (top1_low, top1_high), top5 where there are more than 5 classes, the mean
@@ -46,6 +46,10 @@ class Classification:
     @property
     def metrics(self) -> tuple[str, ...]:
         return (*score_names(len(self._choice(len(self.label_names))[0])), "loss")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"output": self.output}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.labelled(base.per_example(predict, self.output, variables, self.batches))

@@ -13,7 +13,7 @@ from vitvlm.evaluation.retrieval import check_texts, with_texts
 
 
 @dataclasses.dataclass(frozen=True)
-class Compositionality:
+class Compositionality(base.Evaluator):
     """The share of images that are more similar to their caption than to a hard negative of it.
 
     Batches hold text [B, 1 + K, L] and text_mask: the right caption, then one negative of each kind; an empty row is

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class FeatureSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class Features(base.Evaluator):
     """Saves `features.npz`: features `[n, D]` float32, index `[n]`, and id `[n]`; of labelled data also label `[n]`, a
     place in class_names `[S]`, or, of several labels an image, labels `[n, S]`.
     """
@@ -75,6 +75,10 @@ class Features:
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("n", "width", "mean_norm")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"features": self.features}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = FeatureSource(self.features).collect(predict, variables, self.batches)

@@ -14,7 +14,7 @@ TEMPERATURE = 2.0  # t of the uniformity; Wang and Isola's
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingGeometry:
+class EmbeddingGeometry(base.Evaluator):
     """Figures of embeddings of length 1, over the whole set.
 
     Metrics:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ _BLOCK_SIMILARITIES = 2**24  # 64 MB of float32
 
 
 @dataclasses.dataclass(frozen=True)
-class NearestNeighbours:
+class NearestNeighbours(base.Evaluator):
     """L2-normalised features; each of the k nearest training examples votes exp(similarity / temperature).
 
     Metrics: top1_k20, top1_k20_low, top1_k20_high … for each k, and n. No best k is named: choosing it here would fit
@@ -72,6 +72,10 @@ class NearestNeighbours:
     @property
     def metrics(self) -> tuple[str, ...]:
         return (*(f"top1_k{k}" for k in self.ks or KS), "n")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"features": self.features}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ _AT_ONCE = 2**22  # counts of examples in resamples held at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(base.Evaluator):
     """Scores the logits of a prediction function where an example has any number of classes, or none.
 
     Metrics: mAP, the mean of the classes' average precision (scikit-learn's average_precision_score; only classes that
@@ -40,6 +40,10 @@ class MultiLabel:
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("mAP", "micro_f1", "macro_f1", "loss", "n", "classes")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"output": self.output}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         whole = base.per_example(predict, self.output, variables, self.batches)

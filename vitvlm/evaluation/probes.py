@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from vitvlm.evaluation.knn import normalise
 
 
 @dataclasses.dataclass(frozen=True)
-class MaeProbe:
+class MaeProbe(base.Evaluator):
     """BatchNorm without affine (eps 1e-6) + Linear, LARS, no weight decay, warm-up, half-cycle cosine; features cached.
 
     The learning rate is base_learning_rate * batch_size / 256. A batch is at most the whole training set. LARS moves
@@ -56,6 +56,10 @@ class MaeProbe:
     @property
     def metrics(self) -> tuple[str, ...]:
         return (*classification.score_names(len(self.label_names)), "loss", "train_top1")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"features": self.features}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)
@@ -96,7 +100,7 @@ class MaeProbe:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogisticProbe:
+class LogisticProbe(base.Evaluator):
     """L2-regularised logistic regression (L-BFGS) on features of length 1, standardised on the training set.
 
     C is the best of `sweep` on `validation_fraction` of the training examples (from the smallest up, until two in a row
@@ -131,6 +135,10 @@ class LogisticProbe:
     @property
     def metrics(self) -> tuple[str, ...]:
         return (*classification.score_names(len(self.label_names)), "train_top1", "C")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"features": self.features}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         source = FeatureSource(self.features, self.weights, self.seed, self.random_variables)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,7 +15,7 @@ _Sample = dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(base.Evaluator):
     """Scores the prediction function `reconstruct`: loss [B], mask [B, N] (1 = hidden), reconstruction [B, N, P*P*C].
 
     The task draws each example's mask from the example's index alone, so the figure does not depend on the batch size
@@ -33,6 +34,10 @@ class Reconstruction:
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("loss", "masked_share", "n")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"output": self.output}
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         sample: _Sample = {}

@@ -16,7 +16,7 @@ Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
+class Retrieval(base.Evaluator):
     """Recall at k of cosine similarity: the right answer is among the k best of all.
 
     An image is a hit if ANY of its texts is among the k best texts; a text has one right image (the protocol of

@@ -32,7 +32,7 @@ TEMPLATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot:
+class ZeroShot(base.Evaluator):
     """Zero-shot classification: the class whose embedding is nearest to the image's.
 
     A class's embedding is the mean of those of its sentences, each normalised, normalised again.

@@ -15,7 +15,7 @@ from rich.text import Text
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
-from vitvlm.jobs import data_files, evaluators, fields
+from vitvlm.jobs import data_files, evaluations, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
 from vitvlm.pretrained import CHECKPOINTS
@@ -128,7 +128,7 @@ def _run(
     held: lock.Lock | None,
     note: str,
 ) -> list[Row]:
-    evals = evaluators.build(job, _sections(job, names), note)
+    evals = evaluations.build(job, _sections(job, names), note)
     predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
     accounts = {each.name: each.source.files for each in evals}

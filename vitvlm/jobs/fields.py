@@ -154,7 +154,7 @@ class Job:
       mesh: devices per axis; -1 takes the rest. An axis that is not named has one device, and `data` the rest.
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
-      evals: evaluators by name; see `jobs.evaluators`.
+      evals: evaluations by name; see `jobs.evaluations`.
       classes: names of the head's classes in their order; by default those of the training data, which it may also have
         more than. Written to the workdir, so that they stay.
     """

@@ -99,7 +99,7 @@ def _with_our_classes(
     The log says what is not plain in that. Raises DataError for classes that the source's head does not know.
     """
     source = flatten(_merge(loaded.variables))
-    count = getattr(loaded.model, "num_classes", 0)
+    count = loaded.model.num_classes
     if job.head is None or not count:
         return unflatten(source)
     paths = partial.source_paths(flatten(target), wanted.rules, f"{where}.rules")

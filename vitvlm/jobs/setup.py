@@ -156,7 +156,7 @@ def setup(
         plain = {**plain, "data": {**plain["data"], "class_names": train_split.class_names}}
         check_renames(train_split, source, open_split(eval_split))
     if task is None:
-        if training and getattr(TASKS.get(take_name(job.task, "config.task")[0]), "labelled", False):
+        if training and TASKS.get(take_name(job.task, "config.task")[0]).labelled:
             sources.check_classes(source, f"config.task: {job.task['name']}")
         names = source.label_names if job.classes is None else tuple(job.classes)
         if job.model.get("num_classes") == "data":
@@ -164,7 +164,7 @@ def setup(
                 sources.check_classes(source, "config.model.num_classes: 'data'")
             job = dataclasses.replace(job, model={**job.model, "num_classes": len(names)})
         task = build_task(job, names, training, mesh, source)
-        if count := getattr(task.model, "num_classes", 0):
+        if count := task.model.num_classes:
             if training:
                 sources.check_classes(source, "config.model.num_classes")
             check_classes(count, names, source)

@@ -52,7 +52,7 @@ def build(
 
 def _classes(section: fields.Section, loaded: pretrained.Pretrained, names: Sequence[str]) -> tuple[int, ...] | None:
     """Finds the student's classes among the teacher's; None if they are the same in the same order."""
-    if not (count := getattr(loaded.model, "num_classes", 0)):
+    if not (count := loaded.model.num_classes):
         return None  # the task says that it needs a classifier
     renames = classes.renames(section.get("class_names"), names, f"{WHERE}.class_names")
     remedy = f"say which is which by {WHERE}.class_names={{class: class of the teacher}} (or a JSON file of that)"

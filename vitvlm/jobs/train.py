@@ -15,7 +15,7 @@ from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TRAINING, TrainBatches, changed, train_batches
 from vitvlm.data.identity import Identity
-from vitvlm.jobs import class_weights, curves, data_files, evaluators, init_from
+from vitvlm.jobs import class_weights, curves, data_files, evaluations, init_from
 from vitvlm.jobs.evaluate import results_folder
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, restore_target, setup
@@ -53,7 +53,7 @@ def train(
     Interrupted after SIGTERM or SIGINT, with everything saved.
     """
     job = setup(going_on(config, folder))
-    evals = evaluators.build(job, job.job.evals)
+    evals = evaluations.build(job, job.job.evals)
     best = best_checkpoint(job, evals)
     changeable = workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
     save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
@@ -157,7 +157,7 @@ def compiled_step(job: Setup) -> Any:
 
 def _gradients(job: Setup) -> Gradients:
     """Chooses how gradients are computed: by GradCache for micro-batches of a task that compares a batch's examples."""
-    pairwise = getattr(job.task, "pairwise", None)
+    pairwise = job.task.pairwise
     if pairwise and job.job.accumulate > 1:
         if job.job.unroll:
             raise ConfigError("config.unroll: a loss over all pairs of a batch takes its micro-batches in turn")
@@ -167,7 +167,7 @@ def _gradients(job: Setup) -> Gradients:
         [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
         accumulate=job.job.accumulate,
         unroll=job.job.unroll,
-        **({"whole_batch": job.task.whole_batch} if hasattr(job.task, "whole_batch") else {}),
+        whole_batch=job.task.whole_batch,
     )
 
 
@@ -206,7 +206,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     training = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
     trains = "" if training == parameters else f" of which {training:,} train"
     mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
-    weights = getattr(job.task, "class_weights", None)
+    weights = job.task.class_weights
     alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(job.job.classes or ())[:5])
     doubt = f"; classes that may be one: {alike} (make them one by config.data.class_names)" if alike else ""
     weighted = f"; {class_weights.describe(weights, job.job.classes)}" if weights else ""
@@ -223,7 +223,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     )
 
 
-def best_checkpoint(job: Setup, evals: Sequence[evaluators.NamedEvaluator]) -> Best | None:
+def best_checkpoint(job: Setup, evals: Sequence[evaluations.Evaluation]) -> Best | None:
     """Returns the rule for the best checkpoint. Raises ConfigError for a metric that none gives."""
     metric = job.checkpoint.best
     if not metric:
@@ -281,16 +281,16 @@ def open_batches(job: Setup, **data: Any) -> TrainBatches:
 
 
 def _evaluations(
-    job: Setup, evals: tuple[evaluators.NamedEvaluator, ...], folder: epath.Path
-) -> tuple[loop.Evaluation, ...]:
+    job: Setup, evals: tuple[evaluations.Evaluation, ...], folder: epath.Path
+) -> tuple[loop.Scheduled, ...]:
     predict = Predictor(job.task, job.mesh)
     ema = job.job.ema_decay is not None
 
-    def run(each: evaluators.NamedEvaluator, state: TrainState, step: int) -> Mapping[str, float]:
+    def run(each: evaluations.Evaluation, state: TrainState, step: int) -> Mapping[str, float]:
         return each.run(predict, state.variables(ema=ema), results_folder(folder, step) / each.name).metrics
 
     return tuple(
-        loop.Evaluation(
+        loop.Scheduled(
             each.name,
             functools.partial(run, each),
             every=job.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax import linen as nn
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
@@ -16,9 +15,7 @@ from vitvlm.data.operations import text
 from vitvlm.jobs import evaluate
 from vitvlm.jobs.classes import Head
 from vitvlm.jobs.setup import setup
-from vitvlm.models.mae import MAE
-from vitvlm.models.two_towers import TwoTowers
-from vitvlm.tasks import Classify, Contrast, Encode, Reconstruct, Task
+from vitvlm.tasks import task_for
 from vitvlm.training import sharding
 from vitvlm.training.workdir import WorkdirError
 
@@ -69,9 +66,9 @@ def evaluate_weights(
     if "data" not in wanted:
         raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
     data = _with_preprocessing(wanted["data"], loaded)
-    count = getattr(loaded.model, "num_classes", 0)
+    count = loaded.model.num_classes
     head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
-    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=_task(loaded.model), head=head)
+    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=task_for(loaded.model), head=head)
     folder = _claim(epath.Path(folder), str(weights), fields or {})
     note = evaluate.prepared(data["eval"]["ops"], loaded.preprocessing, "the weights' own") if not loaded.texts else ""
     try:
@@ -97,14 +94,6 @@ def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) 
             )
         filled[name] = {"ops": preprocessing, **section}
     return filled
-
-
-def _task(model: nn.Module) -> Task:
-    if isinstance(model, MAE):
-        return Reconstruct(model)
-    if isinstance(model, TwoTowers):
-        return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
-    return Classify(model) if getattr(model, "num_classes", 0) else Encode(model)
 
 
 def _claim(folder: epath.Path, weights: str, fields: Mapping[str, Any]) -> epath.Path:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
@@ -28,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 POOLS = ("cls", "first", "mean")
 
 
-class Bert(Transformer, kw_only=True):
+class Bert(Transformer, ModelFacts, kw_only=True):
     """Embeddings of tokens, positions and segments, a norm, post-norm blocks, and one pooled vector.
 
     Fields, besides those of `nn.transformer.Transformer`:

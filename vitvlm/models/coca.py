@@ -112,6 +112,8 @@ class CoCa(TwoTowers):
       pad_id: tokens of this id are padding where no mask says what is; None: all are real then.
     """
 
+    has_decoder: ClassVar[bool] = True
+
     pooling: str = "joint"
     queries: int = 256
     pool_heads: int = 8

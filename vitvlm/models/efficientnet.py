@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
@@ -105,7 +106,7 @@ class InvertedBottleneck(nn.Module):
         return x + y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(nn.Module, ModelFacts):
     """A stem, stages of inverted bottlenecks, a last 1x1 convolution, one pooled vector and, for S > 0, a linear head.
 
     Fields:

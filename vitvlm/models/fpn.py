@@ -8,14 +8,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
-from vitvlm.nn.calls import CAPTURES
 from vitvlm.nn.pyramids import FeaturePyramid
 from vitvlm.nn.roles import Roles, under
 
 
-class FPN(nn.Module):
+class FPN(nn.Module, ModelFacts):
     """Image encoder with a feature pyramid: levels of one width, each informed by the coarser ones.
 
     Fields:
@@ -46,6 +46,10 @@ class FPN(nn.Module):
         return encoded.replace(pyramid=pyramid(encoded.pyramid))
 
     @property
+    def image_encoder(self) -> nn.Module:
+        return self.backbone.image_encoder
+
+    @property
     def roles(self) -> Roles:
         return (*under("backbone/", self.backbone.roles), *under("pyramid/", FeaturePyramid.roles))
 
@@ -59,7 +63,7 @@ class FPN(nn.Module):
 
     @property
     def captures(self) -> tuple[str, ...]:
-        return getattr(self.backbone, "captures", CAPTURES)
+        return self.backbone.captures
 
     @property
     def num_classes(self) -> int:

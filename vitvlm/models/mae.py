@@ -9,13 +9,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput, MAEOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.models.vit import ViT, variant_fields
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.masking import make_masking
+from vitvlm.nn.masking import count_kept, make_masking
 from vitvlm.nn.patches import Pair, as_pair, patch_grid, patchify, take_tokens
 from vitvlm.nn.positions import PositionTable
 from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
@@ -87,7 +88,7 @@ class Decoder(Transformer, kw_only=True):
         return Dense(values, name="prediction", **self.dtypes)(x), stacked
 
 
-class MAE(nn.Module):
+class MAE(nn.Module, ModelFacts):
     """A ViT encodes the visible patches, a small decoder predicts the pixels of the masked ones.
 
     Fields:
@@ -129,6 +130,18 @@ class MAE(nn.Module):
             cls_token=vit.has_cls,
             position_antialias=vit.position_antialias,
         )
+
+    @property
+    def image_encoder(self) -> ViT:
+        return self.vit
+
+    @property
+    def normalizes_targets(self) -> bool:
+        return self.norm_pix
+
+    def tokens_in_training(self, grid: Pair) -> int:
+        """Counts the patches that masking leaves visible."""
+        return count_kept(self.masking, grid, self.mask_ratio)
 
     def __call__(
         self,

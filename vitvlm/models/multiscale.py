@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
 from vitvlm.nn.blocks import Block
@@ -20,7 +21,7 @@ from vitvlm.nn.roles import NORM, STACK, Roles, under
 from vitvlm.nn.transformer import BlockFields
 
 
-class MultiScale(BlockFields, kw_only=True):
+class MultiScale(BlockFields, ModelFacts, kw_only=True):
     """The levels of a backbone's pyramid as one token sequence [B, N, D], pre-norm blocks, a final norm, the mean.
 
     A convolutional pyramid (ResNet, with or without FPN) and a hierarchical transformer (Swin) end in the same
@@ -71,6 +72,14 @@ class MultiScale(BlockFields, kw_only=True):
             hidden=stacked.hidden,
             attention=stacked.weights(),
         )
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.backbone.image_encoder
+
+    @property
+    def block_count(self) -> int:
+        return self.depth
 
     @property
     def roles(self) -> Roles:

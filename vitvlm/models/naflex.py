@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.models.vit import HEAD_INPUTS
@@ -24,7 +25,7 @@ POOLS = ("map", "gap")
 
 
 @MODELS.register("naflex")
-class NaFlex(Transformer, kw_only=True):
+class NaFlex(Transformer, ModelFacts, kw_only=True):
     """Patches of images of every shape, positions resampled for each, pre-norm blocks, a norm, one pooled vector.
 
     Each image has a grid of its own, of at most as many patches as the batch has room for; the rest of the row is
@@ -53,6 +54,14 @@ class NaFlex(Transformer, kw_only=True):
     head_input: str = "pooled"
     pool: str = "map"
     activation: str = "gelu_tanh"
+
+    @property
+    def patch(self) -> Pair:
+        return as_pair(self.patch_size)
+
+    @property
+    def block_count(self) -> int:
+        return self.depth
 
     @nn.compact
     def __call__(

@@ -36,11 +36,3 @@ def build_backbone(backbone: Mapping[str, Any], where: str = "model.backbone") -
         raise ConfigError(f"{where}.name: missing; there is: {', '.join(MODELS.names())}")
     fields = {name: value for name, value in backbone.items() if name != "name"}
     return MODELS.build(backbone["name"], fields, where)
-
-
-def image_encoder(model: nn.Module) -> nn.Module:
-    """The encoder that a model's images go into first: an autoencoder's, a tower's or a backbone's, or the model."""
-    for name in ("vit", "image", "backbone"):
-        if isinstance(inner := getattr(model, name, None), nn.Module):
-            return image_encoder(inner)
-    return model

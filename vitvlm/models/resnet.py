@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
@@ -76,7 +77,7 @@ class ResidualBlock(nn.Module):
         return activation(self.activation)(x + update)
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Module, ModelFacts):
     """A stem, stages of residual blocks, the mean over all positions and, for S > 0 classes, a linear head.
 
     Fields:

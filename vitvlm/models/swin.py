@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.nn.attention import PROJECTIONS, Attention
@@ -101,7 +102,7 @@ class Stage(nn.Module):
         return apply_blocks(pattern, tokens, call, drop_path=drop_path, perturb=perturb, **looped), grid
 
 
-class Swin(nn.Module):
+class Swin(nn.Module, ModelFacts):
     """Patches, a norm, stages of blocks with windowed attention, a final norm, the mean, and a linear head if S > 0.
 
     Fields:
@@ -217,6 +218,10 @@ class Swin(nn.Module):
             hidden=tuple(hidden) if "hidden" in capture else None,
             attention=tuple(attention) if "attention" in capture else None,
         )
+
+    @property
+    def patch(self) -> Pair:
+        return as_pair(self.patch_size)
 
     @property
     def table_grid(self) -> Pair:

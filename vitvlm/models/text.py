@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.nn.blocks import Block
@@ -21,7 +22,7 @@ POOLS = ("eot", "last", "cls")
 
 
 @MODELS.register("text")
-class TextTransformer(Transformer, kw_only=True):
+class TextTransformer(Transformer, ModelFacts, kw_only=True):
     """Token and position embeddings, pre-norm blocks, a final norm, and one pooled vector.
 
     Fields, besides those of `nn.transformer.Transformer`:

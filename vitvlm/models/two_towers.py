@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
 from vitvlm.models.vit import SIZES
@@ -102,7 +103,7 @@ class Projection(nn.Module):
         return dense(self.features, use_bias=self.kind == "affine", name="out")(pooled)
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(nn.Module, ModelFacts):
     """Both towers' pooled vectors, projected to E numbers and made of length 1; logits are their scaled products.
 
     Fields:
@@ -114,6 +115,8 @@ class TwoTowers(nn.Module):
         nothing bounds it here: CLIP's training clamps it at ln 100.
       bias_init: what is added to the logits at first (SigLIP), a parameter; None for no such.
     """
+
+    has_text_tower: ClassVar[bool] = True
 
     image: nn.Module
     text: nn.Module
@@ -164,12 +167,13 @@ class TwoTowers(nn.Module):
 
     def _captures(self, capture: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns what to capture of the image and of the text tower; the log names what only one of them has."""
-        had = {kind: getattr(getattr(self, kind), "captures", CAPTURES) for kind in ("image", "text")}
-        names = " and ".join(f"{kind} {type(getattr(self, kind)).__name__}" for kind in had)
+        towers = {"image": self.image, "text": self.text}
+        had = {kind: tower.captures for kind, tower in towers.items()}
+        names = " and ".join(f"{kind} {type(tower).__name__}" for kind, tower in towers.items())
         check_capture(capture, [name for name in CAPTURES if any(name in of for of in had.values())], names)
         for kind, of in had.items():
             if lacking := [name for name in capture if name not in of]:
-                tower = type(getattr(self, kind)).__name__
+                tower = type(towers[kind]).__name__
                 logging.warning("capture: the %s tower, %s, has no %s", kind, tower, ", ".join(lacking))
         return tuple(tuple(name for name in capture if name in of) for of in had.values())
 
@@ -202,6 +206,14 @@ class TwoTowers(nn.Module):
     ) -> Float[Array, "T E"]:
         """Embeddings of length 1, float32: `model.apply(variables, text_tokens, method=model.encode_text)`."""
         return self._embed_text(self.text(text_tokens, mask, train=train).pooled)
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.text
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.image.image_encoder
 
     @property
     def roles(self) -> Roles:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
+from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
 from vitvlm.nn.blocks import Block
@@ -35,7 +36,7 @@ POSITIONS = ("learned", "sincos", "none")
 HEAD_INPUTS = ("pooled", "mean")
 
 
-class ViT(Transformer, kw_only=True):
+class ViT(Transformer, ModelFacts, kw_only=True):
     """Patches, positions, pre-norm blocks, a final norm, one pooled vector and, for S > 0 classes, a linear head.
 
     Fields, besides those of `nn.transformer.Transformer`:
@@ -74,6 +75,8 @@ class ViT(Transformer, kw_only=True):
         *under("(representation|projection)/", Dense.roles),
         *under("(distillation_)?head/", Dense.roles, "head"),
     )
+
+    flexible_patches: ClassVar[bool] = True
 
     patch_size: int | Pair
     image_size: int | Pair = 224
@@ -154,6 +157,14 @@ class ViT(Transformer, kw_only=True):
             attention=stacked.weights(),
             **self._logits(pooled if self.head_input == "pooled" else tokens.mean(axis=1), prefix),
         )
+
+    @property
+    def patch(self) -> Pair:
+        return as_pair(self.patch_size)
+
+    @property
+    def block_count(self) -> int:
+        return self.depth
 
     @property
     def has_cls(self) -> bool:

@@ -105,7 +105,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
             "preprocessor": described,
             "left_out": left_out,
         },
-        class_names=class_names.read(source.get("id2label"), getattr(model, "num_classes", 0)),
+        class_names=class_names.read(source.get("id2label"), model.num_classes),
     )
 
 
@@ -222,7 +222,7 @@ def _described_images(loaded: Pretrained, config: Json) -> dict[str, Any] | None
 def _texts(family: Family, model: nn.Module, folder: Path) -> texts.Rules | None:
     if family.texts is None:
         return None
-    tower = getattr(model, "text", model)
+    tower = model.text_encoder
     return family.texts(folder, tower.length, tower.vocab_size)
 
 

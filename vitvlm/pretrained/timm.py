@@ -57,7 +57,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
             "config": source,
             "left_out": list(inside.left_out),
         },
-        class_names=class_names.read(_label_names(source), getattr(model, "num_classes", 0)),
+        class_names=class_names.read(_label_names(source), model.num_classes),
     )
 
 

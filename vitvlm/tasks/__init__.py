@@ -1,6 +1,12 @@
 """Tasks by name: a model, an objective, and what can be predicted. See base.py for the contract."""
 
+import functools
+
+from flax import linen as nn
+
 from vitvlm.core.registry import Registry
+from vitvlm.models.mae import MAE
+from vitvlm.models.two_towers import TwoTowers
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.coca import CoCa
@@ -14,4 +20,36 @@ TASKS.register("coca")(CoCa)
 TASKS.register("contrast")(Contrast)
 TASKS.register("reconstruct")(Reconstruct)
 
-__all__ = ["TASKS", "Batch", "Classify", "CoCa", "Contrast", "Encode", "PredictFn", "Reconstruct", "Task", "Variables"]
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Classify",
+    "CoCa",
+    "Contrast",
+    "Encode",
+    "PredictFn",
+    "Reconstruct",
+    "Task",
+    "Variables",
+    "task_for",
+]
+
+
+@functools.singledispatch
+def task_for(model: nn.Module) -> Task:
+    """Returns the task that says what a model alone can predict, such as one of published weights.
+
+    A kind of models registers its own: `@task_for.register(MAE)`. Any other is a classifier, or an encoder if it has no
+    head.
+    """
+    return Classify(model) if model.num_classes else Encode(model)
+
+
+@task_for.register(MAE)
+def _(model: MAE) -> Task:
+    return Reconstruct(model)
+
+
+@task_for.register(TwoTowers)
+def _(model: TwoTowers) -> Task:
+    return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")

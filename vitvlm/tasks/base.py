@@ -1,9 +1,11 @@
 """Task: the functions that train loop, evaluators and planner call. It owns nothing that training changes."""
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from vitvlm.nn.patches import Patches
@@ -12,6 +14,15 @@ Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "
 Batch = Mapping[str, Array]  # image [B,H,W,C], label [B], example_mask [B] (1 = real), index [B], ...
 PredictFn = Callable[[Variables, Batch], dict[str, Array]]
 LossFn = Callable[[Variables, Batch, PRNGKeyArray, bool], tuple[Array, dict[str, Array], dict[str, Any]]]
+
+
+NEEDS = {
+    "mesh": "the devices",
+    "axes": "the mesh's axes over which batches are split",
+    "distillation": "the teacher that the config's section of that name describes",
+    "class_weights": 'a weight per class, for which a config has "balanced" or {class: weight}',
+}
+"""Fields that tasks may declare in `needs`: a job makes them, from the config's field of that name if it has one."""
 
 
 class Pairwise(NamedTuple):
@@ -24,32 +35,60 @@ class Pairwise(NamedTuple):
     compare: Callable[[Any, Any, Batch], tuple[Array, dict[str, Array]]]
 
 
-class Task(Protocol):
-    """A model, an objective, and what can be predicted.
+class Task(abc.ABC):
+    """A model, an objective, and what can be predicted; the base of all tasks, which are frozen dataclasses.
+
+    A task says what `init`, `loss` and `predict_fns` are, and overrides of the rest what differs for it.
 
     Attributes:
-      losses: objectives of training: `loss`, or several such functions; each step draws one.
-      predict_fns: what evaluators call, by name.
-      constants: collections that `loss` reads in `variables` besides those of `init`, such as the weights of a
-        teacher. They go into the compiled step as arguments; nothing trains, averages or saves them.
-
-    A task that learns labels has the class attribute `labelled = True`. One whose loss is a weighted mean has
-    `whole_batch(batch) -> batch`, which adds what micro-batches must know of the whole batch
-    (`training.gradients.make_gradients`). One whose loss compares all examples of a batch has `pairwise` too, for
-    micro-batches.
+      model: see `models.facts.ModelFacts` for what may be asked of any.
+      labelled: whether it learns labels.
+      needs: fields of the constructor that a job fills in, of `NEEDS`; a config may at most describe them.
+      class_weights: weights of the classes in the loss of the labels, or None.
     """
 
-    losses: Sequence[LossFn]
-    predict_fns: Mapping[str, PredictFn]
-    constants: Mapping[str, Any]
+    labelled: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    class_weights: tuple[float, ...] | None = None
 
+    model: nn.Module
+
+    @abc.abstractmethod
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
-        """Fresh variables for batches of this shape."""
+        """Makes fresh variables for batches of this shape."""
 
+    @abc.abstractmethod
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Loss (a float32 scalar, the mean over real examples), scalar metrics, and the updated collections."""
+        """Returns the loss (a float32 scalar, the mean over real examples), scalar metrics, and updated collections."""
+
+    @property
+    @abc.abstractmethod
+    def predict_fns(self) -> Mapping[str, PredictFn]:
+        """The functions that evaluators call, by name."""
+
+    @property
+    def losses(self) -> Sequence[LossFn]:
+        """Objectives of training, of which each step draws one."""
+        return (self.loss,)
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        """Collections that `loss` reads in `variables` besides those of `init`, such as the weights of a teacher.
+
+        They go into the compiled step as arguments; nothing trains, averages or saves them.
+        """
+        return {}
+
+    @property
+    def pairwise(self) -> Pairwise | None:
+        """The loss in two parts, where it compares all examples of a batch; None where each example has its own."""
+        return None
+
+    def whole_batch(self, batch: Batch) -> Batch:
+        """Adds what micro-batches must know of the whole batch (`training.gradients.make_gradients`)."""
+        return batch
 
 
 def images_of(batch: Batch) -> Array | Patches:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, masked, mixing
-from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, images_of, split_rng
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Task, Variables, collections, images_of, split_rng
 from vitvlm.tasks.distillation import Distillation
 from vitvlm.tasks.features import feature_fns
 
@@ -21,7 +20,7 @@ TEACHER = "teacher"  # the collection of the teacher's variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """Cross-entropy over the encoder's logits, with the recipe's regularisation of the targets.
 
     With `distillation`, training adds what a teacher says of the same mixed and augmented images. A model with two
@@ -45,6 +44,7 @@ class Classify:
     """
 
     labelled: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("distillation", "class_weights")
 
     model: nn.Module
     label_smoothing: float = 0.0
@@ -58,9 +58,9 @@ class Classify:
     def __post_init__(self) -> None:
         if self.loss_kind not in ("softmax", "sigmoid"):
             raise ConfigError(f'task.loss_kind: {self.loss_kind!r} is neither "softmax" nor "sigmoid"')
-        if not getattr(self.model, "num_classes", 0):
+        if not self.model.num_classes:
             raise ConfigError("model.num_classes: task classify needs a head; set it to the number of classes")
-        if self.patch_sizes and "patch_size" not in inspect.signature(type(self.model).__call__).parameters:
+        if self.patch_sizes and not self.model.flexible_patches:
             raise ConfigError(f"task.patch_sizes: a {type(self.model).__name__} has one patch size only; leave it out")
         if self.distillation:
             known = self.distillation.teacher.num_classes

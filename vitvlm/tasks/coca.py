@@ -31,7 +31,7 @@ class CoCa(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not hasattr(self.model, "decode"):
+        if not self.model.has_decoder:
             raise ConfigError(f"task coca: a {type(self.model).__name__} has no decoder: take model coca")
 
     def _of_examples(self, output: CoCaOutput, batch: Batch) -> dict[str, Float[Array, "B ..."]]:

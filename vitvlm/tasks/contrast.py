@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput, TwoTowersOutput
 from vitvlm.objectives import chunked, contrastive
-from vitvlm.tasks.base import Batch, LossFn, Pairwise, PredictFn, Variables, collections, images_of, split_rng
+from vitvlm.tasks.base import Batch, Pairwise, PredictFn, Task, Variables, collections, images_of, split_rng
 from vitvlm.tasks.features import feature_fns
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrast:
+class Contrast(Task):
     """Pulls an image and its text together and pushes the others of the batch apart.
 
     Batches hold image [B, H, W, C], text_tokens and text_mask [B, L], and example_mask [B].
@@ -43,9 +43,10 @@ class Contrast:
     axes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "contrast"
+    needs: ClassVar[tuple[str, ...]] = ("mesh", "axes")
 
     def __post_init__(self) -> None:
-        if not hasattr(self.model, "encode_text"):
+        if not self.model.has_text_tower:
             raise ConfigError(
                 f"task {self.name}: a {type(self.model).__name__} has no text tower: take model two_towers"
             )
@@ -111,14 +112,6 @@ class Contrast:
         else:
             loss = losses.sigmoid(image, text, scale, bias, mask, **how)
         return loss, {**losses.accuracies(image, text, mask, **how), "scale": scale}
-
-    @property
-    def losses(self) -> tuple[LossFn, ...]:
-        return (self.loss,)
-
-    @property
-    def constants(self) -> Mapping[str, Any]:
-        return {}
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:

@@ -35,7 +35,7 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
-        return getattr(self.model, "num_classes", 0) if self.classes is None else len(self.classes)
+        return self.model.num_classes if self.classes is None else len(self.classes)
 
     def logits(self, variables: Variables, images: Float[Array, "B H W C"]) -> Float[Array, "B S"]:
         """Logits of the teacher for the student's images, at the student's resolution; no gradient reaches the teacher.

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
+from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import EncoderOutput
-from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, images_of
+from vitvlm.tasks.base import Batch, LossFn, PredictFn, Task, Variables, images_of
 from vitvlm.tasks.features import feature_fns
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode:
+class Encode(Task):
     """Task without an objective, to evaluate an encoder whose head, if any, is for other classes than the data's.
 
     Attributes:
@@ -30,9 +31,11 @@ class Encode:
         """None: there is no objective."""
         return ()
 
-    @property
-    def constants(self) -> Mapping[str, Any]:
-        return {}
+    def loss(
+        self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+    ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+        """Raises ConfigError: there is no objective."""
+        raise ConfigError("task encode: it has no objective, so it can be evaluated and not trained")
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:

@@ -24,9 +24,9 @@ def feature_fns(encode: Encode, encoder: nn.Module) -> dict[str, PredictFn]:
     token, where there is one, and the mean of the patch tokens.
     """
     after_blocks = {}
-    for i in range(getattr(encoder, "depth", 0)):
+    for i in range(encoder.block_count):
         after_blocks[f"block_{i}_mean"] = functools.partial(_mean_after_block, encode, i)
-        if getattr(encoder, "has_cls", False):
+        if encoder.has_cls:
             after_blocks[f"block_{i}_cls"] = functools.partial(_cls_after_block, encode, i)
 
     def features(variables: Variables, batch: Batch) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,16 +12,15 @@ from jaxtyping import Array, PRNGKeyArray
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.nn.patches import as_pair, patch_grid
 from vitvlm.objectives import masked
-from vitvlm.tasks.base import Batch, LossFn, PredictFn, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, split_rng
 from vitvlm.tasks.features import feature_fns
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Task):
     """The mean over real images of each image's mean squared error on its masked patches (MAE, section 3)."""
 
     model: nn.Module
-    constants: ClassVar[Mapping[str, Any]] = {}
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         return dict(self.model.init(split_rng(rng, "params", "mask"), batch["image"]))
@@ -37,10 +36,6 @@ class Reconstruct:
             mutable=collections(variables) if train else [],
         )
         return masked.mean(output.loss_per_example, batch["example_mask"]), {}, dict(updated)
-
-    @property
-    def losses(self) -> tuple[LossFn, ...]:
-        return (self.loss,)
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:

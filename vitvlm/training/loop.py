@@ -31,7 +31,7 @@ class NotFiniteError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Scheduled:
     """An evaluation and the steps at which it runs.
 
     Attributes:
@@ -67,7 +67,7 @@ def fit(
     progress: Progress,
     speed: Speed,
     interrupts: Interrupts,
-    evaluations: Sequence[Evaluation] = (),
+    evaluations: Sequence[Scheduled] = (),
     checkpoints: Checkpoints | None = None,
     save_every: int = 0,
     log_every: int = 1,
@@ -187,7 +187,7 @@ class _Report:
             self._writer.write(step, row)
         self._progress.step(step, row, self._speed.remaining(self._total_steps - step))
 
-    def evaluation(self, step: int, evaluation: Evaluation, state: TrainState) -> dict[str, Value]:
+    def evaluation(self, step: int, evaluation: Scheduled, state: TrainState) -> dict[str, Value]:
         self.flush()
         start = time.perf_counter()
         with self._speed.paused():

@@ -28,9 +28,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.jobs import train
 from vitvlm.jobs.launch import EXPECTED
 from vitvlm.jobs.setup import Setup, restore_target, setup
-from vitvlm.models.registry import image_encoder
-from vitvlm.nn.masking import count_kept
-from vitvlm.nn.patches import as_pair, patch_grid
+from vitvlm.nn.patches import patch_grid
 from vitvlm.training import writers
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted
 
@@ -148,13 +146,11 @@ def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
 
 def _tokens(job: Setup) -> dict[str, float]:
     model = job.task.model
-    encoder = image_encoder(model)
-    if not hasattr(encoder, "patch_size"):
+    encoder = model.image_encoder
+    if encoder.patch is None:
         return {}
-    image = job.example_batch["image"].shape[1:3]
-    h, w = grid = patch_grid(image, as_pair(encoder.patch_size))
-    seen = count_kept(model.masking, grid, model.mask_ratio) if hasattr(model, "mask_ratio") else h * w
-    return {"tokens": float(h * w), "encoder_tokens": float(seen + getattr(encoder, "prefix_count", 0))}
+    h, w = grid = patch_grid(job.example_batch["image"].shape[1:3], encoder.patch)
+    return {"tokens": float(h * w), "encoder_tokens": float(model.tokens_in_training(grid) + encoder.prefix_count)}
 
 
 def _step_bytes(job: Setup) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Evaluators from a config: each gets the data, the predictions and the facts of the job that it asks for."""
+"""Evaluations from a config. An evaluator turns predictions into metrics; with a name, data and a schedule it is one.
+
+Each evaluator is given the data, the predictions and the facts of the job that it asks for.
+"""
 
 import dataclasses
 import functools
@@ -21,15 +24,13 @@ from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.prediction import Predictor
 from vitvlm.jobs.setup import Setup, check_renames, open_split
-from vitvlm.models.registry import image_encoder
-from vitvlm.nn.patches import as_pair
 
 LEARN = classes.REMEDY % "data that it learns from"
 
 
 @dataclasses.dataclass(frozen=True)
-class Evals:
-    """One evaluator's section of the config; the fields that are not here are the evaluator's own.
+class Section:
+    """One evaluation's section of the config; the fields that are not here are the evaluator's own.
 
     Attributes:
       type: name of the evaluator.
@@ -52,11 +53,11 @@ class Evals:
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedEvaluator:
-    """An evaluator, its name in the config, when it is due, what it evaluates on, and the end of its protocol."""
+class Evaluation:
+    """An evaluator with its name in the config, its schedule, its data, and the end of its protocol."""
 
     name: str
-    when: Evals
+    when: Section
     evaluator: evaluation.Evaluator
     source: sources.Source
     note: str = ""
@@ -77,18 +78,19 @@ class NamedEvaluator:
         return result
 
 
-def build(job: Setup, sections: Mapping[str, fields.Section], note: str = "") -> tuple[NamedEvaluator, ...]:
-    """Every evaluator of a config's `evals`; the note ends the protocols of those whose images `data.eval.ops` makes.
+def build(job: Setup, sections: Mapping[str, fields.Section], note: str = "") -> tuple[Evaluation, ...]:
+    """Builds every evaluation of a config's `evals`.
 
+    The note ends the protocols of those whose images `data.eval.ops` makes.
     Raises ConfigError that names the field.
     """
     return tuple(_build(job, name, section, note) for name, section in sections.items())
 
 
-def _build(job: Setup, name: str, section: fields.Section, note: str) -> NamedEvaluator:
+def _build(job: Setup, name: str, section: fields.Section, note: str) -> Evaluation:
     where = f"config.evals.{name}"
-    ours = {field.name for field in dataclasses.fields(Evals)}
-    when = config_lib.call(Evals, {key: value for key, value in section.items() if key in ours}, where)
+    ours = {field.name for field in dataclasses.fields(Section)}
+    when = config_lib.call(Section, {key: value for key, value in section.items() if key in ours}, where)
     own = {key: value for key, value in section.items() if key not in ours}
 
     split = job.data.split({**job.data.eval, **when.data}, f"{where}.data")
@@ -120,7 +122,7 @@ def _build(job: Setup, name: str, section: fields.Section, note: str) -> NamedEv
         predictions=tuple(job.task.predict_fns),
     )
     evaluation.check(evaluator, facts, where)
-    return NamedEvaluator(name, when, evaluator, source, note if split.ops == job.data.eval.get("ops") else "")
+    return Evaluation(name, when, evaluator, source, note if split.ops == job.data.eval.get("ops") else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +205,11 @@ def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
     if statistics := colour.normalization(pipeline):
         facts["mean"], facts["std"] = map(tuple, statistics)
-    encoder = image_encoder(job.task.model)
-    if hasattr(encoder, "patch_size"):
-        facts["patch_size"] = as_pair(encoder.patch_size)
-    if hasattr(job.task.model, "norm_pix"):
-        facts["norm_pix"] = job.task.model.norm_pix
+    model = job.task.model
+    if (patch := model.image_encoder.patch) is not None:
+        facts["patch_size"] = patch
+    if model.normalizes_targets is not None:
+        facts["norm_pix"] = model.normalizes_targets
     return facts
 
 
