@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
+from vitvlm.core.config import ConfigError
 from vitvlm.nn.patches import Patches
 
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
@@ -92,7 +93,14 @@ class Task(abc.ABC):
 
 
 def images_of(batch: Batch) -> Array | Patches:
-    """Returns the input of an image encoder: pixels, or patches of images that differ in shape."""
+    """Returns the input of an image encoder: pixels, or patches of images that differ in shape.
+
+    Raises ConfigError for a batch without images.
+    """
+    if "image" not in batch:
+        raise ConfigError(
+            "config.data: this task needs images; add decode, a size and normalize to the operations of both splits"
+        )
     images = batch["image"]
     if "patch_mask" not in batch:
         return images
