@@ -118,3 +118,12 @@ def test_a_model_without_decoder_or_texts():
         TASKS.build("coca", {}, "config.task", model=vit)
     with pytest.raises(ConfigError, match="caption_weight"):
         TASKS.build("coca", {"captoin_weight": 1.0}, "config.task", model=a_coca())
+
+
+def test_a_step_holds_no_logits(task):
+    """Its texts have 7 tokens; [B, L, V] would be 8, 7 or 6, and the vocabulary."""
+    task, variables = task
+    program = whole(task).lower(variables["params"], {}, captioned(8), RNG).compile().as_text()
+    vocabulary = task.model.text.vocab_size
+    assert f"[8,6,{vocabulary}]" in program  # the chunk of the loss: one, at this size
+    assert f"[8,7,{vocabulary}]" not in program

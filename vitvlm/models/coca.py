@@ -83,7 +83,8 @@ class CaptionDecoder(Transformer, kw_only=True):
         train: bool = False,
         capture: Collection[str] = (),
         perturb: Mapping[str, Float[Array, "depth B K L _"]] | None = None,
-    ) -> tuple[Float[Array, "B L V"], Stacked]:
+    ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"], Float[Array, "D V"], Stacked]:
+        """Returns the logits, what they are the product of, tokens and kernel, and the blocks' output."""
         own = self.make_block(attention=self.make_attention(causal=True))
         cross = self.make_block(attention=self.make_attention(cross=True), context_norm=True)
         layer = functools.partial(DecoderLayer, own=own, cross=cross)
@@ -92,7 +93,8 @@ class CaptionDecoder(Transformer, kw_only=True):
         tokens = self.make_norm()(name="norm")(stacked.tokens)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
-        return head(tokens), stacked
+        logits = head(tokens)
+        return logits, tokens, head.variables["params"]["kernel"], stacked
 
 
 class CoCa(TwoTowers):
@@ -168,6 +170,7 @@ class CoCa(TwoTowers):
         train: bool = False,
         capture: Collection[str] = (),
         perturb: Mapping[str, Any] | None = None,
+        logits: bool = True,
     ) -> CoCaOutput:
         """Every image with every text, and the logits of text i's tokens given image i.
 
@@ -176,6 +179,7 @@ class CoCa(TwoTowers):
           capture: of both towers, of the decoder and of the pooling, any of "hidden" and "attention".
           perturb: by "image", "text" and "decoder", that of the towers and, of kinds "attention" and "cross", that of
             the decoder; see `models.vit.ViT`.
+          logits: False for what they are the product of, for a loss that never holds all of them.
 
         Raises ValueError for another number of texts than of images, ConfigError for an unknown pooling or a text tower
         that is not causal, and what two towers raise.
@@ -188,10 +192,13 @@ class CoCa(TwoTowers):
         text = self.text(text_tokens, real, train=train, capture=capture, **perturb["text"])
         pooled, image_tokens, pool_attention = self._pool(image, "attention" in capture)
         towers = self._compare(image, text, pooled)
-        logits, decoded = self.decoder(text.tokens, image_tokens, train, capture, **perturb["decoder"])
+        decoded_from = (text.tokens, image_tokens, train, capture)
+        product, decoder_tokens, kernel, decoded = self.decoder(*decoded_from, **perturb["decoder"])
         return CoCaOutput(
             **vars(towers),
-            logits=logits,
+            logits=product if logits else None,
+            decoder_tokens=None if logits else decoder_tokens,
+            head_kernel=None if logits else kernel,
             image_tokens=image_tokens,
             decoder_hidden=decoded.hidden,
             decoder_attention=decoded.weights(),

@@ -88,6 +88,9 @@ class CoCaOutput(TwoTowersOutput):
 
     Fields, besides those of `TwoTowersOutput`:
       logits [B, L, V]: over the vocabulary, of the token after each, given the image and the text so far.
+        None if the call asked for no logits.
+      decoder_tokens [B, L, D], head_kernel [D, V]: the logits are their product, and in place of them if the call asked
+        for none; see `objectives.next_token`.
       image_tokens [B, M, F]: what the decoder sees of the image; F is E, or the encoder's D if that alone makes them.
       decoder_hidden [depth + 1, B, L, D]: of the decoder; None unless captured.
       decoder_attention [depth, B, K, L, L], cross_attention [depth, B, K, L, M]: weights of the decoder's
@@ -96,8 +99,10 @@ class CoCaOutput(TwoTowersOutput):
         has one; None unless captured, or without such pooling.
     """
 
-    logits: Float[Array, "B L V"]
+    logits: Float[Array, "B L V"] | None
     image_tokens: Float[Array, "B M F"]
+    decoder_tokens: Float[Array, "B L D"] | None = None
+    head_kernel: Float[Array, "D V"] | None = None
     decoder_hidden: Float[Array, "decoder_layers B L D"] | None = None
     decoder_attention: Float[Array, "decoder_depth B K L L"] | None = None
     cross_attention: Float[Array, "decoder_depth B K L M"] | None = None

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
 from vitvlm.models.outputs import CoCaOutput
-from vitvlm.objectives import captioning
-from vitvlm.tasks.base import Batch
+from vitvlm.objectives import captioning, next_token
+from vitvlm.tasks.base import Batch, Variables
 from vitvlm.tasks.contrast import Contrast
 
 
@@ -34,8 +34,14 @@ class CoCa(Contrast):
         if not self.model.has_decoder:
             raise ConfigError(f"task coca: a {type(self.model).__name__} has no decoder: take model coca")
 
+    def _apply(
+        self, variables: Variables, batch: Batch, rngs: dict[str, PRNGKeyArray], train: bool, **call: Any
+    ) -> tuple[CoCaOutput, dict[str, Any]]:
+        return super()._apply(variables, batch, rngs, train, logits=False, **call)
+
     def _of_examples(self, output: CoCaOutput, batch: Batch) -> dict[str, Float[Array, "B ..."]]:
-        caption = captioning.next_token_losses(output.logits, batch["text_tokens"], batch["text_mask"])
+        head = (output.decoder_tokens, output.head_kernel)
+        caption = next_token.next_token_losses(*head, batch["text_tokens"], batch["text_mask"])
         return {**super()._of_examples(output, batch), "caption": caption}
 
     def _compare(

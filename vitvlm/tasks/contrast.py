@@ -87,10 +87,10 @@ class Contrast(Task):
         return {"image": output.image_embedding, "text": output.text_embedding}
 
     def _apply(
-        self, variables: Variables, batch: Batch, rngs: dict[str, PRNGKeyArray], train: bool
+        self, variables: Variables, batch: Batch, rngs: dict[str, PRNGKeyArray], train: bool, **call: Any
     ) -> tuple[TwoTowersOutput, dict[str, Any]]:
         mutable = collections(variables) if train else []
-        output, updated = self.model.apply(variables, *_pairs(batch), train=train, rngs=rngs, mutable=mutable)
+        output, updated = self.model.apply(variables, *_pairs(batch), train=train, rngs=rngs, mutable=mutable, **call)
         return output, dict(updated)
 
     def _compare(
