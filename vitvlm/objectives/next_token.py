@@ -129,6 +129,6 @@ class _Chunks:
 
 
 def _equal(length: int, most: int) -> tuple[int, int]:
-    """How many chunks of at most `most`, as few and as equal as can be, and their size."""
+    """Returns the number of chunks of at most `most`, as few and as equal as can be, and their size."""
     count = max(1, math.ceil(length / most))
     return count, max(1, math.ceil(length / count))
