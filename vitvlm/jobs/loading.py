@@ -1,9 +1,13 @@
-"""Time and memory of loading weights, against reading the same file into NumPy."""
+"""Time and memory of loading weights: against reading the same file into NumPy, and onto the shards of many devices."""
 
 import ctypes
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from vitvlm import models, pretrained
-from vitvlm.jobs import quartiles
+from vitvlm.jobs import loading_once, quartiles
 from vitvlm.pretrained.tensors import SINGLE
 
 SAMPLE_SECONDS = 0.002
@@ -52,6 +56,47 @@ def table(folder: Path, seen: dict[str, list[tuple[float, float]]]) -> Table:
         seconds, memory = np.array(rounds).T
         times, ratios = (quartiles.shown(values, 2) for values in (seconds, seconds / base))
         shown.add_row(name, times, ratios, f"{np.median(memory) / size:.2f}")
+    return shown
+
+
+def measure_shards(
+    folder: Path, rounds: int, devices: int, versions: Mapping[str, Path]
+) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """Measures `loading_once` under FSDP on simulated devices, each time in a fresh process, versions in turn.
+
+    Args:
+      versions: the checkout of each version by its name.
+
+    Returns what it prints of each round, by version and by whether blocks are scanned; the last is that of a round
+    whose memory was watched, which takes time.
+    """
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for number in range(rounds + 1):
+        watched = "memory" if number == rounds else "time"
+        for blocks in ("scan", "loop"):
+            for name, checkout in versions.items():
+                environment = {"PYTHONPATH": str(checkout), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+                done = subprocess.run(
+                    [sys.executable, loading_once.__file__, str(folder), blocks, watched],
+                    env=os.environ | environment,
+                    capture_output=True,
+                    text=True,
+                )
+                if done.returncode:
+                    raise RuntimeError(f"{name}: {done.stderr.strip()[-2000:]}")
+                found.setdefault((name, blocks), []).append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def shards_table(folder: Path, found: Mapping[tuple[str, str], list[dict[str, float]]]) -> Table:
+    """Median seconds [quartiles], what the host held at most and what a device did, its share being 1."""
+    size = (folder / SINGLE).stat().st_size
+    title = f"{size / 1e6:,.0f} MB of safetensors onto FSDP shards"
+    shown = Table("version", "blocks", "seconds", "host, MB", "most on a device / its share", title=title)
+    for (name, blocks), (*timed, watched) in found.items():
+        seconds = quartiles.shown([each["seconds"] for each in timed], 2)
+        device = f"{watched['device'] / watched['share']:.2f}"
+        shown.add_row(name, blocks, seconds, f"{watched['host'] / 1e6:,.0f}", device)
     return shown
 
 
