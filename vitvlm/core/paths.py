@@ -8,9 +8,9 @@ import jax
 Tree = Any
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Leaves of a nested mapping by their path, in the tree's own order: `{"blocks/mlp/up/kernel": array, ...}`."""
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,13 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map_with_path(
+    function: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Tree:
     """Applies `function(path, leaf, *leaves_of_rest)` to every leaf; the structure stays."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_string(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_string(path), *leaves), tree, *rest, is_leaf=is_leaf
+    )
 
 
 def path_string(path: tuple[Any, ...]) -> str:

@@ -150,6 +150,8 @@ class Job:
       accumulate: micro-batches per step.
       unroll: the program holds them one next to the other instead of a loop over them: faster on the cores of a CPU.
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
+      frozen_dtype: how parameters that `optimizer.freeze` holds still are stored: "float32", "bfloat16", "float16",
+        "int8", "nf4" or None (as the model makes them), or rules over their paths; see `training.storage.store`.
       image_size: for the config's own references; models and operations have their own fields.
       mesh: devices per axis; -1 takes the rest. An axis that is not named has one device, and `data` the rest.
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
@@ -170,6 +172,7 @@ class Job:
     accumulate: int = 1
     unroll: bool = False
     ema_decay: float | None = None
+    frozen_dtype: Any = None
     image_size: Any = None
     mesh: Section = dataclasses.field(default_factory=dict)
     sharding: Any = "replicated"

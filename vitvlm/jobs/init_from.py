@@ -19,7 +19,7 @@ from vitvlm.core.paths import flatten, map_with_path, unflatten
 from vitvlm.jobs import classes, fields
 from vitvlm.jobs.setup import Setup
 from vitvlm.nn.roles import Role, roles_of
-from vitvlm.training import partial
+from vitvlm.training import partial, storage
 from vitvlm.training.state import TrainState
 
 
@@ -46,10 +46,10 @@ def apply(job: Setup, state: TrainState, donate: bool = False) -> TrainState:
             taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore, donate)
         except pretrained.WeightsError as error:
             raise config_lib.ConfigError(f"{where}.path: {error}") from error
-    values = flatten(taken)
+    values = flatten(taken, storage.is_quantized)
 
     def filled(tree: Any) -> Any:
-        return map_with_path(lambda path, _: values[path], tree)
+        return map_with_path(lambda path, _: values[path], tree, is_leaf=storage.is_quantized)
 
     params, frozen = filled(state.params), filled(state.frozen)
     collections = {name: filled(tree) for name, tree in state.collections.items()}
@@ -83,7 +83,7 @@ def _sections(section: fields.Section) -> list[tuple[str, fields.Section]]:
 
 def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
     """All collections as one tree."""
-    return unflatten({path: leaf for tree in variables.values() for path, leaf in flatten(tree).items()})
+    return unflatten({path: leaf for tree in variables.values() for path, leaf in flatten(tree, storage.is_quantized).items()})
 
 
 def _with_our_classes(
@@ -102,7 +102,7 @@ def _with_our_classes(
     count = loaded.model.num_classes
     if job.head is None or not count:
         return unflatten(source)
-    paths = partial.source_paths(flatten(target), wanted.rules, f"{where}.rules")
+    paths = partial.source_paths(flatten(target, storage.is_quantized), wanted.rules, f"{where}.rules")
     heads = _heads(roles_of(loaded.model, flatten(loaded.variables["params"])))
     heads &= {paths[path] for path in _heads(roles) if path in paths}  # their last axis is the classes
     if heads & source.keys():

@@ -26,7 +26,7 @@ from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
-from vitvlm.training import freezing, optimizer, sharding
+from vitvlm.training import freezing, optimizer, sharding, storage
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
@@ -88,6 +88,7 @@ class Setup:
         tx, _ = self.optimizer(variables["params"])
         trainable = optimizer.trainable(self.job.optimizer, variables["params"])
         params, frozen = freezing.split(variables["params"], trainable)
+        frozen = storage.store(frozen, self.job.frozen_dtype)
         averaged = self.job.ema_decay is not None
         return TrainState.create({**variables, "params": params}, tx, rng, ema=averaged, frozen=frozen)
 

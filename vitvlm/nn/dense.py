@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core.lowering import by_platform
+from vitvlm.nn.quantized import Quantized, is_narrow, whole
 from vitvlm.nn.roles import LINEAR, Roles
 
 
@@ -28,7 +29,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        stored, x = self.get_variable("params", "kernel"), x.astype(self.dtype)
+        y = product_of_stored(x, stored) if is_narrow(stored, self.dtype) else product(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
@@ -64,3 +66,23 @@ def _flat_gradients(x, kernel, d_y):
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
+
+
+@jax.custom_vjp
+def product_of_stored(x: Float[Array, "... in"], stored: Array | Quantized) -> Float[Array, "... out"]:
+    """Returns x W for a kernel that is stored in fewer bits than x.
+
+    The gradient keeps the kernel as it is stored and makes it whole again: under `nn.scan` what is kept of all layers
+    would otherwise be the whole model in x's dtype.
+    """
+    return product(x, whole(stored, x.dtype))
+
+
+def _stored_backward(saved, d_y):
+    x, stored = saved
+    _, pull_back = jax.vjp(product, x, whole(stored, x.dtype))
+    d_x, d_kernel = pull_back(d_y)
+    return d_x, None if isinstance(stored, Quantized) else d_kernel.astype(stored.dtype)
+
+
+product_of_stored.defvjp(lambda x, stored: (product_of_stored(x, stored), (x, stored)), _stored_backward)

@@ -21,6 +21,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.roles import Role
 from vitvlm.nn.stacking import Periods, is_scanned, layer_paths, periods
+from vitvlm.training import storage
 
 
 def restore(
@@ -41,7 +42,7 @@ def restore(
     another grid, and relative positions [(2w - 1)^2, K] to another window, as PyTorch's bicubic interpolation does; a
     patch embedding's kernel [P, P, C, D] to another patch size by FlexiViT's PI-resize.
     Values take the dtype, and for `jax.Array`s the sharding, of the parameters that they replace: each device is given
-    its own part.
+    its own part. Where a parameter is quantized, so is its value.
 
     Args:
       source: arrays, or lazy ones, which are read one at a time, and only if they are taken.
@@ -56,7 +57,7 @@ def restore(
     of_stacks = periods(sources)
     layers = {path: _by_layer(path, leaf, of_stacks) for path, leaf in sources.items()}
     available = {part: value for parts in layers.values() for part, value in parts.items()}
-    targets = flatten(params)
+    targets = flatten(params, storage.is_quantized)
     wanted_paths = source_paths(targets, rules, where)
     of_targets = periods(wanted_paths.values())
     used: set[str] = set()
@@ -84,7 +85,7 @@ def restore(
         listed = "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths)
         raise ConfigError(f"{where}: {listed}{hint}")
     found = {path: _like(targets[path], values[path], donate) for path in placing.reading_order(values)}
-    return map_with_path(lambda path, leaf: found.get(path, leaf), params)
+    return map_with_path(lambda path, leaf: found.get(path, leaf), params, is_leaf=storage.is_quantized)
 
 
 def source_paths(
@@ -140,6 +141,11 @@ def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[
 
 def _like(target: Any, value: placing.Lazy, donate: bool) -> Any:
     """Gives `value` the dtype and the placement of the parameter that it replaces."""
+    if storage.is_quantized(target):
+        quantized = storage.quantized_like(target, np.asarray(value))
+        if donate:
+            jax.tree.map(lambda leaf: leaf.delete(), target)
+        return quantized
     if not isinstance(target, jax.Array):
         return np.asarray(value, target.dtype)
     placed = placing.place(value, target.sharding, target.dtype)

@@ -24,6 +24,7 @@ from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn.stacking import is_scanned
 from vitvlm.training.freezing import join
+from vitvlm.training.storage import is_quantized
 
 T = TypeVar("T")
 
@@ -81,14 +82,15 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "co
     """A `NamedSharding` for every parameter.
 
     Args:
-      tree: parameters, arrays or `jax.ShapeDtypeStruct`s.
+      tree: parameters, arrays or `jax.ShapeDtypeStruct`s. The parts of a quantized matrix lie as the matrix would, as
+        far as they can be divided.
       by: the name of a preset, or rules. A preset may hold rules that match nothing in this model; your own may not.
       where: the config field, for error messages.
 
     Raises ConfigError for an unknown preset or axis, and for a spec that does not fit a parameter's shape; RuleError
     for rules that do not fit the paths.
     """
-    paths = flatten(tree)
+    paths = flatten(tree, is_quantized)
     if isinstance(by, str):
         if by not in PRESETS:
             raise ConfigError(f"{where}: no preset {by!r}; {suggest(by, PRESETS)}")
@@ -96,9 +98,14 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "co
         chosen = {path: next(v for pattern, v in PRESETS[by] if re.fullmatch(pattern, path)) for path in paths}
     else:
         chosen = rules.match(by, paths, where)
-    return map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, tuple(leaf.shape), chosen[path], mesh, where)), tree
-    )
+
+    def place(path: str, leaf: Any) -> Any:
+        spec = _spec(path, tuple(leaf.shape), chosen[path], mesh, where)
+        if not is_quantized(leaf):
+            return NamedSharding(mesh, spec)
+        return jax.tree.map(lambda part: NamedSharding(mesh, _fitting(spec, part.shape, mesh)), leaf)
+
+    return map_with_path(place, tree, is_leaf=is_quantized)
 
 
 def variables_by(by: str | rules.Rules, mesh: AnyMesh, where: str = "config.sharding") -> Callable[[Tree], Tree]:
@@ -222,6 +229,13 @@ def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: s
                 f"{' x '.join(names)} = {parts}; change the mesh, or the rule for this path"
             )
     return PartitionSpec(*lead, *spec)
+
+
+def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """The spec without the axes that do not divide the shape: a quantized matrix has fewer rows than the matrix."""
+    names = [() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in spec]
+    parts = [math.prod(mesh.shape[name] for name in each) for each in names]
+    return PartitionSpec(*(axes if size % count == 0 else None for axes, size, count in zip(spec, shape, parts)))
 
 
 def _split_largest(shape: tuple[int, ...], parts: int) -> tuple[str | None, ...]:

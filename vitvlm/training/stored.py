@@ -12,6 +12,7 @@ from etils import epath
 
 from vitvlm.core import paths
 from vitvlm.core.placing import Stored
+from vitvlm.nn.quantized import Quantized
 from vitvlm.training import integrity
 from vitvlm.training.records import Described, line
 
@@ -42,11 +43,11 @@ def variables(arrays: Tree, ema: bool | None = None) -> dict[str, Tree]:
 
     Args:
       ema: whether to take the averaged parameters, in the parameters' dtypes; by default, exactly if there are such.
-        What is not averaged, being frozen, is taken as it is.
+        What is not averaged, being frozen, is taken as it is; quantized matrices are float32 again.
 
     Raises KeyError for averaged parameters that are asked for and not there.
     """
-    params = paths.flatten(arrays["params"]) | paths.flatten(arrays.get("frozen", {}))
+    params = paths.flatten(arrays["params"]) | _made_whole(paths.flatten(arrays.get("frozen", {})))
     if ema is None:
         ema = "ema" in arrays
     averaged = paths.flatten(arrays["ema"]) if ema else {}
@@ -55,6 +56,21 @@ def variables(arrays: Tree, ema: bool | None = None) -> dict[str, Tree]:
         for path, leaf in params.items()
     }
     return {"params": paths.unflatten(taken), **arrays.get("collections", {})}
+
+
+def _made_whole(frozen: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The frozen parameters by path, with one lazy matrix in the place of the two arrays of a quantized one."""
+    found = dict(frozen)
+    for path, values in frozen.items():
+        matrix = path.removesuffix("/values")
+        if matrix != path and values.dtype in (np.int8, np.uint8) and f"{matrix}/scales" in frozen:
+            stored = Quantized(found.pop(path), found.pop(f"{matrix}/scales"))
+            found[matrix] = Stored(stored.shape, np.dtype(np.float32), functools.partial(_whole, stored), matrix)
+    return found
+
+
+def _whole(stored: Quantized) -> np.ndarray:
+    return np.asarray(Quantized(jnp.asarray(stored.values.read()), jnp.asarray(stored.scales.read())).whole())
 
 
 def _read(
