@@ -23,7 +23,7 @@ setup(
         "absl-py>=2.1",
         "array-record>=0.8.3",
         "etils[epath]>=1.12",
-        "flax>=0.12.5",
+        "flax>=0.12.8",
         "ftfy>=6.3",
         "grain>=0.2.15",
         "importlib-resources>=6.4",

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from vitvlm.training.records import Base, CheckpointError, DamagedError, line
 from vitvlm.training.stored import open_arrays
 
 PREFIX = "frozen-"
+_NAME = re.compile(PREFIX + "[0-9a-f]{16}")
 REMEDY = (
     "put that folder back from a copy of the workdir, or begin another workdir with the weights that this one "
     "began with (config.init_from)"
@@ -96,10 +98,10 @@ class Bases:
         return CheckpointError(f"{folder}: the frozen parameters are not those that were saved: {reason}; {REMEDY}")
 
     def collect(self, used: Collection[str]) -> None:
-        """Deletes the bases that are not `used`, and what a killed job left of one."""
+        """Deletes the bases that are not `used`; what a killed job left of one is cleared by Orbax."""
         if jax.process_index() == 0:
-            for path in self._folder.glob(f"{PREFIX}*"):
-                if path.name not in used:
+            for path in self._folder.iterdir():
+                if _NAME.fullmatch(path.name) and path.name not in used:
                     _LOG.info("%s: no checkpoint refers to it; it is deleted", path)
                     path.rmtree()
         ocp.multihost.sync_global_processes("vitvlm: frozen parameters that nothing refers to are deleted")

@@ -270,7 +270,7 @@ class Checkpoints:
     def _read(self, step: int, target: Tree) -> Restored:
         record = self.record(step)
         wanted = as_arrays(target)
-        if older.is_older(wanted, record.arrays):
+        if record.base is None and older.is_older(wanted, record.arrays):
             found = older.renamed(self._arrays(step, record, older.target(wanted, record.arrays)), wanted)
         else:
             found = self._arrays(step, record, wanted)
