@@ -34,7 +34,7 @@ def test_other_devices_decode_to_the_same_values():
 
 
 def by_numpy(matrix: np.ndarray, kind: str) -> np.ndarray:
-    """What a matrix is after quantization, block by block."""
+    """Returns what a matrix is after quantization, block by block."""
     whole = np.zeros(matrix.shape, np.float32)
     levels = np.arange(-127, 128) / 127 if kind == "int8" else np.asarray(NF4)
     for place in np.ndindex(*matrix.shape[:-2], matrix.shape[-1]):

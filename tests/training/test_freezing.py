@@ -1,4 +1,4 @@
-"""What is frozen, apart from what trains: the gradients of one tree, in every way to compute them, and storage."""
+"""Frozen parameters, apart from what trains: the gradients of one tree, in every way to compute them, and storage."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def squared(variables, batch, rng, train):
 WAYS = {
     "at once": dict(losses=loss),
     "accumulated": dict(losses=loss, accumulate=2),
-    "side by side": dict(losses=loss, accumulate=4, side_by_side=True),
+    "side by side": dict(losses=loss, accumulate=4, unroll=True),
     "several losses": dict(losses=[loss, squared], accumulate=2),
 }
 

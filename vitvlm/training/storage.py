@@ -1,4 +1,4 @@
-"""How frozen parameters are stored: in which dtype, or quantized, by rules over their paths."""
+"""Storage of frozen parameters: in which dtype they are, or quantized, by rules over their paths."""
 
 from collections.abc import Mapping
 from typing import Any
