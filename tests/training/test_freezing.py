@@ -132,10 +132,9 @@ def test_storage_of_nothing_is_an_error():
 def test_a_value_is_placed_as_what_it_replaces():
     value = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     target = quantize(jnp.ones((4, 6)), "nf4")
-    found = storage.placed(value, target)
+    found = storage.quantized_like(target, value)
     np.testing.assert_array_equal(found.whole(), quantize(jnp.asarray(value), "nf4").whole())
     assert found.values.sharding == target.values.sharding
-    assert storage.placed(value, jnp.ones((4, 6), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_parts_of_a_matrix_lie_as_the_matrix_would_where_they_divide():

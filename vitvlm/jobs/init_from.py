@@ -83,7 +83,9 @@ def _sections(section: fields.Section) -> list[tuple[str, fields.Section]]:
 
 def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
     """All collections as one tree."""
-    return unflatten({path: leaf for tree in variables.values() for path, leaf in flatten(tree, storage.is_quantized).items()})
+    return unflatten(
+        {path: leaf for tree in variables.values() for path, leaf in flatten(tree, storage.is_quantized).items()}
+    )
 
 
 def _with_our_classes(
