@@ -1,5 +1,7 @@
 """Every file in configs/: it resolves to its golden dump, fits together at full size, and trains at toy size."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,10 @@ from tests.jobs import golden, published
 from vitvlm.core import config as config_lib
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
-from vitvlm.data import operations
+from vitvlm.data import operations, sources
 from vitvlm.data.sources import prepared
 from vitvlm.jobs import evaluations, fields, train
-from vitvlm.jobs.setup import build_task, setup
+from vitvlm.jobs.setup import build_task, setup, without_data
 from vitvlm.nn.roles import roles_of
 from vitvlm.tasks import Task
 from vitvlm.training import freezing, optimizer, sharding
@@ -68,6 +70,30 @@ def test_fits_together_at_full_size(path):
                 assert clock.steps(section[field], name) > 0
         assert section.get("features", "features") in {"pixels", *task.predict_fns}
     assert clock.steps(job.checkpoint.get("every", "10%"), "config.checkpoint.every") > 0
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize("path", golden.CONFIGS)
+def test_is_set_up_without_data(path, monkeypatch):
+    """The state's shapes and shardings, whatever the number of devices of this machine; no data set is there."""
+    monkeypatch.setattr(sources, "open", None)
+    plain = config_lib.plain(golden.load(path))
+    if plain["model"].get("num_classes") == "data":
+        with pytest.raises(config_lib.ConfigError, match=r"^config\.model\.num_classes: 'data' counts the classes"):
+            without_data(plain)
+        plain["classes"] = [f"class {place}" for place in range(CLASSES)]
+    job = without_data(plain)
+    assert job.state_shapes.params and job.example_batch["image"].shape[0] == 1
+    assert jax.tree.structure(job.state_shardings) == jax.tree.structure(job.state_shapes)
+
+
+def test_a_mesh_of_chips_that_are_not_here_shards_the_state():
+    plain = config_lib.plain(golden.load("configs/vit_imagenet.py")) | {"sharding": "fsdp"}
+    plain["model"]["num_classes"] = 1000
+    job = without_data(plain, jax.sharding.AbstractMesh((1, 256), ("data", "fsdp")))
+    kernel = "blocks/mlp/up/kernel"
+    whole, placed = flatten(job.state_shapes.params)[kernel], flatten(job.state_shardings.params)[kernel]
+    assert math.prod(placed.shard_shape(whole.shape)) * 256 == math.prod(whole.shape)
 
 
 @pytest.fixture

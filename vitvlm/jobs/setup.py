@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from vitvlm.core.paths import flatten
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import zero_batch
 from vitvlm.data.errors import DataError
+from vitvlm.data.shapes import batch_shapes
 from vitvlm.data.texts import check_texts
 from vitvlm.jobs import class_weights, fields, teachers
 from vitvlm.jobs.classes import Head
@@ -39,7 +39,7 @@ class Setup:
       config: the resolved config as plain dictionaries.
       job, data, checkpoint, log: its sections.
       train_split: the training examples and their operations.
-      source: the opened training split, under the classes of the head if there is one.
+      source: the opened training split, under the classes of the head if there is one; None `without_data`.
       head: the classes of the model's logits, by name; None for a model without a head.
       task: the model with its objective.
       mesh: the devices.
@@ -52,15 +52,18 @@ class Setup:
     checkpoint: fields.Checkpoint
     log: fields.Log
     train_split: fields.Split
-    source: sources.Source
+    source: sources.Source | None
     head: Head | None
     task: Task
-    mesh: Mesh
+    mesh: sharding.AnyMesh
     clock: Clock
 
     @functools.cached_property
     def example_batch(self) -> dict[str, np.ndarray]:
         """One row of padding, shaped as the training data that devices see."""
+        if self.source is None:
+            labels = self.task.model.num_classes if self.task.labelled else None
+            return batch_shapes(self.train_split.ops, 1, num_classes=labels)
         return sharding.numbers(zero_batch(self.source, self.train_split.ops, 1))
 
     def optimizer(self, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -103,7 +106,7 @@ class Setup:
         except (config_lib.ConfigError, DataError):
             raise
         except ValueError as error:
-            raise config_lib.ConfigError(f"config.model on {self.source.name}: {error}") from error
+            raise config_lib.ConfigError(f"config.model on {self.train_split.source}: {error}") from error
 
     @functools.cached_property
     def state_shapes(self) -> TrainState:
@@ -134,6 +137,7 @@ def setup(
     training: bool = True,
     task: Task | None = None,
     head: Head | None = None,
+    mesh: Mesh | None = None,
 ) -> Setup:
     """Checks every field of a config and builds what it names.
 
@@ -141,6 +145,7 @@ def setup(
       training: False if it will only be evaluated or read: what training alone needs, a teacher, is left out, and
         data.train need not have the head's classes.
       task: a task to use instead of the one in config.model and config.task, with its `head`, if any.
+      mesh: the devices; by default those that `config.mesh` makes of all there are.
 
     Raises ConfigError (or RuleError) that names the field, and DataError if the data set is not there.
     """
@@ -150,7 +155,7 @@ def setup(
     train_split = data.split(data.train, "config.data.train")
     eval_split = data.split(data.eval, "config.data.eval")
     operations.parse(train_split.ops)
-    mesh = sharding.make_mesh(job.mesh)
+    mesh = sharding.make_mesh(job.mesh) if mesh is None else mesh
     source = open_split(train_split)
     check_texts(source, operations.parse(train_split.ops), "config.data.train")
     if data.class_names:
@@ -200,6 +205,45 @@ def setup(
     return checked
 
 
+def without_data(config: ConfigDict | Mapping[str, Any], mesh: sharding.AnyMesh | None = None) -> Setup:
+    """Sets up the model, its task and the shapes of its state from a config alone, without data, teacher or weights.
+
+    Shapes of batches follow from the training operations. The number of classes is `config.model.num_classes`, or that
+    of `config.classes` if it is "data". `mesh` may be abstract: a plan for 256 chips needs none of them. The length of
+    a training may count epochs of data that are not here, so the schedule is left out: there is no `source`, and
+    `clock` is of one step.
+
+    Raises ConfigError that names the field.
+    """
+    plain = config_lib.plain(config)
+    job = config_lib.call(fields.Job, plain, "config")
+    data = config_lib.call(fields.Data, job.data, "config.data")
+    if job.model.get("num_classes") == "data":
+        if job.classes is None:
+            raise config_lib.ConfigError(
+                "config.model.num_classes: 'data' counts the classes of the data, which is not opened here: give a "
+                "number, or their names as config.classes"
+            )
+        job = dataclasses.replace(job, model={**job.model, "num_classes": len(job.classes)})
+    job = dataclasses.replace(job, schedule={"name": "constant", "peak": 1.0})
+    mesh = sharding.make_mesh(job.mesh) if mesh is None else mesh
+    found = Setup(
+        config={**plain, "model": job.model},
+        job=job,
+        data=data,
+        checkpoint=config_lib.call(fields.Checkpoint, job.checkpoint, "config.checkpoint"),
+        log=config_lib.call(fields.Log, job.log, "config.log"),
+        train_split=data.split(data.train, "config.data.train"),
+        source=None,
+        head=None,
+        task=build_task(job, job.classes or (), training=False, mesh=mesh),
+        mesh=mesh,
+        clock=Clock(job.batch_size, 1, total_steps=1),
+    )
+    _ = found.state_shapes, found.state_shardings
+    return found
+
+
 def restore_target(job: Setup) -> TrainState:
     """Shapes, dtypes and shardings of the job's train state: what a checkpoint is restored onto."""
     return jax.tree.map(
@@ -222,14 +266,14 @@ def build_task(
     job: fields.Job,
     names: Sequence[str],
     training: bool = True,
-    mesh: Mesh | None = None,
+    mesh: sharding.AnyMesh | None = None,
     source: sources.Source | None = None,
 ) -> Task:
     """The model by name with the task's objective around it; for training, with its teacher and its class weights.
 
 
-    `names` are those of the job's classes, and `source` is what weights are balanced for. A task that takes `mesh` is
-    given it, and `axes`: those over which batches are split.
+    `names` are those of the job's classes, and `source` is what weights are balanced for. A task that declares
+    `mesh` among its `needs` is given it, and `axes`: those over which batches are split.
     """
     model_name, model_fields = take_name(job.model, "config.model")
     task_name, task_fields = take_name(job.task, "config.task")
@@ -240,7 +284,7 @@ def build_task(
     if (weights := task_fields.get("class_weights")) is not None:
         task_fields["class_weights"] = class_weights.resolve(weights, names, source) if training and source else None
     given: dict[str, Any] = {"model": model}
-    if mesh is not None and "mesh" in inspect.signature(TASKS.get(task_name)).parameters:
+    if mesh is not None and "mesh" in TASKS.get(task_name).needs:
         given |= {"mesh": mesh, "axes": tuple(axis for axis in sharding.BATCH_AXES if axis in mesh.shape)}
     return TASKS.build(task_name, task_fields, "config.task", **given)
 
