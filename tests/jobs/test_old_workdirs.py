@@ -49,6 +49,17 @@ def _numbers(state) -> dict[str, tuple[float, float]]:
 
 
 def _assert_close(now: dict, then: dict, tolerance: float) -> None:
+    """Compares parameters. The softmax takes a key's bias out again, so that its gradient is rounding error alone.
+
+    Adam makes steps of the learning rate of it, whatever its size: such a bias is only known to stay small.
+    """
     assert now.keys() == then.keys()
-    for path, numbers in then.items():
-        assert now[path] == pytest.approx(numbers, rel=tolerance, abs=tolerance), path
+    loose = {
+        path: 1e-3 if path.endswith("attention/key/bias") and tolerance == TOLERANCE else tolerance for path in now
+    }
+    different = {
+        path: (now[path], numbers)
+        for path, numbers in then.items()
+        if now[path] != pytest.approx(numbers, rel=loose[path], abs=loose[path])
+    }
+    assert not different
