@@ -256,12 +256,14 @@ def _copy_tiles(target: np.ndarray, source: np.ndarray) -> None:
         np.copyto(target[tile], source[tile], casting="unsafe")
 
 
-def _tiles(source: np.ndarray) -> Iterator[Index]:
+def _tiles(source: np.ndarray) -> Iterator[tuple]:
     """Tiles of the axis along which the source's numbers are neighbours, and of the last, where the target's are."""
     last = source.ndim - 1
-    axis = min(range(source.ndim), key=lambda i: (abs(source.strides[i]) if source.shape[i] > 1 else math.inf, -i))
-    if axis == last or source.ndim < 2:
-        yield (slice(None),) * source.ndim
+    axis = last
+    if source.ndim > 1:
+        axis = min(range(source.ndim), key=lambda i: (abs(source.strides[i]) if source.shape[i] > 1 else math.inf, -i))
+    if axis == last:
+        yield (...,)
         return
     width = max(LINE // source.itemsize, 1)
     whole = [slice(None)] * source.ndim
