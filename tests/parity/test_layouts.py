@@ -86,4 +86,4 @@ def check_written(loaded, row, folder):
 
 def explicit(model):
     """Returns the same model with an explicit `cls_token`, which otherwise follows from the pooling."""
-    return model.clone(cls_token=model.has_cls) if hasattr(model, "has_cls") else model
+    return model.clone(cls_token=model.has_cls) if hasattr(model, "cls_token") else model

@@ -108,7 +108,7 @@ def _cut(x: Array, index: Int[Array, ""], size: int, axis: int) -> Array:
         return x
     if x.shape[axis] % size == 0:
         return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
-    return jnp.take(x, jnp.minimum(index * size + jnp.arange(size), x.shape[axis] - 1), axis)
+    return jnp.take(x, index * size + jnp.arange(size), axis, mode="clip")
 
 
 def _scores(scale, soft_cap, query, key, mask, bias) -> Callable[[Array], tuple[Array, Array | float]]:
