@@ -13,6 +13,7 @@ from flax import linen as nn
 from vitvlm import models
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.models.registry import module_fields
 from vitvlm.nn.patches import Pair, as_pair
 from vitvlm.nn.stacking import is_scanned, layer_paths, periods, stack_blocks, unstack_blocks
 from vitvlm.pretrained import texts as texts_lib
@@ -97,8 +98,11 @@ def assemble(
     chosen = family.fields(source, tensors) | fields
     model = models.build(family.model, **chosen)
     table = Table.reading(family.rows(model, tensors), tensors)
-    # Traced with scanned blocks where there are such: one block is a trace much shorter than all.
-    traced = models.build(family.model, **chosen | {"scan": True}) if "scan" in chosen else model
+    # Traced with scanned blocks where there are such: one block is a trace much shorter than all. How attention is
+    # computed does not matter for shapes, and the plain way can be traced for any number of tokens.
+    simplest = {"scan": True} if "scan" in chosen else {}
+    simplest |= {"attention": "plain"} if "attention" in module_fields(type(model)) else {}
+    traced = models.build(family.model, **chosen | simplest)
     shapes, of_stacks = _shapes(traced, inputs)
     table.check_shapes(tensors.shapes(), shapes)
     variables = table.opened(tensors, shapes)
