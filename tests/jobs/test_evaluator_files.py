@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from vitvlm.evaluation import base
-from vitvlm.jobs.evaluations import Evals, Evaluation
+from vitvlm.jobs.evaluations import Evaluation, Section
 
 
 class Counts:
@@ -22,7 +22,7 @@ class Counts:
 def test_of_several_processes_the_first_leaves_files(tmp_path, monkeypatch, process, files):
     monkeypatch.setattr(jax, "process_index", lambda: process)
     folder = epath.Path(tmp_path) / "new" / "count"
-    result = Evaluation("count", Evals(type="count"), Counts(), None).run(None, {}, folder)
+    result = Evaluation("count", Section(type="count"), Counts(), None).run(None, {}, folder)
     assert result.metrics == {"n": 3.0}
     assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else []) == files
     if files:
