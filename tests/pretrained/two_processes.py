@@ -1,4 +1,4 @@
-"""One of two processes with two devices each (see test_loading_in_two_processes.py): each reads what its own devices hold."""
+"""One of two processes with two devices each: each reads what its own devices hold."""
 
 import pathlib
 import sys
