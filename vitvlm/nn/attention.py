@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn.attend import attend, attention_weights
+from vitvlm.nn.attend_plain import over_heads
 from vitvlm.nn.caches import Cache, ContextCache
 from vitvlm.nn.calls import CALL, LAYER, Call, PerLayer
 from vitvlm.nn.dense import Dense
@@ -100,7 +101,7 @@ class Attention(nn.Module):
             weights = attention_weights(query, key, mask, bias, scale=self.scale, soft_cap=self.soft_cap)
             used = weights if perturb is None else weights + perturb
             used = nn.Dropout(self.dropout, deterministic=not call.train)(used)
-            mixed = _mix(used.astype(self.dtype), value)
+            mixed = over_heads("BKNM,BKMd->BKNd", used.astype(self.dtype), value)
         else:
             scores = {"scale": self.scale, "soft_cap": self.soft_cap, "kind": self.kind}
             mixed = attend(query, key, value, mask, bias, **scores)
@@ -191,13 +192,3 @@ def visible(
 
 def _both(mask: Array | None, other: Array | None) -> Array | None:
     return other if mask is None else mask if other is None else mask & other
-
-
-def _mix(weights: Float[Array, "B K N M"], value: Float[Array, "B Kv M d"]) -> Float[Array, "B K N d"]:
-    """The values of each head, or of the heads that share them, weighted."""
-    B, K, N, M = weights.shape
-    Kv = value.shape[1]
-    if Kv == K:
-        return jnp.einsum("BKNM,BKMd->BKNd", weights, value)
-    mixed = jnp.einsum("BKNM,BKMd->BKNd", weights.reshape(B, Kv, K // Kv * N, M), value)
-    return mixed.reshape(B, K, N, -1)
