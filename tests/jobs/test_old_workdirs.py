@@ -18,7 +18,7 @@ from vitvlm.jobs.setup import load_state, setup
 from vitvlm.training.workdir import read_config
 
 FOLDER = pathlib.Path(__file__).parent / "old_workdirs"
-# Of a classifier with accumulation, mixup, dropout and averages; of contrastive towers; of a masked autoencoder.
+# A classifier with accumulation, mixup, dropout and averages; contrastive towers; a masked autoencoder.
 NAMES = ("classifier", "towers", "mae")
 TOLERANCE = 1e-5
 

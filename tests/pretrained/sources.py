@@ -41,7 +41,7 @@ def half_precision(folder):
 
 
 def safetensors_shards(folder):
-    """The same, its tensors by turns in two files."""
+    """Shards: the tensors of `safetensors_file` by turns in two files."""
     _, variables = safetensors_file(folder)
     whole = dict(tensors.open_folder(folder))
     places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(whole))}

@@ -217,7 +217,7 @@ OTHERS = {
     "position_grid": [(3, 3), (2, 3)],
 }  # fmt: skip
 
-# What a field comes to, where None stands for one of the others.
+# Properties that say what a field comes to, where its None stands for one of the other values.
 COMES_TO = {"cls_token": "has_cls", "pooler": "has_pooler"}
 
 # Where training begins; and what is computed the same with two values, of which a file's reader takes one.

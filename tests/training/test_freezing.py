@@ -55,7 +55,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("how", ["float32", "int8", "nf4"])
 def test_gradients_are_those_of_the_whole_tree(way, how):
-    """Those of the parameters that train, and no others: as if all trained, with the frozen ones as they are stored."""
+    """Gradients of the parameters that train, and no others: as if all trained, with the frozen ones as stored."""
     trained, frozen, collections = apart()
     frozen = storage.store(frozen, how)
     stored = storage.whole(frozen)

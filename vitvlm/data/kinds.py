@@ -50,5 +50,5 @@ class Field:
 
 Fields = Mapping[str, Field]
 
-# What names mean where nothing declares them.
+# Fields that need no declaration: their names say their kinds.
 STANDARD: Fields = {name: Field(name) for name in (*IMAGES, "boxes", "points", "masks")}

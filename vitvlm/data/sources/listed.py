@@ -8,9 +8,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from vitvlm.core.config import ConfigError
 from vitvlm.data import stat_data
 from vitvlm.data.accounting import Files, Tally
@@ -28,7 +25,7 @@ UNLISTED = "images beside them that the list does not name"
 SEVERAL_NAMES = "files that are listed by several paths or links, each of which is one image"
 
 
-class ListedSource(Source):
+class ListedSource(table.TableSource):
     """One example per image of a list of rows; rows of the same image are one example with all their captions.
 
     A file is one image by whatever paths and links it is listed. A row has "image", a path from `root`; "caption", a
@@ -42,9 +39,6 @@ class ListedSource(Source):
       ConfigError: if the list has no such split.
     """
 
-    has_quick_texts = True
-    label_remedy = "add a 'label' to each row, or name the column that is the label by config.data.label"
-
     def __init__(
         self,
         rows: Iterable[Mapping[str, Any]],
@@ -57,28 +51,13 @@ class ListedSource(Source):
         self._others = _other_names(root, dict.fromkeys(row["image"] for row in rows))
         merged = _merged(rows, self._others, where)
         found = table.read(merged, split, where, labelling, "image")
-        self.multi_label, self.label_names, self._labels = found.multi_label, found.label_names, found.labels
+        self._take(found)
         self._names = list(found.names)
         self._root, self._where = root, where
         self._rows = [merged[name] for name in self._names]
         self._ids = [readable(name) for name in self._names]
         self._listed = list(merged)
         self._fields = list(dict.fromkeys(name for row in merged.values() for name in row if name not in COLUMNS))
-
-    @functools.cached_property
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return super().labels if self.multi_label else np.array(self._labels, np.int32)
-
-    @property
-    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
-        return self._labels if self.multi_label else super().label_sets
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._ids
 
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:

@@ -1,27 +1,23 @@
 """Rows that are examples of their own: texts without images, and texts with several images or the frames of a video."""
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import Int
 
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.kinds import Field, Fields
 from vitvlm.data.sources import table
-from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.sources.base import Example
 from vitvlm.data.sources.columns import as_fields
 from vitvlm.data.sources.labels import USUAL, Labelling
 
 FILES = ("images", "video")  # columns that hold lists of paths
 
 
-class RecordSource(Source):
+class RecordSource(table.TableSource):
     """One example per row, {"text": …} for one, whose images, if any, are lists of files.
 
     A row may have "images" or "video", a list of paths from `root` (frames, of a video); "label", "split" and "id", as
@@ -32,9 +28,6 @@ class RecordSource(Source):
       DataError: if there is no row, only some have a label or a split, or one id is that of two rows.
       ConfigError: if the rows have no such split.
     """
-
-    has_quick_texts = True
-    label_remedy = "add a 'label' to each row, or name the column that is the label by config.data.label"
 
     def __init__(
         self, rows: Iterable[Mapping[str, Any]], root: Path, split: str, where: str, labelling: Labelling = USUAL
@@ -49,7 +42,7 @@ class RecordSource(Source):
             named[f"{said} {number}" if said in named else said] = row
             ids[list(named)[-1]] = id_
         found = table.read(named, split, where, labelling, "row")
-        self.multi_label, self.label_names, self._labels = found.multi_label, found.label_names, found.labels
+        self._take(found)
         self._root = root
         self._rows = [named[name] for name in found.names]
         self._ids = [ids[name] for name in found.names]
@@ -61,23 +54,8 @@ class RecordSource(Source):
     def fields(self) -> Fields:
         return {name: Field(name) for name in self._files}
 
-    @functools.cached_property
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return super().labels if self.multi_label else np.array(self._labels, np.int32)
-
-    @property
-    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
-        return self._labels if self.multi_label else super().label_sets
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __str__(self) -> str:
         return f"{len(self):,} examples"
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._ids
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return as_fields({name: self._rows[index].get(name)}).get(name)

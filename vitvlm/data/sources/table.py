@@ -1,6 +1,7 @@
 """Splits and labels of rows, whatever each row is an example of: an image with its captions, or a text."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
 from vitvlm.data.errors import DataError
+from vitvlm.data.sources.base import Source
 from vitvlm.data.sources.labels import Classes, Labelling, same_kind
 
 TEST_SHARE = 0.1  # of rows that say nothing of splits
@@ -31,6 +33,34 @@ class Table:
     multi_label: bool
     label_names: tuple[str, ...]
     labels: Sequence[int | Int[np.ndarray, " k"]]
+
+
+class TableSource(Source):
+    """Base of sources whose examples are rows of a table; a subclass sets `_ids` and calls `_take`."""
+
+    has_quick_texts = True
+    label_remedy = "add a 'label' to each row, or name the column that is the label by config.data.label"
+
+    _ids: Sequence[str]
+
+    def _take(self, found: Table) -> None:
+        """Takes the classes and labels of the rows from a table."""
+        self.multi_label, self.label_names, self._labels = found.multi_label, found.label_names, found.labels
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return super().labels if self.multi_label else np.array(self._labels, np.int32)
+
+    @property
+    def label_sets(self) -> Sequence[Int[np.ndarray, " k"]]:
+        return self._labels if self.multi_label else super().label_sets
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._ids
 
 
 def read(rows: Mapping[str, Mapping[str, Any]], split: str, where: str, labelling: Labelling, what: str) -> Table:
