@@ -8,7 +8,7 @@ Nothing else should run meanwhile. The peers need PyTorch and transformers: pip 
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import benchmark, launch
+from vitvlm.jobs import launch
 
 MODELS = flags.DEFINE_list("models", ["vit_s16", "mae_b16"], "Models: vit or mae, then size and patch side.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json and benchmark.md.", required=True)
@@ -22,8 +22,8 @@ KEEP_AWAKE = flags.DEFINE_bool("keep_awake", False, "Whether loops of idle prior
 
 
 def main() -> None:
-    cases = [benchmark.parse_case(name, IMAGE_SIZE.value, BATCH_SIZE.value) for name in MODELS.value]
-    report = benchmark.run(
+    cases = [step_time.parse_case(name, IMAGE_SIZE.value, BATCH_SIZE.value) for name in MODELS.value]
+    report = step_time.run(
         cases,
         rounds=ROUNDS.value,
         peer=PEERS.value,
@@ -32,7 +32,7 @@ def main() -> None:
         micro_batches=MICRO_BATCHES.value,
         keep_awake=KEEP_AWAKE.value,
     )
-    Console().print(benchmark.table(report))
+    Console().print(step_time.table(report))
 
 
 if __name__ == "__main__":

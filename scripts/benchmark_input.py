@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import input_speed, launch
+from vitvlm.jobs import launch
+from vitvlm.jobs.benchmarks import input_speed
 
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Alternating rounds that are timed.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 500, "Images that are made; some 470 would be kept decoded, and too fast.")

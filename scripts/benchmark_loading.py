@@ -13,7 +13,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import launch, loading
+from vitvlm.jobs import launch
+from vitvlm.jobs.benchmarks import loading
 
 FOLDER = flags.DEFINE_string("folder", None, "A Hugging Face folder with one safetensors file; else one is made.")
 VARIANT = flags.DEFINE_string("variant", "L/16", "Size of the ViT that is made.")

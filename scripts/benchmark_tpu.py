@@ -8,7 +8,7 @@ It needs a TPU's compiler: pip install "vitvlm[aot]".
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import benchmark_tpu, launch
+from vitvlm.jobs import launch
 
 MODELS = flags.DEFINE_list("models", ["vit_b16"], "Models: vit, mae or siglip, then size and patch side.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark_tpu.json and benchmark_tpu.md.", required=True)
@@ -18,14 +18,14 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bo
 
 
 def main() -> None:
-    measured = benchmark_tpu.run(
+    measured = tpu.run(
         MODELS.value,
         batch_size=BATCH_SIZE.value,
         image_size=IMAGE_SIZE.value,
         topology=TOPOLOGY.value,
         workdir=WORKDIR.value,
     )
-    Console().print(benchmark_tpu.table(measured))
+    Console().print(tpu.table(measured))
 
 
 if __name__ == "__main__":

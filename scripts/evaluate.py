@@ -14,7 +14,8 @@ from absl import flags
 from rich.console import Console
 
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import evaluate, launch, weights
+from vitvlm.jobs import launch
+from vitvlm.jobs.evaluation import evaluate, weights
 
 WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of trainings, separated by commas.", required=True)
 EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of evaluators.")

@@ -9,7 +9,8 @@ A TPU's needs no TPU, but its compiler: pip install "vitvlm[aot]".
 from absl import flags
 from rich.console import Console
 
-from vitvlm.jobs import launch, loss_memory
+from vitvlm.jobs import launch
+from vitvlm.jobs.benchmarks import loss_memory
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology; the devices of this machine by default.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32_768, "Pairs in the global batch.", lower_bound=1)

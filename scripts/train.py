@@ -5,7 +5,8 @@ python scripts/train.py --config=configs/vit_fashion.py --workdir=workdirs/vit -
 
 from absl import flags
 
-from vitvlm.jobs import launch, train
+from vitvlm.jobs import launch
+from vitvlm.jobs.training import train
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for config, metrics, checkpoints and evaluations.", required=True

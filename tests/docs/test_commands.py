@@ -126,7 +126,9 @@ def place(tmp_path_factory):
 def run(place):
     """Runs a command of the pages as a user would, in a process of its own."""
     processes = multiprocessing.get_context("forkserver")  # it imports once, for all commands
-    processes.set_forkserver_preload(["vitvlm.jobs.train", "vitvlm.jobs.ablate", "vitvlm.jobs.weights"])
+    processes.set_forkserver_preload(
+        ["vitvlm.jobs.training.train", "vitvlm.jobs.ablate", "vitvlm.jobs.evaluation.weights"]
+    )
 
     @functools.cache
     def ran(words: tuple[str, ...]) -> pathlib.Path:

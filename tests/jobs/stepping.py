@@ -1,8 +1,8 @@
 """One step of a toy job without anything random in it, for tests that compare steps."""
 
 from tests.jobs import golden
-from vitvlm.jobs import train
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 from vitvlm.training import sharding
 
 

@@ -19,7 +19,7 @@ from vitvlm.jobs import configs, fields
 from vitvlm.jobs.ablate import ablate
 from vitvlm.jobs.ablation import stage
 from vitvlm.jobs.ablation.plan import plan
-from vitvlm.jobs.setup import build_task, setup
+from vitvlm.jobs.training.setup import build_task, setup
 from vitvlm.training.interrupts import Interrupted
 
 POPEN = subprocess.Popen

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import awake, benchmark, peers, quartiles
+from vitvlm.jobs.benchmarks import awake, peers, quartiles
 
 TINY = {"width": 24, "depth": 1, "heads": 2, "mlp_width": 32, "patch_size": 16}
 
@@ -21,8 +21,8 @@ def threads():
 
 
 def test_each_round_is_measured_and_written(tmp_path, threads):
-    cases = [benchmark.Case("ViT-tiny", "vit", TINY, 32, 3), benchmark.Case("MAE-tiny", "mae", TINY, 32, 3)]
-    report = benchmark.run(cases, rounds=3, peer=True, scan=False, workdir=str(tmp_path / "new"))
+    cases = [step_time.Case("ViT-tiny", "vit", TINY, 32, 3), step_time.Case("MAE-tiny", "mae", TINY, 32, 3)]
+    report = step_time.run(cases, rounds=3, peer=True, scan=False, workdir=str(tmp_path / "new"))
     for one in report.measured:
         assert len(one.seconds) == len(one.peer_seconds) == 3
         assert min(one.seconds + one.peer_seconds) > 0 and one.compile_seconds > 0 and one.temporary_bytes > 0
@@ -32,15 +32,15 @@ def test_each_round_is_measured_and_written(tmp_path, threads):
     ratios = np.divide(first["seconds"], first["peer_seconds"])
     np.testing.assert_allclose(first["ratio"], np.median(ratios))
     assert torch.__version__.startswith(written["environment"]["torch"])
-    assert [column.header for column in benchmark.table(report).columns] == ["model", "ViT-tiny", "MAE-tiny"]
+    assert [column.header for column in step_time.table(report).columns] == ["model", "ViT-tiny", "MAE-tiny"]
     text = (tmp_path / "new" / "benchmark.md").read_text()
-    assert "| ViT-tiny | 3 x 32 px |" in text and f"threads {benchmark.threads()}" in text and "loop" in text
+    assert "| ViT-tiny | 3 x 32 px |" in text and f"threads {step_time.threads()}" in text and "loop" in text
 
 
 def test_ours_alone_needs_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda threads: pytest.fail("the peers were asked for"))
-    case = benchmark.Case("ViT-tiny", "vit", TINY, 32, 3)
-    report = benchmark.run([case], rounds=1, peer=False, scan=True, workdir=str(tmp_path), keep_awake=True)
+    case = step_time.Case("ViT-tiny", "vit", TINY, 32, 3)
+    report = step_time.run([case], rounds=1, peer=False, scan=True, workdir=str(tmp_path), keep_awake=True)
     (measured,) = report.measured
     assert report.environment["cores"] == "kept awake"
     assert measured.peer_seconds == () and measured.ratios == ()
@@ -63,11 +63,11 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", ["vit_x16", "vit-s16", "swin_s16", "vit_s"])
 def test_what_names_no_model_is_an_error(name):
     with pytest.raises(ConfigError, match=rf"--models: '{name}' is not family_sizepatch"):
-        benchmark.parse_case(name, 224, 8)
+        step_time.parse_case(name, 224, 8)
 
 
 def test_a_name_gives_family_sizes_and_patch():
-    case = benchmark.parse_case("mae_b16", 224, 8)
+    case = step_time.parse_case("mae_b16", 224, 8)
     assert (case.name, case.family) == ("MAE-B/16", "mae")
     assert case.sizes == {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "patch_size": 16}
 

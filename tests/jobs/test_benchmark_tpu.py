@@ -7,8 +7,8 @@ import pytest
 
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import benchmark_tpu, plain_models
-from vitvlm.jobs.benchmark_tpu import Compiled, Measured
+from vitvlm.jobs.benchmarks import plain_models
+from vitvlm.jobs.benchmarks.tpu import Compiled, Measured
 
 PROGRAM = """
 %fused (p: f32[2]) -> f32[2] {
@@ -27,15 +27,15 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 
 
 def test_cycles_are_those_of_the_entry():
-    assert benchmark_tpu.estimated_cycles(PROGRAM) == 42
+    assert tpu.estimated_cycles(PROGRAM) == 42
     with pytest.raises(ValueError, match="only the TPU compiler notes them"):
-        benchmark_tpu.estimated_cycles("ENTRY %main {\n}")
+        tpu.estimated_cycles("ENTRY %main {\n}")
 
 
-@pytest.mark.parametrize("family", benchmark_tpu.FAMILIES)
+@pytest.mark.parametrize("family", tpu.FAMILIES)
 def test_the_plain_model_does_the_work_of_ours(family):
     """FLOPs of the losses and their gradients; each side's own way of its little products is within 2 %."""
-    batch = dict(benchmark_tpu.abstract_batch(family, 4, 224))
+    batch = dict(tpu.abstract_batch(family, 4, 224))
 
     def work(init, loss):
         params = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch)["params"]
@@ -43,7 +43,7 @@ def test_the_plain_model_does_the_work_of_ours(family):
         return flops.count(jax.grad(lambda params, batch: loss({"params": params}, batch)), params, batch), size
 
     (ours, our_size), (plain, plain_size) = (
-        work(*side) for side in (benchmark_tpu.ours(family, "B", 16, 224), benchmark_tpu.plain(family, "B", 16))
+        work(*side) for side in (tpu.ours(family, "B", 16, 224), tpu.plain(family, "B", 16))
     )
     assert ours == pytest.approx(plain, rel=0.02)
     assert our_size == pytest.approx(plain_size, rel=0.002)
@@ -60,10 +60,10 @@ def test_a_plain_model_learns():
 
 def test_an_unknown_model():
     with pytest.raises(ConfigError, match="--models: 'vit_q16' is not family_sizepatch"):
-        benchmark_tpu.parse("vit_q16")
+        tpu.parse("vit_q16")
 
 
 def test_the_table_has_both_sides():
     one = Measured("ViT-B/16", 64, Compiled(111_000_000, 4_880_000_000, 1), Compiled(118_000_000, 5_000_000_000, 2))
-    text = benchmark_tpu.markdown([one], {"device": "a TPU"})
+    text = tpu.markdown([one], {"device": "a TPU"})
     assert "| ViT-B/16 | 64 | 111.0 | 118.0 | 0.94 | 4.88 | 5.00 |" in text and "device a TPU" in text

@@ -9,8 +9,9 @@ from PIL import Image
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import TooManyUnreadable
-from vitvlm.jobs import evaluations, train
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 from vitvlm.training import sharding
 
 OPS = "decode|resize(8)|normalize"

@@ -13,10 +13,11 @@ from tests.jobs.class_folders import OPS, a_folder
 from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluate, train
-from vitvlm.jobs import init_from as init_from_lib
-from vitvlm.jobs.setup import setup
-from vitvlm.jobs.weights import evaluate_weights
+from vitvlm.jobs.evaluation import evaluate
+from vitvlm.jobs.evaluation.weights import evaluate_weights
+from vitvlm.jobs.training import init_from as init_from_lib
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 
 NAMES = ("ant", "bee", "cow")
 VIT = dict(name="vit", num_classes="data", pool="cls", width=16, depth=1, heads=2, mlp_width=24, patch_size=4)

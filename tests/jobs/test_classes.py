@@ -15,9 +15,9 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluations
 from vitvlm.jobs.classes import Head, find
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.training.setup import setup
 from vitvlm.tasks import Classify, Encode
 
 CLASSIFIER = dict(name="resnet", num_classes="data", widths=(8,), depths=(1,), layer="basic", stem_width=8)

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from tests.jobs.stepping import stepped, towers
 from vitvlm import pretrained
 from vitvlm.data import tokenizers
-from vitvlm.jobs import train
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 
 
 def a_config(**fields):

@@ -14,8 +14,10 @@ from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.data import operations, sources
 from vitvlm.data.sources import prepared
-from vitvlm.jobs import evaluations, fields, train
-from vitvlm.jobs.setup import build_task, setup, without_data
+from vitvlm.jobs import fields
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import build_task, setup, without_data
 from vitvlm.nn.roles import roles_of
 from vitvlm.tasks import Task
 from vitvlm.training import freezing, optimizer, sharding

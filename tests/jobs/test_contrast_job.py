@@ -14,7 +14,7 @@ from PIL import Image
 from tests.jobs.stepping import stepped, towers
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
-from vitvlm.jobs import train
+from vitvlm.jobs.training import train
 
 EXACT = ("loss", "grad_norm", "scale", "param_norm")  # accuracies count pairs that are as good as equal
 

@@ -10,8 +10,10 @@ from PIL import Image
 from tests.jobs import fake_sweep
 from vitvlm.core import own_files
 from vitvlm.evaluation import Result
-from vitvlm.jobs import ablate, evaluate, train, weights
+from vitvlm.jobs import ablate
 from vitvlm.jobs.ablation import report, stage
+from vitvlm.jobs.evaluation import evaluate, weights
+from vitvlm.jobs.training import train
 from vitvlm.training.workdir import WorkdirError
 
 DAMAGES = {

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
-from vitvlm.jobs import evaluate, train
+from vitvlm.jobs.evaluation import evaluate
 from vitvlm.jobs.prepare.job import prepare
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 
 ROOT = Path(__file__).parents[2]
 PNG = [pictures.encoded(pictures.pattern(20, 24, seed=i)) for i in range(8)]

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from vitvlm.evaluation import base
-from vitvlm.jobs.evaluations import Evaluation, Section
+from vitvlm.jobs.evaluation.evaluations import Evaluation, Section
 
 
 class Counts:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitvlm.jobs import input_speed
+from vitvlm.jobs.benchmarks import input_speed
 
 IMAGES, BATCH = 24, 8
 

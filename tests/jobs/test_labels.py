@@ -12,8 +12,9 @@ from tests.data import shards
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluations, train
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 from vitvlm.training.resume import Start
 
 OPS = "decode(3)|resize(8)|normalize('unit')"

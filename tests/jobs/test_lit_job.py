@@ -8,8 +8,8 @@ from tests.jobs import golden, published
 from vitvlm import pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import train
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import setup
 from vitvlm.nn.positions import resample_grid
 from vitvlm.nn.stacking import stack_blocks
 from vitvlm.training import sharding

@@ -1,6 +1,6 @@
 import pathlib
 
-from vitvlm.jobs import loading
+from vitvlm.jobs.benchmarks import loading
 
 
 def test_loading_is_measured_against_numpy(tmp_path):

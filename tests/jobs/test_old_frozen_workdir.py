@@ -16,8 +16,8 @@ import pytest
 
 from vitvlm import pretrained
 from vitvlm.core.paths import flatten
-from vitvlm.jobs import train
-from vitvlm.jobs.setup import load_state, setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import load_state, setup
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.workdir import read_config
 from vitvlm.training.writers import read

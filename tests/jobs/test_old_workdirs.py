@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from vitvlm.core import paths
-from vitvlm.jobs import train
-from vitvlm.jobs.setup import load_state, setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import load_state, setup
 from vitvlm.training.workdir import read_config
 
 FOLDER = pathlib.Path(__file__).parent / "old_workdirs"

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from tests.data import shards
-from vitvlm.jobs import configs, train
+from vitvlm.jobs import configs
+from vitvlm.jobs.training import train
 from vitvlm.training import writers
 from vitvlm.training.checkpoints import Checkpoints
 

@@ -13,8 +13,9 @@ from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.data import sources
-from vitvlm.jobs import evaluate, train
-from vitvlm.jobs.setup import restore_target, setup
+from vitvlm.jobs.evaluation import evaluate
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import restore_target, setup
 from vitvlm.training import sharding, writers
 
 TERMS = ("loss", "label_loss", "distillation_loss")

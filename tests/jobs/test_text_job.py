@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from vitvlm.jobs.setup import setup
-from vitvlm.jobs.train import train
+from vitvlm.jobs.training.setup import setup
+from vitvlm.jobs.training.train import train
 from vitvlm.objectives import masked
 from vitvlm.tasks import TASKS
 from vitvlm.tasks.base import Task

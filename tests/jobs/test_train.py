@@ -18,8 +18,9 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.data.errors import DataError
 from vitvlm.evaluation import Result
-from vitvlm.jobs import evaluate, train
-from vitvlm.jobs.setup import load_state, setup
+from vitvlm.jobs.evaluation import evaluate
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import load_state, setup
 from vitvlm.training import lock, resume, writers
 from vitvlm.training.workdir import WorkdirError, read_config
 

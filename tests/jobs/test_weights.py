@@ -15,8 +15,8 @@ from vitvlm import models, pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs import evaluate
-from vitvlm.jobs.weights import evaluate_weights
+from vitvlm.jobs.evaluation import evaluate
+from vitvlm.jobs.evaluation.weights import evaluate_weights
 from vitvlm.nn.patches import Patches
 from vitvlm.training.workdir import WorkdirError
 

@@ -26,7 +26,7 @@ from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, sources, tokenizers
 from vitvlm.data.tokenizers import clip as clip_bpe
-from vitvlm.jobs import weights
+from vitvlm.jobs.evaluation import weights
 
 LENGTH = 12
 TEXTS = ["A red Apple!", "", "two cats, one dog -- and a house; a very long sentence about nothing at all, really", "x"]

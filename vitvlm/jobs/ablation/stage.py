@@ -25,9 +25,9 @@ from etils import epath
 
 from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import train
 from vitvlm.jobs.launch import EXPECTED
-from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import Setup, restore_target, setup
 from vitvlm.nn.patches import patch_grid
 from vitvlm.training import writers
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted

@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from vitvlm import models, pretrained
-from vitvlm.jobs import loading_once, quartiles
+from vitvlm.jobs.benchmarks import loading_once, quartiles
 from vitvlm.pretrained.tensors import SINGLE
 
 SAMPLE_SECONDS = 0.002

@@ -24,7 +24,7 @@ from rich.table import Table
 from vitvlm import models
 from vitvlm.core import compiling
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs import awake, peers, quartiles
+from vitvlm.jobs.benchmarks import awake, peers, quartiles
 from vitvlm.models.vit import SIZES
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct

@@ -22,8 +22,8 @@ from vitvlm.data.loader import Loader
 from vitvlm.data.operations import colour, text
 from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import classes, fields
-from vitvlm.jobs.prediction import Predictor
-from vitvlm.jobs.setup import Setup, check_renames, open_split
+from vitvlm.jobs.evaluation.prediction import Predictor
+from vitvlm.jobs.training.setup import Setup, check_renames, open_split
 
 LEARN = classes.REMEDY % "data that it learns from"
 

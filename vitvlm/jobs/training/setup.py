@@ -22,8 +22,9 @@ from vitvlm.data.batches import zero_batch
 from vitvlm.data.errors import DataError
 from vitvlm.data.shapes import batch_shapes
 from vitvlm.data.texts import check_texts
-from vitvlm.jobs import class_weights, fields, teachers
+from vitvlm.jobs import fields
 from vitvlm.jobs.classes import Head
+from vitvlm.jobs.training import class_weights, teachers
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
 from vitvlm.training import freezing, optimizer, sharding, storage

@@ -15,10 +15,12 @@ from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.batches import TRAINING, TrainBatches, changed, train_batches
 from vitvlm.data.identity import Identity
-from vitvlm.jobs import class_weights, curves, data_files, evaluations, init_from
-from vitvlm.jobs.evaluate import results_folder
-from vitvlm.jobs.prediction import Predictor
-from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.jobs import data_files
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.evaluation.evaluate import results_folder
+from vitvlm.jobs.evaluation.prediction import Predictor
+from vitvlm.jobs.training import class_weights, curves, init_from
+from vitvlm.jobs.training.setup import Setup, restore_target, setup
 from vitvlm.training import lock, loop, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints

@@ -17,7 +17,7 @@ from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core.paths import flatten, map_with_path, unflatten
 from vitvlm.jobs import classes, fields
-from vitvlm.jobs.setup import Setup
+from vitvlm.jobs.training.setup import Setup
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.training import partial, storage
 from vitvlm.training.state import TrainState

@@ -12,9 +12,9 @@ from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
 from vitvlm.data.operations import text
-from vitvlm.jobs import evaluate
 from vitvlm.jobs.classes import Head
-from vitvlm.jobs.setup import setup
+from vitvlm.jobs.evaluation import evaluate
+from vitvlm.jobs.training.setup import setup
 from vitvlm.tasks import task_for
 from vitvlm.training import sharding
 from vitvlm.training.workdir import WorkdirError

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from vitvlm.data import sources, writing
 from vitvlm.data.batches import train_batches
-from vitvlm.jobs import peers, quartiles
+from vitvlm.jobs.benchmarks import peers, quartiles
 
 SIZE = 224
 LENGTH = 32

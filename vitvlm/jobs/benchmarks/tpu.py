@@ -23,8 +23,8 @@ from rich.table import Table
 from vitvlm import models
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs import plain_models
-from vitvlm.jobs.loss_memory import devices
+from vitvlm.jobs.benchmarks import plain_models
+from vitvlm.jobs.benchmarks.loss_memory import devices
 from vitvlm.models.vit import SIZES
 from vitvlm.objectives import contrastive
 

@@ -15,9 +15,10 @@ from rich.text import Text
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
-from vitvlm.jobs import data_files, evaluations, fields
-from vitvlm.jobs.prediction import Predictor
-from vitvlm.jobs.setup import Setup, restore_target, setup
+from vitvlm.jobs import data_files, fields
+from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.evaluation.prediction import Predictor
+from vitvlm.jobs.training.setup import Setup, restore_target, setup
 from vitvlm.pretrained import CHECKPOINTS
 from vitvlm.training import lock
 from vitvlm.training.checkpoints import Checkpoints

@@ -1,0 +1,1 @@
+"""Measurements against other code, and of what programs cost."""

@@ -1,0 +1,1 @@
+"""Evaluations of checkpoints and of published weights."""

@@ -1,0 +1,1 @@
+"""Trainings: from a config to a running job."""
