@@ -9,6 +9,7 @@ from absl import flags
 from rich.console import Console
 
 from vitvlm.jobs import launch
+from vitvlm.jobs.benchmarks import step_time
 
 MODELS = flags.DEFINE_list("models", ["vit_s16", "mae_b16"], "Models: vit or mae, then size and patch side.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json and benchmark.md.", required=True)

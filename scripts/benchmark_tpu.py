@@ -9,6 +9,7 @@ from absl import flags
 from rich.console import Console
 
 from vitvlm.jobs import launch
+from vitvlm.jobs.benchmarks import tpu
 
 MODELS = flags.DEFINE_list("models", ["vit_b16"], "Models: vit, mae or siglip, then size and patch side.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark_tpu.json and benchmark_tpu.md.", required=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs.benchmarks import awake, peers, quartiles
+from vitvlm.jobs.benchmarks import awake, peers, quartiles, step_time
 
 TINY = {"width": 24, "depth": 1, "heads": 2, "mlp_width": 32, "patch_size": 16}
 

@@ -7,7 +7,7 @@ import pytest
 
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs.benchmarks import plain_models
+from vitvlm.jobs.benchmarks import plain_models, tpu
 from vitvlm.jobs.benchmarks.tpu import Compiled, Measured
 
 PROGRAM = """
