@@ -5,8 +5,11 @@ import json
 
 import jax
 import layouts
-import layouts_files  # noqa: F401 (registers its cases)
-import layouts_huggingface  # noqa: F401 (registers its cases)
+import layouts_clip_files  # noqa: F401 (these register their cases)
+import layouts_configs  # noqa: F401
+import layouts_files  # noqa: F401
+import layouts_huggingface  # noqa: F401
+import layouts_text  # noqa: F401
 import numpy as np
 import pytest
 import transformers

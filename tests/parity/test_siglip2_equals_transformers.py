@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface import array, check_written_back, close, close_trees, gradients, load, looped, randomise, stacked
-from layouts_huggingface import GRIDS, NAFLEX, PATCH_MASK, PATCHES, patches_of
+from layouts_text import GRIDS, NAFLEX, PATCH_MASK, PATCHES, patches_of
 from transformers import Siglip2Config, Siglip2Model
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
