@@ -17,8 +17,10 @@ def draw():
     return tokens, kernel, rng.integers(V, size=(B, L)), mask, rng.normal(size=B).astype(np.float32)
 
 
-def whole(tokens, kernel, texts, mask):
-    logits = jnp.einsum("BLD,DV->BLV", tokens, kernel, preferred_element_type=jnp.float32)
+def whole(tokens, kernel, texts, mask, bias=None, *, scale=1.0, soft_cap=None):
+    logits = scale * jnp.einsum("BLD,DV->BLV", tokens, kernel, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
+    logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
     return captioning.next_token_losses(logits, texts, mask)
 
 
@@ -43,6 +45,33 @@ def test_value_and_gradient_are_the_whole_loss(monkeypatch, chunk_tokens, chunk_
         assert ours.dtype == theirs.dtype == dtype
         scale = float(jnp.abs(theirs).max())
         np.testing.assert_allclose(np.float32(ours), np.float32(theirs), atol=tolerance * max(scale, 1))
+
+
+@pytest.mark.parametrize("how", [{"scale": D**-0.5}, {"soft_cap": 2.0}, {"scale": 0.3, "soft_cap": 1.5}], ids=str)
+@pytest.mark.parametrize("chunk_words", [5, 8192])
+def test_a_bias_a_scale_and_a_soft_cap(monkeypatch, chunk_words, how):
+    """T5's scaled logits, Phi's bias and Gemma's cap; 23 words in chunks of 5 have words of padding."""
+    monkeypatch.setattr(next_token, "TOKENS", 6)
+    monkeypatch.setattr(next_token, "WORDS", chunk_words)
+    tokens, kernel, texts, mask, direction = draw()
+    bias = np.linspace(-1, 1, V, dtype=np.float32)
+
+    def run(losses):
+        def both(*head):
+            found, vjp = jax.vjp(lambda x, w, b: losses(x, w, texts, mask, b, **how), *head)
+            return found, vjp(direction)
+
+        return jax.jit(both)(tokens, kernel, bias)
+
+    found, expected = run(next_token.next_token_losses), run(whole)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_cross_entropy_is_that_of_the_label_at_the_same_place():
+    tokens, kernel, labels, *_ = draw()
+    expected = -jax.nn.log_softmax(tokens @ kernel)[np.arange(B)[:, None], np.arange(L), labels]
+    np.testing.assert_allclose(next_token.cross_entropy(tokens, kernel, labels), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_text_of_one_token_and_an_empty_one():

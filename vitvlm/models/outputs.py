@@ -1,5 +1,8 @@
 """Outputs of models: one struct per kind of model, so that heads, probes and connectors work on all of a kind."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -60,6 +63,52 @@ class TextOutput:
     logits: Float[Array, "B L V"] | None = None
     hidden: Float[Array, "layers B T D"] | None = None
     attention: Float[Array, "depth B K T T"] | None = None
+
+
+@flax.struct.dataclass
+class LanguageOutput:
+    """A language model's answer: of every token given, or of the last one, what comes next.
+
+    The logits are c tanh(x / c) of x = scale * tokens @ head_kernel + head_bias; without a soft cap c they are x.
+
+    Fields:
+      tokens [B, L, D]: after the final norm, or what else the head is given.
+      logits [B, L, V]: over the vocabulary, of the token after each; [B, 1, V] of the last alone, None, as the call
+        asked.
+      head_kernel [D, V], head_bias [V]: of the head, for a loss that never holds all logits (`objectives.next_token`);
+        None unless the call asked for no logits. The bias is None for a head without one.
+      logits_scale, soft_cap: numbers by which logits are scaled and capped; None: no cap.
+      hidden [depth + 1, B, L, D]: tokens before the first block and after each; None unless captured.
+      attention [depth, B, K, L, M]: weights of each block; None unless captured. A tuple where layers differ in M, see
+        `nn.stack.Stacked`.
+      cross_attention [depth, B, K, L, S]: weights of the attention to a context; None unless captured, or without one.
+      cache: what the next call takes; None without one.
+    """
+
+    tokens: Float[Array, "B L D"]
+    logits: Float[Array, "B _L V"] | None = None
+    head_kernel: Float[Array, "D V"] | None = None
+    head_bias: Float[Array, "V"] | None = None
+    logits_scale: float = flax.struct.field(pytree_node=False, default=1.0)
+    soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+    hidden: Float[Array, "layers B L D"] | None = None
+    attention: Float[Array, "depth B K L M"] | tuple[Float[Array, "_ B K L _M"], ...] | None = None
+    cross_attention: Float[Array, "depth B K L S"] | None = None
+    cache: Mapping[str, Any] | None = None
+
+
+@flax.struct.dataclass
+class EncoderDecoderOutput(LanguageOutput):
+    """Output of a language model whose decoder looks at what an encoder makes of another text.
+
+    Fields, besides those of `LanguageOutput`, which are the decoder's:
+      context [B, S, E]: what the decoder looks at; None in a call that goes on with a cache.
+      encoder_hidden [depth + 1, B, S, E], encoder_attention [depth, B, K, S, S]: of the encoder; None unless captured.
+    """
+
+    context: Float[Array, "B S E"] | None = None
+    encoder_hidden: Float[Array, "encoder_layers B S E"] | None = None
+    encoder_attention: Float[Array, "encoder_depth B encoder_heads S S"] | None = None
 
 
 @flax.struct.dataclass
