@@ -73,14 +73,14 @@ class LanguageOutput:
 
     Fields:
       tokens [B, L, D]: after the final norm, or what else the head is given.
-      logits [B, L, V]: over the vocabulary, of the token after each; [B, 1, V] of the last alone, None, as the call
-        asked.
+      logits [B, L, V]: over the vocabulary, of the token after each; [B, 1, V] of the last alone, None if the call
+        asked for none.
       head_kernel [D, V], head_bias [V]: of the head, for a loss that never holds all logits (`objectives.next_token`);
         None unless the call asked for no logits. The bias is None for a head without one.
-      logits_scale, soft_cap: numbers by which logits are scaled and capped; None: no cap.
+      logit_scale, logit_soft_cap: numbers by which logits are scaled and capped; None: no cap.
       hidden [depth + 1, B, L, D]: tokens before the first block and after each; None unless captured.
-      attention [depth, B, K, L, M]: weights of each block; None unless captured. A tuple where layers differ in M, see
-        `nn.stack.Stacked`.
+      attention [depth, B, K, L, M]: weights of each block over the M tokens of the sequence, or with a cache over its
+        keys, which for layers of several kinds are a tuple; None unless captured.
       cross_attention [depth, B, K, L, S]: weights of the attention to a context; None unless captured, or without one.
       cache: what the next call takes; None without one.
     """
@@ -89,8 +89,8 @@ class LanguageOutput:
     logits: Float[Array, "B _L V"] | None = None
     head_kernel: Float[Array, "D V"] | None = None
     head_bias: Float[Array, "V"] | None = None
-    logits_scale: float = flax.struct.field(pytree_node=False, default=1.0)
-    soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+    logit_scale: float = flax.struct.field(pytree_node=False, default=1.0)
+    logit_soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
     hidden: Float[Array, "layers B L D"] | None = None
     attention: Float[Array, "depth B K L M"] | tuple[Float[Array, "_ B K L _M"], ...] | None = None
     cross_attention: Float[Array, "depth B K L S"] | None = None
