@@ -35,6 +35,7 @@ CASES = {
     "vit": ({**VIT, "remat": "full"}, (IMAGES,), own, lambda out: out.pooled),
     "naflex": ({**SIZES, "patch_size": 4, "scan": False}, (IMAGES,), own, lambda out: out.pooled),
     "text": (TEXT, (TEXTS,), own, lambda out: out.pooled),
+    "decoder": ({**TEXT, "pattern": ("local", "global"), "local": 3}, (TEXTS,), own, lambda out: out.logits),
     "bert": (TEXT, (TEXTS,), own, lambda out: out.pooled),
     "multiscale": ({**SIZES, "backbone": RESNET}, (make_images(2, 32, 32, 3),), own, lambda out: out.pooled),
     "swin": (

@@ -44,6 +44,7 @@ MODELS = {
     },
     "text": TEXT | {"scan": False, "projection": 3, "pool": "cls"},
     "bert": TEXT | {"scan": False, "mlm_head": True},
+    "decoder": TEXT | {"scan": False, "positions": "learned", "embed_width": 4, "head_bias": True},
     "naflex": NAFLEX | {"num_classes": 3},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
     "coca": TOWERS
@@ -57,7 +58,13 @@ def shapes_of(name):
     """Returns (the model, the shapes of its parameters)."""
     model = models.build(name, **MODELS[name])
     images, texts = jnp.zeros((1, 8, 12, 3)), jnp.zeros((1, 5), jnp.int32)
-    inputs = {"text": (texts,), "bert": (texts,), "two_towers": (images, texts), "coca": (images, texts)}
+    inputs = {
+        "text": (texts,),
+        "bert": (texts,),
+        "decoder": (texts,),
+        "two_towers": (images, texts),
+        "coca": (images, texts),
+    }
     rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     return model, jax.eval_shape(model.init, rngs, *inputs.get(name, (images,)))["params"]
 
@@ -68,7 +75,7 @@ VIT_LAYERS = [  # BEiT's and MAE's get_num_layer_for_vit; its fc_norm, head and 
     ("blocks_0/.*", 1),
     ("blocks_1/.*", 2),
 ]
-TEXT_LAYERS = [("embed/.*|positions|cls|segments|embed_norm/.*", 0), ("blocks_0/.*", 1), ("blocks_1/.*", 2)]
+TEXT_LAYERS = [("embed/.*|positions|cls|segments|embed_norm/.*|embed_in/.*", 0), ("blocks_0/.*", 1), ("blocks_1/.*", 2)]
 SWIN_LAYERS = [  # SimMIM's get_swin_layer, where a stage's merging ends the stage before
     ("patches/.*|patches_norm/.*|positions/.*", 0),
     ("stages_0/blocks_0/.*", 1),
@@ -99,6 +106,7 @@ LAYERS = {
     "multiscale": (inside("backbone", SWIN_LAYERS), 4),
     "text": (TEXT_LAYERS, 3),
     "naflex": (VIT_LAYERS, 3),
+    "decoder": (TEXT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
@@ -126,7 +134,9 @@ def test_what_is_multiplied_decays_and_nothing_else(name):
     model, params = shapes_of(name)
     for path, role in roles_of(model, flatten(params)).items():
         assert (role.kind == "matrix") == path.endswith("/kernel"), path
-        assert (role.part == "head") == bool(re.search(r"(^|/)(distillation_)?head/|decoder/prediction/", path)), path
+        assert (role.part == "head") == bool(
+            re.search(r"(^|/)(distillation_)?head/|^head_bias|decoder/prediction/", path)
+        ), path
         assert (role.resample is not None) == path.endswith(
             ("positions/grid", "patches/kernel", "/relative_positions")
         ), path

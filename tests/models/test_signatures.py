@@ -58,6 +58,15 @@ for fields in [dict(dropout=0.1), dict(pool="mean", remat="dots"), dict(pool="fi
     model = models.build("bert", **SENTENCES, **fields)
     run = lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, segment_ids=mask, **everything))
     jax.eval_shape(run)
+GEMMA = dict(pattern=("local", "global"), local=2, norms="sandwich", qk_norm=True, scale_embed=True, tied=True)
+OPT = dict(positions="learned", position_offset=2, embed_width=4, norm="layer", mlp="plain", head_bias=True)
+for fields in [dict(dropout=0.1), dict(GEMMA, soft_cap=2.0, logit_soft_cap=3.0, remat="dots"), dict(OPT, scan=False)]:
+    model = models.build("decoder", **SENTENCES, **fields)
+    run = lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **everything))
+    jax.eval_shape(run)
+    run = lambda **how: jax.tree.leaves(model.init_with_output(rngs, texts, cache=model.empty_cache(2, 6), **how))
+    jax.eval_shape(lambda: run(logits="last", capture=("attention",)))
+    jax.eval_shape(lambda: run(logits="none", attention_mask=jnp.ones((1, 1, 5, 6), bool)))
 towers = dict(image=dict(VIT, name="vit"), text=dict(TEXT, name="text", causal=False, pool="last"), embed_dim=4)
 RUNS = [dict(image_projection="mlp"), dict(bias_init=0.0, scan=False), dict(embed_dim=8, text_projection="none")]
 for fields in RUNS:

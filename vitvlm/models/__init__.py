@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from vitvlm.models import bert as bert  # each architecture registers itself
 from vitvlm.models import coca as coca
+from vitvlm.models import decoder as decoder
 from vitvlm.models import deit as deit
 from vitvlm.models import efficientnet as efficientnet
 from vitvlm.models import fpn as fpn

@@ -91,7 +91,7 @@ class LanguageOutput:
     head_bias: Float[Array, "V"] | None = None
     logit_scale: float = flax.struct.field(pytree_node=False, default=1.0)
     logit_soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
-    hidden: Float[Array, "layers B L D"] | None = None
+    hidden: Float[Array, "layers B L _D"] | None = None
     attention: Float[Array, "depth B K L M"] | tuple[Float[Array, "_ B K L _M"], ...] | None = None
     cross_attention: Float[Array, "depth B K L S"] | None = None
     cache: Mapping[str, Any] | None = None

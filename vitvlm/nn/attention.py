@@ -161,9 +161,10 @@ class Attention(nn.Module):
                 query, key = part.rotate(query, key, positions)
         mask, key_places = call.mask, places
         if cache is not None:
-            cache = cache.append(key, value)
-            key, value, key_places = cache.key.astype(key.dtype), cache.value.astype(value.dtype), cache.places()
-            mask = None if mask is None else cache.of_places(mask)
+            seen = cache.append(key, value)
+            key, value, key_places = seen.key.astype(key.dtype), seen.value.astype(value.dtype), seen.places()
+            mask = None if mask is None else seen.of_places(mask)
+            cache = seen.kept()
         mask = _both(mask, visible(places, key_places, self.causal, self.local, cache is not None))
         biases = [call.bias, *(part.bias(self.param, unrotated, places, key_places) for part in self.positional)]
         biases = [bias for bias in biases if bias is not None]

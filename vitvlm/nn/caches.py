@@ -1,7 +1,7 @@
 """Keys and values that attention keeps from one call to the next.
 
-A cache of self-attention has the interface of `Cache`; `Attention` uses nothing else of it. `KVCache` keeps all
-tokens; a ring buffer for layers that look back only so far keeps the last ones, and is another such class.
+A cache of self-attention has the interface of `Cache`; `Attention` uses nothing else of it. `KVCache` keeps all tokens,
+`RingCache` the last ones, for layers that look back only so far.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +28,10 @@ class Cache(Protocol):
     length: Any
 
     def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "Cache":
-        """The cache with N tokens more."""
+        """The cache with N tokens more, as these tokens look at it."""
+
+    def kept(self) -> "Cache":
+        """The cache as the next call takes it, once the tokens that were appended have looked."""
 
     def places(self) -> Int[Array, "M"]:
         """The place in the sequence of each key, -1 where there is none yet."""
@@ -70,12 +73,99 @@ class KVCache:
 
         return self.replace(key=put(self.key, key), value=put(self.value, value), length=self.length + key.shape[2])
 
+    def kept(self) -> "KVCache":
+        return self
+
     def places(self) -> Int[Array, "M"]:
         place = jnp.arange(self.key.shape[2])
         return jnp.where(place < self.length, place, -1)
 
     def of_places(self, mask: Bool[Array, "#B #K #N #P"]) -> Bool[Array, "#B #K #N #M"]:
         return mask
+
+
+@flax.struct.dataclass
+class RingCache:
+    """Cache of a layer whose tokens look back only so far: token i of the sequence is key i modulo the room R.
+
+    With room for as many tokens as a query sees, its own included, it holds all that the next one needs, however long
+    the sequence. With r more, the last r tokens can be taken back by setting `length` back (speculative decoding).
+    """
+
+    key: Any
+    value: Any
+    length: Any
+
+    @classmethod
+    def zeros(
+        cls, depth: int | None, batch: int, heads: int, room: int, head_dim: int, dtype: DTypeLike = jnp.float32
+    ) -> "RingCache":
+        """An empty cache, as `KVCache.zeros` makes it."""
+        return cls(**vars(KVCache.zeros(depth, batch, heads, room, head_dim, dtype)))
+
+    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache | Unrolled":
+        if key.shape[2] == 1:  # what its key takes the place of is what it sees no more
+            return self._put(key, value)
+        key, value = key.astype(self.key.dtype), value.astype(self.value.dtype)
+        joined = (jnp.concatenate(pair, axis=2) for pair in ((self.key, key), (self.value, value)))
+        return Unrolled(*joined, self.length + key.shape[2], self)
+
+    def _put(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache":
+        """The ring with the last of N tokens that it has room for in the place of the oldest."""
+        N, R = key.shape[2], self.key.shape[2]
+        last = min(N, R)
+        slots = (self.length + N - last + jnp.arange(last)) % R
+
+        def put(kept: Array, new: Array) -> Array:
+            new = new[:, :, N - last :].astype(kept.dtype)
+            if last == 1:
+                return jax.lax.dynamic_update_slice(kept, new, (0, 0, slots[0], 0))
+            return kept.at[:, :, slots].set(new)
+
+        return self.replace(key=put(self.key, key), value=put(self.value, value), length=self.length + N)
+
+    def kept(self) -> "RingCache":
+        return self
+
+    def places(self) -> Int[Array, "M"]:
+        R = self.key.shape[2]
+        place = self.length - 1 - (self.length - 1 - jnp.arange(R)) % R  # the last one in each slot
+        return jnp.maximum(place, -1)
+
+    def of_places(self, mask: Bool[Array, "#B #K #N #P"]) -> Bool[Array, "#B #K #N #M"]:
+        return _at(mask, self.places())
+
+
+@flax.struct.dataclass
+class Unrolled:
+    """A ring as several tokens look at it: behind its keys are theirs, none of which has displaced another yet.
+
+    Fields: key, value [B, Kv, R + N, d]; length, N tokens included; ring: the cache without them.
+    """
+
+    key: Any
+    value: Any
+    length: Any
+    ring: RingCache
+
+    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache | Unrolled":
+        return self.kept().append(key, value)
+
+    def kept(self) -> RingCache:
+        R = self.ring.key.shape[2]
+        return self.ring._put(self.key[:, :, R:], self.value[:, :, R:])
+
+    def places(self) -> Int[Array, "M"]:
+        N = self.key.shape[2] - self.ring.key.shape[2]
+        return jnp.concatenate([self.ring.places(), self.ring.length + jnp.arange(N)])
+
+    def of_places(self, mask: Bool[Array, "#B #K #N #P"]) -> Bool[Array, "#B #K #N #M"]:
+        return _at(mask, self.places())
+
+
+def _at(mask: Bool[Array, "#B #K #N #P"], places: Int[Array, "M"]) -> Bool[Array, "#B #K #N #M"]:
+    """The mask at those places; what it says at place -1 does not matter, as nothing sees it."""
+    return mask if mask.shape[-1] == 1 else jnp.take(mask, places, axis=-1, mode="clip")
 
 
 @flax.struct.dataclass

@@ -1,0 +1,314 @@
+"""Decoder-only language models: LLaMA, Mistral, Qwen, Gemma, Phi, OPT and GPT-2 by the fields of one module."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from vitvlm.core import config
+from vitvlm.models.decoder_variants import VARIANTS
+from vitvlm.models.facts import ModelFacts
+from vitvlm.models.outputs import LanguageOutput
+from vitvlm.models.registry import MODELS, module_fields, named_variant
+from vitvlm.nn.blocks import Block, Make
+from vitvlm.nn.caches import KVCache, RingCache
+from vitvlm.nn.calls import Call
+from vitvlm.nn.dense import Dense
+from vitvlm.nn.quantized import Quantized
+from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
+from vitvlm.nn.rope import Rope, Scaling
+from vitvlm.nn.transformer import Transformer
+
+POSITIONS = ("rotary", "learned")
+LAYERS = ("global", "local")
+LOGITS = ("all", "last", "none")
+
+Cache = Mapping[str, Any]  # {"attention": the layers' caches}, as `nn.stack.Stacked.cache` is
+
+
+class Decoder(Transformer, ModelFacts, kw_only=True):
+    """Embeddings of tokens, causal blocks, a final norm, and a head: logits of the token after each.
+
+    The defaults are those of LLaMA (Touvron et al. 2023). Fields, besides those of `nn.transformer.Transformer`:
+      vocab_size: V; ids are in [0, V). length: the most tokens that the model was trained for.
+      positions: "rotary", in every layer, by `rope`; or "learned", a table of `length` vectors that are added to the
+        tokens' own, after `position_offset` others that stand for nothing (OPT has 2).
+      rope: see `nn.rope.Rope`; local_rope: of local layers, by default the same.
+      pattern: kinds of the layers, "global" or "local"; layer i is of the kind at i modulo the pattern's length.
+      local: how many tokens a token of a local layer sees, itself included; with padding between them, places.
+      norms: where the norms of a block stand; parallel: whether its branches stand side by side; see `nn.blocks.Block`.
+      final_norm: whether the last block's tokens pass a norm (all but OPT-350m).
+      query_scalar: scores are divided by its square root; by default the d of a head.
+      soft_cap, logit_soft_cap: c, where scores or logits x become c tanh(x / c) (Gemma 2); None: as they are.
+      embed_width: E of the embeddings, where a linear map leads to D and another back to E (OPT-350m); by default D.
+      scale_embed: whether the tokens' vectors are multiplied by sqrt(D) (Gemma).
+      embed_dropout: of the embeddings.
+      tied: whether the head is the table of tokens, transposed; otherwise it has a matrix of its own.
+      head_bias: whether the logits have one.
+    """
+
+    roles: ClassVar[Roles] = (
+        *under("embed/", EMBED, "embedding"),
+        ("positions", Role("table", "embedding")),
+        *under("embed_in/", Dense.roles, "embedding"),
+        *under(STACK, Block.roles, "block"),
+        *under("norm/", NORM),
+        *under("embed_out/", Dense.roles),
+        *under("head/", Dense.roles, "head"),
+        ("head_bias", Role("bias", "head")),
+    )
+
+    vocab_size: int
+    length: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    mlp: str = "gated"
+    activation: str = "silu"
+    norm: str = "rms"
+    positions: str = "rotary"
+    position_offset: int = 0
+    rope: Rope = Rope()
+    local_rope: Rope | None = None
+    pattern: tuple[str, ...] = ("global",)
+    local: int | None = None
+    norms: str = "pre"
+    parallel: bool = False
+    final_norm: bool = True
+    query_scalar: float | None = None
+    soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    embed_width: int | None = None
+    scale_embed: bool = False
+    embed_dropout: float = 0.0
+    tied: bool = False
+    head_bias: bool = False
+
+    def setup(self) -> None:
+        self._check()
+        init = nn.initializers.normal(0.02)  # GPT-2's, and everybody's since
+        self.embed = nn.Embed(self.vocab_size, self.embed_width or self.width, embedding_init=init, **self.dtypes)
+        self.embed.embedding  # noqa: B018 (made even if the first call brings embeddings)
+        if self.positions == "learned":
+            shape = (self.position_offset + self.length, self.width)
+            self.position_table = self.param("positions", init, shape, self.param_dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        text_tokens: Int[Array, "B L"] | None = None,
+        mask: Shaped[Array, "B M"] | None = None,
+        *,
+        embeddings: Float[Array, "B L E"] | None = None,
+        positions: Int[Array, "B L *axes"] | None = None,
+        attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
+        cache: Cache | None = None,
+        logits: str = "all",
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
+    ) -> LanguageOutput:
+        """Goes through texts, or goes on with them.
+
+        Args:
+          mask [B, M]: 1 or True for each real token, 0 for padding on either side, which is not looked at; over all
+            places of the sequence: M = L without a cache, and the cache's room with one, where it may say anything of
+            places that are not yet written. All are real by default.
+          embeddings [B, L, E]: in place of text_tokens, as `embed_text` gives them.
+          positions [B, L]: of the tokens; by default real ones are counted from 0, those in the cache included.
+          attention_mask [#B, #K, L, M]: True where a query may look besides (texts packed in one row, prefixes).
+            Causality holds in any case.
+          cache: what `empty_cache` or the last call gave; these L tokens follow those in it.
+          logits: "all" [B, L, V]; "last" [B, 1, V], of each text's last real token in this call; "none", and the
+            matrix that they are the product with in their place.
+          capture: any of "hidden" and "attention".
+          perturb: {"attention": zeros}, whose gradient is that of the attention weights; see `nn.calls.PerLayer`.
+
+        In training, rng "dropout" is used if any dropout or drop path is on.
+
+        Raises ValueError for both or none of text_tokens and embeddings, a mask of another length, or texts that are
+        longer than the table of learned positions; ConfigError for an unknown capture or kind of logits. A position
+        behind that table, which cannot raise when compiled, makes NaN.
+        """
+        if logits not in LOGITS:
+            raise config.ConfigError(f"logits: {logits!r}; {config.suggest(logits, LOGITS)}")
+        if (text_tokens is None) == (embeddings is None):
+            raise ValueError("give text_tokens or embeddings, one of them")
+        x = self.embed_text(text_tokens) if embeddings is None else embeddings.astype(self.dtype)
+        B, L = x.shape[:2]
+        before, room = _extent(cache, L)
+        if mask is not None and room is not None and mask.shape[1] != room:
+            what = f"{L} tokens" if cache is None else f"a cache with room for {room}"
+            raise ValueError(f"a mask of {mask.shape[1]} places for {what}: it goes over all places of the sequence")
+        places = before + jnp.arange(L)
+        if positions is None:
+            self._check_length(L)
+            positions = _count(mask, places, B)
+        if self.embed_width is not None:
+            x = Dense(self.width, use_bias=False, name="embed_in", **self.dtypes)(x)
+        if self.positions == "learned":
+            rows = self.position_table.at[positions + self.position_offset].get(mode="fill", fill_value=jnp.nan)
+            x = x + rows.astype(self.dtype)
+        x = nn.Dropout(self.embed_dropout, deterministic=not train)(x)
+        visible = None if mask is None else mask.astype(bool)[:, None, None, :]
+        if attention_mask is not None:
+            visible = attention_mask if visible is None else visible & attention_mask
+        call = Call(mask=visible, positions=positions, train=train, capture=capture)
+        stacked = self.apply_blocks(x, call, [self._block(kind) for kind in self.pattern], cache=cache, perturb=perturb)
+        tokens = self.make_norm()(name="norm")(stacked.tokens) if self.final_norm else stacked.tokens
+        if self.embed_width is not None:
+            tokens = Dense(self.embed_width, use_bias=False, name="embed_out", **self.dtypes)(tokens)
+        return LanguageOutput(
+            tokens=tokens,
+            hidden=stacked.hidden,
+            attention=stacked.weights(),
+            cache=stacked.cache,
+            logit_soft_cap=self.logit_soft_cap,
+            **self._head(_last(tokens, mask, places) if logits == "last" else tokens, logits),
+        )
+
+    def embed_text(self, text_tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
+        """Returns the tokens' vectors, as the call takes them for `embeddings`; an unknown id's are NaN."""
+        scale = jnp.asarray(self.width**0.5 if self.scale_embed else 1, self.dtype)
+        return self.embed(text_tokens) * scale
+
+    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None, taken_back: int = 0) -> Cache:
+        """Returns a cache for texts of up to `room` tokens, padding included: what the first call takes.
+
+        A local layer has a `nn.caches.RingCache` if it sees less than that. Tokens beyond the room are NaN.
+
+        Args:
+          dtype: of keys and values, by default that of the computation.
+          taken_back: how many of the last tokens may be taken back by setting the caches' `length` back.
+
+        Raises ValueError for more room than there are learned positions.
+        """
+        self._check_length(room)
+        heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
+        P = len(self.pattern)
+
+        def zeros(kind: str, layers: int) -> KVCache | RingCache:
+            seen = self.local + taken_back if kind == "local" else room
+            make, size = (RingCache, seen) if seen < room else (KVCache, room)
+            return make.zeros(layers, batch, heads, size, head_dim, self.dtype if dtype is None else dtype)
+
+        kinds = self.pattern[: self.depth]
+        if len({type(zeros(kind, 0)) for kind in kinds}) == 1:
+            return {"attention": zeros(kinds[0], self.depth)}
+        return {"attention": tuple(zeros(kind, len(range(p, self.depth, P))) for p, kind in enumerate(kinds))}
+
+    def _block(self, kind: str) -> Make:
+        local = kind == "local"
+        rope = self.local_rope if local and self.local_rope is not None else self.rope
+        attention = self.make_attention(
+            causal=True,
+            local=self.local if local else None,
+            positional=(rope,) if self.positions == "rotary" else (),
+            scale=None if self.query_scalar is None else self.query_scalar**-0.5,
+            soft_cap=self.soft_cap,
+        )
+        return self.make_block(attention=attention, norms=self.norms, parallel=self.parallel)
+
+    def _head(self, tokens: Float[Array, "B L E"], logits: str) -> dict[str, Any]:
+        """The fields of the output that are about logits; the head's parameters are made in any case."""
+        bias = None
+        if self.head_bias:
+            bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
+        head = None
+        if not self.tied:
+            init = nn.initializers.normal(0.02)
+            head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
+        if logits == "none" and not (head is not None and self.is_initializing()):
+            kernel = self.embed.embedding.T if self.tied else head.variables["params"]["kernel"]
+            kernel = kernel.whole(self.dtype) if isinstance(kernel, Quantized) else kernel
+            return {"head_kernel": kernel, "head_bias": bias}
+        product = self.embed.attend(tokens) if self.tied else head(tokens)
+        if bias is not None:
+            product = product + bias.astype(self.dtype)
+        if self.logit_soft_cap is not None:
+            product = self.logit_soft_cap * jnp.tanh(product / self.logit_soft_cap)
+        return {"logits": product}
+
+    def _check(self) -> None:
+        if self.positions not in POSITIONS:
+            near = config.suggest(self.positions, POSITIONS)
+            raise config.ConfigError(f"model.positions: {self.positions!r}; {near}")
+        for kind in self.pattern:
+            if kind not in LAYERS:
+                raise config.ConfigError(f"model.pattern: no layer {kind!r}; {config.suggest(kind, LAYERS)}")
+        if not self.pattern:
+            raise config.ConfigError('model.pattern: empty; write ("global",) for layers that see all tokens')
+        if "local" in self.pattern and (self.local is None or self.local < 1):
+            raise config.ConfigError(f"model.local: {self.local}; local layers need the number of tokens that they see")
+
+    def _check_length(self, count: int) -> None:
+        if self.positions == "learned" and count > self.length:
+            raise ValueError(f"texts of {count} tokens; there are {self.length} positions: cut them")
+
+
+def _extent(cache: Cache | None, L: int) -> tuple[Int[Array, ""] | int, int | None]:
+    """Returns how many tokens came before, and how many places the sequence has; None if it has no end."""
+    if cache is None:
+        return 0, L
+    caches = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
+    rooms = [each.key.shape[-2] for each in caches if not isinstance(each, RingCache)]
+    return caches[0].length[0], rooms[0] if rooms else None
+
+
+def _count(mask: Shaped[Array, "B M"] | None, places: Int[Array, "L"], B: int) -> Int[Array, "B L"]:
+    """Positions of the tokens at those places: how many real ones come before; 0 for padding before the first."""
+    if mask is None:
+        return jnp.broadcast_to(places, (B, len(places)))
+    count = jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1
+    return jnp.maximum(jnp.take(count, places, axis=1, mode="clip"), 0)
+
+
+def _last(
+    tokens: Float[Array, "B L E"], mask: Shaped[Array, "B M"] | None, places: Int[Array, "L"]
+) -> Float[Array, "B 1 E"]:
+    """The last real token of each text, of a text that is all padding the last."""
+    if mask is None:
+        return tokens[:, -1:]
+    real = jnp.take(mask.astype(bool), places, axis=1, mode="clip")
+    last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    return jnp.take_along_axis(tokens, last[:, None, None], axis=1)
+
+
+def make_rope(rope: Mapping[str, Any] | Rope, where: str = "model.rope") -> Rope:
+    """Rotary positions as a config writes them: the fields of `Rope`, and in "scaling" those of `Scaling`.
+
+    Raises ConfigError for an unknown field or kind.
+    """
+    if isinstance(rope, Rope):
+        return rope
+    fields = dict(rope)
+    if fields.get("scaling") is not None:
+        fields["scaling"] = config.call(Scaling, fields["scaling"], f"{where}.scaling")
+    return config.call(Rope, fields, where)
+
+
+@MODELS.register("decoder")
+def build_decoder(
+    variant: str | None = None,
+    rope: Mapping[str, Any] | Rope | None = None,
+    local_rope: Mapping[str, Any] | Rope | None = None,
+    pattern: Sequence[str] | None = None,
+    **fields: Any,
+) -> Decoder:
+    """A decoder from a variant ("LLaMA-7B", "SmolLM2-135M", "GPT-2"), from fields, or from a variant with some changed.
+
+    `rope` and `local_rope` are mappings of fields, see `make_rope`.
+    """
+    own = {"variant", "rope", "local_rope", "pattern"}
+    config.check_names(fields, [*own, *module_fields(Decoder)], "model")
+    given = {"rope": rope, "local_rope": local_rope, "pattern": pattern}
+    chosen = named_variant(VARIANTS, variant) | fields | {k: v for k, v in given.items() if v is not None}
+    for name in ("rope", "local_rope"):
+        if chosen.get(name) is not None:
+            chosen[name] = make_rope(chosen[name], f"model.{name}")
+    if "pattern" in chosen:
+        chosen["pattern"] = tuple(chosen["pattern"])
+    return config.call(Decoder, chosen, "model")
