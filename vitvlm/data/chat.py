@@ -229,7 +229,7 @@ def _checked(messages: Sequence[Message], record: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Rebuilds a value of the types of JSON for a template; anything else, such as an image, is the name of its type."""
+    """Rebuilds a value of the types of JSON for a template; anything else, such as an image, by its type."""
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
