@@ -1,4 +1,4 @@
-"""The shape of the code: nothing is found out about a task, model or evaluator by probing it."""
+"""The shape of the code: files of one idea, and nothing found out about a task, model or evaluator by probing it."""
 
 import ast
 import pathlib
@@ -6,6 +6,8 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+FOLDERS = ("vitvlm", "scripts", "configs", "tests")
+LONGEST = 400  # lines
 PROBED = ("task", "model", "encoder", "tower", "backbone", "teacher", "student", "evaluator", "encoded", "vit")
 
 
@@ -40,3 +42,16 @@ def test_nothing_is_found_out_by_probing():
 )
 def test_the_search_finds_probes(source, count):
     assert len(probes(source)) == count
+
+
+def test_no_file_is_longer_than_400_lines():
+    """A longer one is asking to be two. Pages' scripts and styles count too."""
+    files = [
+        path
+        for folder in FOLDERS
+        for kind in ("py", "sh", "js", "css", "html")
+        for path in (ROOT / folder).rglob(f"*.{kind}")
+    ]
+    assert len(files) > 500
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {name: count for name, count in lines.items() if count > LONGEST}
