@@ -21,7 +21,7 @@ def no_flags(monkeypatch):
 
 def test_one_x86_cpu_computes_products_by_onednn():
     options = compiling.compiler_options(jax.devices("cpu")[:1])
-    assert options == (compiling.ONEDNN if X86 else {})
+    assert options == compiling.LOOPS | (compiling.ONEDNN if X86 else {})
     compiled = jax.jit(jnp.matmul).lower(jnp.ones((197, 64)), jnp.ones((64, 48))).compile(compiler_options=options)
     assert ("onednn_fusion" in compiled.as_text()) == X86
 
@@ -30,17 +30,35 @@ def test_other_devices_are_left_alone():
     tpu = types.SimpleNamespace(platform="tpu")
     cpu = jax.devices("cpu")[0]
     assert compiling.compiler_options([tpu]) == {}
-    assert compiling.compiler_options([cpu, cpu]) == {}
+    assert compiling.compiler_options([cpu, tpu]) == {}
+    assert compiling.compiler_options([cpu, cpu]) == compiling.LOOPS
 
 
 def test_the_users_choice_stands(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_onednn=false")
+    assert compiling.compiler_options(jax.devices("cpu")[:1]) == compiling.LOOPS
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_onednn=false --xla_disable_hlo_passes=cse")
     assert compiling.compiler_options(jax.devices("cpu")[:1]) == {}
 
 
 def test_a_compiler_that_lacks_the_options_gets_none(monkeypatch):
     monkeypatch.setattr(compiling, "ONEDNN", {"xla_cpu_no_such_option": True})
-    assert compiling.compiler_options(jax.devices("cpu")[:1]) == {}
+    assert compiling.compiler_options(jax.devices("cpu")[:1]) == compiling.LOOPS
+
+
+def test_a_loop_does_not_hold_widened_copies_of_all_layers():
+    """Temporaries do not grow with the number of layers, as they would by 4 bytes for each bfloat16 number."""
+
+    def loss(x, layers):
+        return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer.astype(jnp.float32)), None), x, layers)[0].sum()
+
+    def temporaries(depth, **options):
+        shapes = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((depth, 64, 64), jnp.bfloat16)
+        return jax.jit(loss).lower(*shapes).compile(**options).memory_analysis().temp_size_in_bytes
+
+    options = compiling.compiler_options(jax.devices("cpu")[:1])
+    assert temporaries(8) > temporaries(4) + 4 * 4 * 64 * 64 - 4096, "the compiler has learned it: leave the option out"
+    assert temporaries(8, compiler_options=options) < temporaries(4, compiler_options=options) + 4096
 
 
 def _attention(x, kernel, mask):

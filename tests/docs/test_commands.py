@@ -28,7 +28,10 @@ from vitvlm.jobs.overrides import apply_overrides, take_overrides
 from vitvlm.training import sharding
 
 # Measurements of minutes, or of a compiler that is not installed: their flags are parsed, and tests/jobs measures.
-MEASURED = ("benchmark.py", "benchmark_input.py", "benchmark_loading.py", "benchmark_tpu.py", "loss_memory.py")
+MEASURED = (
+    *("benchmark.py", "benchmark_input.py", "benchmark_loading.py", "benchmark_tpu.py"),
+    *("frozen_memory.py", "loss_memory.py"),
+)
 OWN = pages.OWN_WORKDIR
 # What a page tells the reader to install; nothing here can tell whether it would.
 INSTALLED = ("apt-get install dataset-fashion-mnist", "pip install --no-deps open-clip-torch")
