@@ -8,7 +8,12 @@ from vitvlm.pretrained.config_defaults import DEFAULTS, completed, defaulted
 from vitvlm.pretrained.entries import in_memory
 from vitvlm.pretrained.huggingface import FAMILIES
 
-FROM_HIDDEN_SIZE = ("pooler_output_size", "projection_size")  # None there too, until the config is made
+# None there too, until the config is made.
+FROM_ANOTHER = {
+    "pooler_output_size": "hidden_size",
+    "projection_size": "hidden_size",
+    "num_decoder_layers": "num_layers",
+}
 
 
 def plain(value):
@@ -19,8 +24,8 @@ def compare(ours, theirs):
     for name, value in ours.items():
         if isinstance(value, dict):
             compare(value, getattr(theirs, name))
-        elif name in FROM_HIDDEN_SIZE:
-            assert value is None and getattr(theirs, name) == theirs.hidden_size
+        elif name in FROM_ANOTHER:
+            assert value is None and getattr(theirs, name) == getattr(theirs, FROM_ANOTHER[name])
         else:
             assert plain(getattr(theirs, name)) == plain(value), name
 

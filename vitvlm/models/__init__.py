@@ -15,6 +15,7 @@ from vitvlm.models import multiscale as multiscale
 from vitvlm.models import naflex as naflex
 from vitvlm.models import resnet as resnet
 from vitvlm.models import swin as swin
+from vitvlm.models import t5 as t5
 from vitvlm.models import text as text
 from vitvlm.models import two_towers as two_towers
 from vitvlm.models import vit as vit

@@ -151,6 +151,32 @@ BERT = {
     "layer_norm_eps": 1e-12,
 }
 
+T5 = {
+    "vocab_size": 32_128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_decoder_layers": None,  # that is, num_layers
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "is_decoder": False,
+}
+MT5 = T5 | {
+    "vocab_size": 250_112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+}
+
 DEFAULTS: Mapping[str, Json] = {
     "vit": VIT,
     "deit": VIT,
@@ -161,6 +187,8 @@ DEFAULTS: Mapping[str, Json] = {
     "resnet": RESNET,
     "efficientnet": EFFICIENTNET,
     "bert": BERT,
+    "t5": T5,
+    "mt5": MT5,
     "clip_vision_model": CLIP_VISION,
     "clip_text_model": CLIP_TEXT,
     "clip": {

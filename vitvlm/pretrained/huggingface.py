@@ -30,6 +30,7 @@ from vitvlm.pretrained import (
     siglip,
     siglip2,
     swin,
+    t5,
     texts,
     vit,
 )
@@ -56,6 +57,7 @@ FAMILIES: Mapping[str, Family] = {
     **siglip2.FAMILIES,
     **bert.FAMILIES,
     **align.FAMILIES,
+    **t5.FAMILIES,
 }
 
 

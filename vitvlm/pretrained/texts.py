@@ -52,6 +52,20 @@ def align(folder: Path, length: int, vocab_size: int) -> Rules | None:
     return bert(folder, min(length, 64), vocab_size)
 
 
+def t5(folder: Path, length: int, vocab_size: int) -> Rules | None:
+    """Its tokenizer.json, or else T5's SentencePiece, which lacks the sentinels <extra_id_0> and so on."""
+    if (found := fast(folder, length, vocab_size)) is not None:
+        return found
+    if not (folder / "spiece.model").is_file():
+        return None
+    return {
+        "tokenizer": f"sentencepiece:{folder / 'spiece.model'}",
+        "length": length,
+        "add_bos": False,
+        "add_eos": True,
+    }
+
+
 def siglip(folder: Path, length: int, vocab_size: int) -> Rules | None:
     """SigLIP's SentencePiece, or SigLIP 2's, which is Gemma's.
 
