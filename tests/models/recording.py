@@ -25,6 +25,7 @@ B, L, CLASSES = 2, 6, 5
 
 VIT = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4, "image_size": (8, 12)}
 TEXT = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "vocab_size": 40, "length": L}
+T5 = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "vocab_size": 40}
 SWIN = {"width": 8, "depths": (2, 2), "heads": (2, 4), "window": 2, "patch_size": 2, "image_size": (8, 12)}
 RESNET = {"widths": (8, 12, 16), "depths": (1, 2, 1), "stem_width": 8}
 RATES = {"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.2}
@@ -58,6 +59,8 @@ MODELS = {
     "text-cls": {"name": "text", **TEXT, "pool": "cls", "norm_pooled": True, "scan": False},
     "text-last": {"name": "text", **TEXT, "causal": False, "pool": "last", "projection": 12},
     "bert-scanned": {"name": "bert", **TEXT, **RATES},
+    "t5-scanned": {"name": "t5", **T5, **RATES},
+    "t5-looped-gated": {"name": "t5", **T5, "mlp": "gated", "activation": "gelu_tanh", "tied": False, "scan": False},
     "clip": {"name": "two_towers", "embed_dim": 12, "image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT}},
     "coca-scanned": {"name": "coca", "embed_dim": 16, "queries": 5, "pool_heads": 2, "decoder_depth": 2}
     | {"decoder_heads": 2, "image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, **RATES, "pool": "cls"}},
@@ -121,7 +124,7 @@ def _inputs(name: str, fields: dict) -> tuple:
     text = fields.get("text", fields)
     length = min(text.get("length", L), 8)
     tokens = jnp.asarray(rng.integers(3, 40, size=(B, length)), jnp.int32).at[:, -2].set(2)
-    if name in ("text", "bert"):
+    if name in ("text", "bert", "t5"):
         mask = jnp.ones((B, length), bool).at[1, -1].set(False)
         return tokens, mask
     return (images, tokens) if "text" in fields else (images,)

@@ -45,6 +45,7 @@ MODELS = {
     "text": TEXT | {"scan": False, "projection": 3, "pool": "cls"},
     "bert": TEXT | {"scan": False, "mlm_head": True},
     "decoder": TEXT | {"scan": False, "positions": "learned", "embed_width": 4, "head_bias": True},
+    "t5": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "scan": False, "tied": False},
     "naflex": NAFLEX | {"num_classes": 3},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
     "coca": TOWERS
@@ -62,6 +63,7 @@ def shapes_of(name):
         "text": (texts,),
         "bert": (texts,),
         "decoder": (texts,),
+        "t5": (texts,),
         "two_towers": (images, texts),
         "coca": (images, texts),
     }
@@ -81,6 +83,11 @@ SWIN_LAYERS = [  # SimMIM's get_swin_layer, where a stage's merging ends the sta
     ("stages_0/blocks_0/.*", 1),
     ("stages_0/blocks_1/.*|stages_1/merge/.*", 2),
     ("stages_1/blocks_0/.*", 3),
+]
+T5_LAYERS = [  # of either side, like BERT's; its table of distances serves all blocks
+    ("(en|de)coder/relative_buckets", 0),
+    ("(en|de)coder/blocks_0/.*", 1),
+    ("(en|de)coder/blocks_1/.*", 2),
 ]
 STAGES = [  # timm's group_matcher: the stem, then block by block through all stages
     ("stem/.*", 0),
@@ -108,6 +115,7 @@ LAYERS = {
     "naflex": (VIT_LAYERS, 3),
     "decoder": (TEXT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
+    "t5": ([("embed/.*", 0), *T5_LAYERS], 3),
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
 }

@@ -67,6 +67,14 @@ for fields in [dict(dropout=0.1), dict(GEMMA, soft_cap=2.0, logit_soft_cap=3.0, 
     run = lambda **how: jax.tree.leaves(model.init_with_output(rngs, texts, cache=model.empty_cache(2, 6), **how))
     jax.eval_shape(lambda: run(logits="last", capture=("attention",)))
     jax.eval_shape(lambda: run(logits="none", attention_mask=jnp.ones((1, 1, 5, 6), bool)))
+T5 = dict(width=8, depth=2, heads=2, mlp_width=12, vocab_size=9, dropout=0.1)
+for fields in [dict(), dict(mlp="gated", tied=False, scale_logits=False, decoder_depth=1, scan=False, remat="dots")]:
+    model = models.build("t5", **T5, **fields)
+    for asked in ("all", "last", "none"):
+        given = dict(everything, decoder_tokens=texts, decoder_mask=mask == 1, logits=asked)
+        jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **given)))
+    given = dict(cache=model.empty_cache(2, 3), decoder_tokens=texts[:, :2])
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **given)))
 towers = dict(image=dict(VIT, name="vit"), text=dict(TEXT, name="text", causal=False, pool="last"), embed_dim=4)
 RUNS = [dict(image_projection="mlp"), dict(bias_init=0.0, scan=False), dict(embed_dim=8, text_projection="none")]
 for fields in RUNS:

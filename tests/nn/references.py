@@ -77,29 +77,25 @@ def close(found: Any, expected: Any, name: str, tolerance: float = TOLERANCE) ->
         np.testing.assert_allclose(found[path], leaf, atol=tolerance * scale, err_msg=f"{name}: {path}")
 
 
-def measure(model: Any, params: Any, inputs: tuple, direction: np.ndarray, output=lambda out: out) -> dict[str, Any]:
+def measure(model: Any, params: Any, inputs: tuple, direction: np.ndarray) -> dict[str, Any]:
     """Output, attention weights, gradients of sum(tokens * direction), and dL/dA by zeros added to the weights."""
     apply = functools.partial(model.apply, capture=("attention",))
 
-    shapes = jax.eval_shape(lambda params: _attention(apply({"params": params}, *inputs)), params)
+    shapes = jax.eval_shape(lambda params: apply({"params": params}, *inputs).attention, params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
 
     @jax.jit
     def run(params, zeros):
         def loss(params, zeros):
             out = model.apply({"params": params}, *inputs, perturb=zeros)
-            return jnp.vdot(output(out).tokens, direction)
+            return jnp.vdot(out.tokens, direction)
 
         captured = apply({"params": params}, *inputs)
         d_params, d_weights = jax.grad(loss, (0, 1))(params, zeros)
-        return output(captured).tokens, _attention(captured), d_params, d_weights
+        return captured.tokens, captured.attention, d_params, d_weights
 
     names = ("tokens", "attention", "gradients", "d_attention")
     return dict(zip(names, jax.device_get(run(params, zeros)), strict=True))
-
-
-def _attention(out: Any) -> Any:
-    return tuple(each.attention for each in out) if isinstance(out, tuple) else out.attention
 
 
 def looped_gradients(found: dict[str, Any]) -> Any:

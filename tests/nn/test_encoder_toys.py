@@ -1,4 +1,4 @@
-"""T5, Q-Former and SAM's image encoder on the shared blocks: equal to transformers in values, gradients and dL/dA."""
+"""Q-Former and SAM's image encoder on the shared blocks: equal to transformers in values, gradients and dL/dA."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from references import WAYS, close, gradients, linear, looped_gradients, measure, norm, randomised, softmaxes, values
-from toys import T5, QFormer, SamVision, T5Stack
+from toys import QFormer, SamVision
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
@@ -20,112 +20,6 @@ B, M, L, WIDTH = 2, 6, 5, 16
 
 def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-# ------------------------------------------------------------------------------------------------------------- T5
-
-
-@functools.cache
-def t5():
-    config = transformers.T5Config(
-        vocab_size=13,
-        d_model=WIDTH,
-        d_kv=3,
-        d_ff=24,
-        num_layers=2,
-        num_heads=4,
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=10,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        attn_implementation="eager",
-    )
-    sizes = {"width": WIDTH, "depth": 2, "heads": 4, "head_dim": 3, "mlp_width": 24, "buckets": 8, "max_distance": 10}
-    model = T5(13, T5Stack(**sizes, decoder=False), T5Stack(**sizes, decoder=True))
-    return randomised(transformers.T5Model(config)), model
-
-
-def t5_params(theirs):
-    def attention(module):
-        names = {"query": "q", "key": "k", "value": "v", "out": "o"}
-        return {ours: linear(getattr(module, name)) for ours, name in names.items()}
-
-    def mlp(module):
-        names = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
-        return {ours: linear(getattr(module.DenseReluDense, name)) for ours, name in names.items()}
-
-    def stack(module):
-        blocks = {}
-        for i, block in enumerate(module.block):
-            own, *cross, last = block.layer
-            ours = {"attention": attention(own.SelfAttention), "attention_norm": norm(own.layer_norm)}
-            for each in cross:
-                ours |= {"cross": attention(each.EncDecAttention), "cross_norm": norm(each.layer_norm)}
-            blocks[f"blocks_{i}"] = ours | {"mlp": mlp(last), "mlp_norm": norm(last.layer_norm)}
-        table = module.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        return {**blocks, "relative_buckets": table, "norm": norm(module.final_layer_norm)}
-
-    embed = {"embedding": theirs.shared.weight}
-    return {"embed": embed, "encoder": stack(theirs.encoder), "decoder": stack(theirs.decoder)}
-
-
-@functools.cache
-def t5_reference():
-    theirs, model = t5()
-    params = values(t5_params(theirs))
-    rng = np.random.default_rng(0)
-    image, text = rng.integers(1, 13, (B, 12)), rng.integers(1, 13, (B, L))
-    direction = numbers(B, L, WIDTH)
-    with softmaxes() as weights:
-        tokens = theirs(input_ids=torch.tensor(image), decoder_input_ids=torch.tensor(text)).last_hidden_state
-    (tokens * torch.tensor(direction)).sum().backward()
-    encoder, decoder = weights[:2], weights[2:]  # the decoder's: own, cross, own, cross
-
-    def by_kind(of):
-        own, cross = ([of(each) for each in decoder[at::2]] for at in (0, 1))
-        return {"attention": np.stack([of(each) for each in encoder])}, {
-            "attention": np.stack(own),
-            "cross": np.stack(cross),
-        }
-
-    expected = {
-        "tokens": tokens.detach().numpy(),
-        "attention": by_kind(lambda each: each.detach().numpy()),
-        "d_attention": by_kind(lambda each: each.grad.numpy()),
-        "gradients": gradients(theirs, t5_params),
-    }
-    return model, params, (jnp.asarray(image), jnp.asarray(text)), direction, expected
-
-
-@pytest.mark.parametrize("scan, remat", WAYS)
-def test_t5_equals_transformers(scan, remat):
-    model, params, inputs, direction, expected = t5_reference()
-    how = {"scan": scan, "remat": remat}
-    model = model.clone(encoder=model.encoder.clone(**how), decoder=model.decoder.clone(**how))
-    params = stack_blocks(params) if scan else params
-    found = measure(model, params, inputs, direction, output=lambda out: out[1])
-    close(found["tokens"], expected["tokens"], "tokens")
-    for side, name in enumerate(("encoder", "decoder")):
-        close(found["attention"][side], expected["attention"][side], f"attention of the {name}")
-        close(found["d_attention"][side], expected["d_attention"][side], f"dL/dA of the {name}")
-    close(looped_gradients(found), expected["gradients"], "gradients")
-
-
-@pytest.mark.parametrize("scan", [True, False])
-def test_t5_decodes_step_by_step_with_the_context_read_once(scan):
-    """The first call brings the encoded tokens; later ones use their keys and values from the cache."""
-    model, params, (image, text), _, expected = t5_reference()
-    model = model.clone(encoder=model.encoder.clone(scan=scan), decoder=model.decoder.clone(scan=scan))
-    variables = {"params": stack_blocks(params) if scan else params}
-    encoded = jax.jit(lambda image: model.apply(variables, image, text)[0].tokens)(image)
-    step = jax.jit(functools.partial(model.apply, method=model.decode))
-    out = step(variables, text[:, :2], model.empty_cache(B, L), encoded)
-    found = [out.tokens]
-    for i in range(2, L):
-        out = step(variables, text[:, i : i + 1], out.cache)
-        found.append(out.tokens)
-    assert out.cache["cross"].key.shape == (2, B, 4, 12, 3)
-    close(jnp.concatenate(found, axis=1), expected["tokens"], "tokens")
 
 
 # ------------------------------------------------------------------------------------------------------- Q-Former

@@ -2,12 +2,11 @@
 
 import functools
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from vitvlm.nn.caches import ContextCache, KVCache
+from vitvlm.nn.caches import KVCache
 from vitvlm.nn.calls import Call
-from vitvlm.nn.relative import DecomposedRelative, RelativeBuckets
+from vitvlm.nn.relative import DecomposedRelative
 from vitvlm.nn.rope import Rope
 from vitvlm.nn.stack import Stacked
 from vitvlm.nn.transformer import Transformer
@@ -72,59 +71,6 @@ class Parallel(LanguageModel, kw_only=True):
 
     def pattern(self):
         return self.make_block(attention=self.make_attention(causal=True, positional=(self.rope,)), parallel=True)
-
-
-class T5Stack(Transformer, kw_only=True):
-    """T5's encoder, or its decoder: scores are not scaled, and one table of distances serves all layers."""
-
-    decoder: bool
-    buckets: int
-    max_distance: int
-    norm: str = "rms"
-    mlp: str = "gated"
-    activation: str = "gelu_tanh"
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x, context=None, *, cache=None, perturb=None, capture=()) -> Stacked:
-        before, room = 0, x.shape[1]
-        if cache is not None:
-            before, room = cache["attention"].length[0], cache["attention"].key.shape[-2]
-        table = RelativeBuckets(self.heads, self.buckets, self.max_distance, both_ways=not self.decoder)
-        bias = table.bias(self.param, None, before + jnp.arange(x.shape[1]), jnp.arange(room))
-        block = self.make_block(
-            attention=self.make_attention(causal=self.decoder, scale=1.0),
-            cross=self.make_attention(cross=True, scale=1.0) if self.decoder else None,
-        )
-        call = Call(bias=bias, context=context, capture=capture)
-        stacked = self.apply_blocks(x, call, block, cache=cache, perturb=perturb)
-        return stacked.replace(tokens=self.make_norm()(name="norm")(stacked.tokens))
-
-
-class T5(nn.Module):
-    """An encoder and a decoder over one table of tokens."""
-
-    vocab_size: int
-    encoder: T5Stack
-    decoder: T5Stack
-
-    def setup(self):
-        self.embed = nn.Embed(self.vocab_size, self.encoder.width)
-
-    def __call__(self, tokens, text, *, perturb=None, capture=()) -> tuple[Stacked, Stacked]:
-        perturb = perturb or (None, None)
-        encoded = self.encoder(self.embed(tokens), perturb=perturb[0], capture=capture)
-        return encoded, self.decoder(self.embed(text), encoded.tokens, perturb=perturb[1], capture=capture)
-
-    def decode(self, text, cache, encoded=None) -> Stacked:
-        """Goes on with a text; the first call brings the encoded tokens."""
-        return self.decoder(self.embed(text), encoded, cache=cache)
-
-    def empty_cache(self, batch, room):
-        heads, head_dim, depth = self.decoder.heads, self.decoder.head_dim, self.decoder.depth
-        return {"attention": KVCache.zeros(depth, batch, heads, room, head_dim), "cross": ContextCache()}
 
 
 class QFormer(Transformer, kw_only=True):

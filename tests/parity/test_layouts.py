@@ -9,6 +9,7 @@ import layouts_clip_files  # noqa: F401 (these register their cases)
 import layouts_configs  # noqa: F401
 import layouts_files  # noqa: F401
 import layouts_huggingface  # noqa: F401
+import layouts_language  # noqa: F401 (registers its cases)
 import layouts_text  # noqa: F401
 import numpy as np
 import pytest

@@ -15,6 +15,7 @@ from vitvlm.pretrained import (
     siglip,
     siglip2,
     swin,
+    t5,
     timm_resnet,
     timm_swin,
     timm_vit,
@@ -90,6 +91,10 @@ EXPORTERS = {
     "ResNet": Exporter("hf", resnet.CLASSIFIER, "resnet", RESNET, {"activation": {"inner_activation": "relu"}}),
     "EfficientNet": Exporter("hf", efficientnet.CLASSIFIER, "efficientnet", EFFICIENT),
     "BERT": Exporter("hf", bert.ENCODER, "bert", BERT | {"pool": "cls"}, {"pooler": {"pool": "first"}, "pool": {}}),
+    "T5": Exporter(
+        "hf", t5.T5_LM, "t5", TOWER | {"vocab_size": 9, "head_dim": 4},
+        {"attention_dropout": {"dropout": 0.25}, "dropout": {"attention_dropout": 0.25}},
+    ),
     "CLIP": Exporter(
         "hf",
         clip.FAMILIES["CLIPModel"],
@@ -182,7 +187,7 @@ OTHERS = {
     "pre_norm": [False, True],
     "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation_size": [6],
     "projection": [6, None],
-    "head_input": ["mean"], "qkv_bias": [False], "mlp": ["swiglu"],
+    "head_input": ["mean"], "qkv_bias": [False], "mlp": ["swiglu", "gated"],
     "activation": ["quick_gelu", "gelu_tanh", "relu", "silu", "gelu"], "norm_eps": [1e-2], "layer_scale": [0.5, None],
     "drop_path": [0.25], "dropout": [0.25], "attention_dropout": [0.25], "position_antialias": [True],
     "vocab_size": [11], "length": [7], "causal": [False, True], "eot_id": [5], "late_mask": [True, False],
@@ -197,10 +202,11 @@ OTHERS = {
     "depth_factor": [2.0], "width_divisor": [4], "kernels": [(5, 3)], "strides": [(2, 1)], "expansions": [(2, 1)],
     "squeeze_ratio": [0.5], "symmetric_padding": [(1,)], "norm_momentum": [0.5], "top": [True, False],
     "position_grid": [(3, 3), (2, 3)],
+    "head_dim": [6], "buckets": [8], "max_distance": [10], "tied": [False], "scale_logits": [False], "start_id": [3],
 }  # fmt: skip
 
 # Properties that say what a field comes to, where its None stands for one of the other values.
-COMES_TO = {"cls_token": "has_cls", "pooler": "has_pooler"}
+COMES_TO = {"cls_token": "has_cls", "pooler": "has_pooler", "decoder_depth": "decoder_layers"}
 
 # Where training begins; and what is computed the same with two values, of which a file's reader takes one.
 SAME_RESULT = {"scale_init", "bias_init", "crop", "special_positions", "inner_activation",

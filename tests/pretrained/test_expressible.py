@@ -15,6 +15,7 @@ from vitvlm.core.paths import flatten
 from vitvlm.models.bert import Bert
 from vitvlm.models.naflex import NaFlex
 from vitvlm.models.registry import module_fields
+from vitvlm.models.t5 import T5
 from vitvlm.models.text import TextTransformer
 from vitvlm.nn.patches import Patches
 from vitvlm.pretrained import huggingface, open_clip, timm, vit
@@ -40,7 +41,7 @@ def inputs_of(model):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1, *_size(model), 3)).astype(np.float32)
     texts = (np.arange(LENGTH if not hasattr(_text(model), "length") else _text(model).length)[None] + 1) % 8
-    if isinstance(model, TextTransformer | Bert):
+    if isinstance(model, TextTransformer | Bert | T5):
         return (texts,)
     image = getattr(model, "image", model)
     if isinstance(image, NaFlex):

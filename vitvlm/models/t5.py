@@ -52,7 +52,11 @@ class T5Stack(Transformer, kw_only=True):
       buckets, max_distance: of the table of distances, see `nn.relative.RelativeBuckets`.
     """
 
-    roles: ClassVar[Roles] = (*RelativeBuckets.roles, *under(STACK, Block.roles, "block"), *under("norm/", NORM))
+    roles: ClassVar[Roles] = (
+        *under("", RelativeBuckets.roles, "embedding"),
+        *under(STACK, Block.roles, "block"),
+        *under("norm/", NORM),
+    )
 
     decoder: bool
     buckets: int

@@ -42,7 +42,7 @@ def t5_fields(source: Json, tensors: Tensors) -> dict[str, Any]:
         "head_dim": source["d_kv"],
         "mlp_width": source["d_ff"],
         "depth": source["num_layers"],
-        "decoder_depth": source["num_decoder_layers"],
+        "decoder_depth": source["num_decoder_layers"] or source["num_layers"],
         "heads": source["num_heads"],
         "buckets": source["relative_attention_num_buckets"],
         "max_distance": source["relative_attention_max_distance"],

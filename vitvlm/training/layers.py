@@ -50,7 +50,7 @@ def depth_factors(
     The embeddings are layer 0, block i is layer i + 1, and what is on top of the blocks is layer depth + 1, with factor
     1; a parameter's role says which it is. Blocks in stages are counted through all stages, and what a stage does
     before its blocks (Swin's merging) belongs to the last block before it, as in SimMIM. Each of two towers counts its
-    own layers. Scanned blocks get a vector over their depth.
+    own layers; embeddings outside of both are layer 0 of the deeper one. Scanned blocks get a vector over their depth.
 
     Args:
       shapes: the shape of every parameter, by path; roles: its role.
@@ -75,7 +75,8 @@ def _factor(
 ) -> float | Float[np.ndarray, "depth"]:
     if role.part not in ("embedding", "block"):
         return 1.0
-    depths = towers[max((root for root in towers if path.startswith(root)), key=len)]
+    own = max((root for root in towers if path.startswith(root)), key=len, default=None)
+    depths = max(towers.values(), key=lambda each: sum(each.values())) if own is None else towers[own]
     total = sum(depths.values())
     if role.part == "embedding":
         return decay ** (total + 1)
