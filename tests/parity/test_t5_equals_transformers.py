@@ -2,6 +2,8 @@
 
 import functools
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from tests.nn.references import softmaxes
 from vitvlm import models, pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.models.t5 import VARIANTS
 from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.objectives import next_token
 
@@ -71,10 +74,7 @@ def long(values):
 
 @functools.cache
 def expectation(case):
-    """Everything that the reference makes of the texts, its weights in a folder, and the loss's gradients there too."""
-    import tempfile
-    from pathlib import Path
-
+    """All that the reference makes of the texts, its weights in a folder, and the loss's gradients there too."""
     folder = Path(tempfile.mkdtemp())
     theirs = reference(case)
     loaded = load(theirs, folder / "theirs")
@@ -303,8 +303,6 @@ def test_what_no_t5_says(tmp_path):
 
 def test_published_sizes_are_those_of_transformers():
     """Of every variant, by a config of `transformers` on the meta device; Flan-T5-XL's is published."""
-    from vitvlm.models.t5 import VARIANTS
-
     counts = {}
     for variant in VARIANTS:
         model = models.build("t5", variant=variant)

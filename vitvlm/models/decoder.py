@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.models.decoder_variants import VARIANTS
 from vitvlm.models.facts import ModelFacts
+from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
 from vitvlm.models.outputs import LanguageOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.blocks import Block, Make
@@ -24,7 +25,6 @@ from vitvlm.nn.transformer import Transformer
 
 POSITIONS = ("rotary", "learned")
 LAYERS = ("global", "local")
-LOGITS = ("all", "last", "none")
 
 Cache = Mapping[str, Any]  # {"attention": the layers' caches}, as `nn.stack.Stacked.cache` is
 
@@ -133,8 +133,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         longer than the table of learned positions; ConfigError for an unknown capture or kind of logits. A position
         behind that table, which cannot raise when compiled, makes NaN.
         """
-        if logits not in LOGITS:
-            raise config.ConfigError(f"logits: {logits!r}; {config.suggest(logits, LOGITS)}")
+        check_logits(logits)
         if (text_tokens is None) == (embeddings is None):
             raise ValueError("give text_tokens or embeddings, one of them")
         x = self.embed_text(text_tokens) if embeddings is None else embeddings.astype(self.dtype)
@@ -146,17 +145,14 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         places = before + jnp.arange(L)
         if positions is None:
             self._check_length(L)
-            positions = _count(mask, places, B)
+            positions = count_positions(mask, places, B)
         if self.embed_width is not None:
             x = Dense(self.width, use_bias=False, name="embed_in", **self.dtypes)(x)
         if self.positions == "learned":
             rows = self.position_table.at[positions + self.position_offset].get(mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
         x = nn.Dropout(self.embed_dropout, deterministic=not train)(x)
-        visible = None if mask is None else mask.astype(bool)[:, None, None, :]
-        if attention_mask is not None:
-            visible = attention_mask if visible is None else visible & attention_mask
-        call = Call(mask=visible, positions=positions, train=train, capture=capture)
+        call = Call(mask=over_keys(mask, attention_mask), positions=positions, train=train, capture=capture)
         stacked = self.apply_blocks(x, call, [self._block(kind) for kind in self.pattern], cache=cache, perturb=perturb)
         tokens = self.make_norm()(name="norm")(stacked.tokens) if self.final_norm else stacked.tokens
         if self.embed_width is not None:
@@ -167,7 +163,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             attention=stacked.weights(),
             cache=stacked.cache,
             logit_soft_cap=self.logit_soft_cap,
-            **self._head(_last(tokens, mask, places) if logits == "last" else tokens, logits),
+            **self._head(last_real(tokens, mask, places) if logits == "last" else tokens, logits),
         )
 
     def embed_text(self, text_tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
@@ -256,25 +252,6 @@ def _extent(cache: Cache | None, L: int) -> tuple[Int[Array, ""] | int, int | No
     caches = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
     rooms = [each.key.shape[-2] for each in caches if not isinstance(each, RingCache)]
     return caches[0].length[0], rooms[0] if rooms else None
-
-
-def _count(mask: Shaped[Array, "B M"] | None, places: Int[Array, "L"], B: int) -> Int[Array, "B L"]:
-    """Positions of the tokens at those places: how many real ones come before; 0 for padding before the first."""
-    if mask is None:
-        return jnp.broadcast_to(places, (B, len(places)))
-    count = jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1
-    return jnp.maximum(jnp.take(count, places, axis=1, mode="clip"), 0)
-
-
-def _last(
-    tokens: Float[Array, "B L E"], mask: Shaped[Array, "B M"] | None, places: Int[Array, "L"]
-) -> Float[Array, "B 1 E"]:
-    """The last real token of each text, of a text that is all padding the last."""
-    if mask is None:
-        return tokens[:, -1:]
-    real = jnp.take(mask.astype(bool), places, axis=1, mode="clip")
-    last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-    return jnp.take_along_axis(tokens, last[:, None, None], axis=1)
 
 
 def make_rope(rope: Mapping[str, Any] | Rope, where: str = "model.rope") -> Rope:

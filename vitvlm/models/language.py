@@ -1,4 +1,4 @@
-"""What language models share: masks over the places of a sequence, positions, and whose logits are asked for."""
+"""Shared parts of language models: masks over the places of a sequence, positions, whose logits are asked for."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped

@@ -212,7 +212,7 @@ class T5(Transformer, ModelFacts, kw_only=True):
     def encode(
         self, text_tokens: Int[Array, "B S"], mask: Shaped[Array, "B S"] | None = None, *, train: bool = False
     ) -> Float[Array, "B S D"]:
-        """What the decoder looks at: `context` of a call."""
+        """Returns what the decoder looks at: `context` of a call."""
         return self._encode(self.embed(text_tokens), mask, train).tokens
 
     def shifted(self, text_tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
