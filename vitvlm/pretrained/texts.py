@@ -53,7 +53,7 @@ def align(folder: Path, length: int, vocab_size: int) -> Rules | None:
 
 
 def t5(folder: Path, length: int, vocab_size: int) -> Rules | None:
-    """Arguments for T5's tokenizer.json, or else its SentencePiece, which lacks the sentinels <extra_id_0> and so on."""
+    """Arguments for T5's tokenizer.json, or else its SentencePiece, which lacks the sentinels (<extra_id_0>, …)."""
     if (found := fast(folder, length, vocab_size)) is not None:
         return found
     if not (folder / "spiece.model").is_file():
