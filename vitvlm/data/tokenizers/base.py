@@ -39,6 +39,9 @@ class Model(Protocol):
 
     def decode(self, ids: list[list[int]]) -> list[str]: ...
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary; None if there is none of that name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -111,6 +114,19 @@ class Tokenizer:
             filled = slice(0, len(tokens)) if self.padding == "right" else slice(L - len(tokens), L)
             ids[i, filled], mask[i, filled] = tokens, 1
         return Tokens(ids, mask)
+
+    def whole(self, texts: Sequence[str], add_eos: bool | None = None) -> list[list[int]]:
+        """Ids of texts in full, each of its own length: with BOS and EOS by the rules, neither cut nor padded.
+
+        Args:
+          add_eos: whether a text ends with EOS, for a prompt that is gone on from; by default the tokenizer's rule.
+
+        Raises DataError for a value that is not text.
+        """
+        before = [self.bos_id] * self.add_bos
+        after = [self.eos_id] * (self.add_eos if add_eos is None else add_eos)
+        contents = self.model.encode([self.clean(text, i) for i, text in enumerate(texts)])
+        return [before + content + after for content in contents]
 
     def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> Pairs:
         """BOS, first, EOS, second, EOS, as BERT reads sentence pairs; `segments` is `Bert`'s `segment_ids`.

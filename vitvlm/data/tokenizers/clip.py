@@ -37,6 +37,9 @@ class ClipBpe:
     def decode(self, ids: list[list[int]]) -> list[str]:
         return [text.removesuffix(" ") for text in self.bpe.decode_batch(ids)]
 
+    def id_of(self, token: str) -> int | None:
+        return self.bpe.token_to_id(token)
+
 
 def read(path: str) -> tuple[ClipBpe, dict[str, Any]]:
     """The model and the fields of its `Tokenizer`; `path` as in the spec "clip:PATH", "" for open_clip's own."""

@@ -32,6 +32,9 @@ class FastTokenizer:
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.fast.decode_batch(ids, skip_special_tokens=True)
 
+    def id_of(self, token: str) -> int | None:
+        return self.fast.token_to_id(token)
+
 
 def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
     """The model and the fields of its `Tokenizer` that the files give.

@@ -21,6 +21,10 @@ class SentencePiece:
     def decode(self, ids: list[list[int]]) -> list[str]:
         return [self.processor.decode(row) for row in ids]
 
+    def id_of(self, token: str) -> int | None:
+        found = self.processor.piece_to_id(token)
+        return found if self.processor.id_to_piece(found) == token else None
+
 
 def read(path: str) -> tuple[SentencePiece, dict[str, Any]]:
     """Returns the model and fields of its `Tokenizer`; the file does not say what to add, so EOS is, if there is one.

@@ -1,0 +1,10 @@
+"""Texts from language models: the one decoding loop, sampling, beams, streaming, likelihoods and constrained choice.
+
+written = generation.Writer(loaded).write(["Once upon a time"], generation.Options(max_new_tokens=20))
+written[0][0].text
+"""
+
+from vitvlm.generation.options import Options
+from vitvlm.generation.writer import Writer, Written
+
+__all__ = ["Options", "Writer", "Written"]
