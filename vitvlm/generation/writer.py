@@ -11,9 +11,10 @@ from jax.typing import DTypeLike
 from vitvlm.core.config import ConfigError
 from vitvlm.generation import beams, loop, sizes
 from vitvlm.generation.choosing import Choosing, keys_of
-from vitvlm.generation.loaded import Loaded, Tokenizer
+from vitvlm.generation.loaded import Loaded
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.options import Options
+from vitvlm.generation.prompts import check_ids, ids_of, padded, stop_ids_of, tokenizer_of
 from vitvlm.generation.sizes import Size
 from vitvlm.generation.text import Stream, cut_at, decoder, needed
 
@@ -63,35 +64,6 @@ class Writer:
         self.variables = loaded.variables
         self.cache = cache
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's. Raises ConfigError if it has none."""
-        if self.loaded.tokenizer is None:
-            raise ConfigError(f"{self.loaded.source.get('path', 'the model')}: has no tokenizer, so it reads no texts")
-        return self.loaded.tokenizer
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text by the model's own files: generation_config.json, config.json, the tokenizer."""
-        for name in ("generation", "config"):
-            found = (self.loaded.source.get(name) or {}).get("eos_token_id")
-            if found is not None:
-                return tuple(found) if isinstance(found, Sequence) else (int(found),)
-        tokenizer = self.loaded.tokenizer
-        return () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
-
-    def read(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of prompts, as the model begins with them.
-
-        Raises ConfigError for an empty prompt.
-        """
-        if isinstance(prompts, str):
-            raise TypeError(f"prompts are a sequence of texts: write [{prompts[:20]!r}]")
-        for i, prompt in enumerate(prompts):
-            if prompt == "":
-                raise ConfigError(f"prompt {i} is empty: give it a text to go on from")
-        return self.tokenizer.whole(prompts, add_eos=None if isinstance(self.model, Answer) else False)
-
     def write(
         self, prompts: Sequence[str], options: Options = DEFAULTS, on_text: OnText | None = None
     ) -> list[list[Written]]:
@@ -103,13 +75,17 @@ class Writer:
 
         Raises ConfigError for a prompt that is empty or has more tokens than the model positions.
         """
-        return self.write_ids(self.read(prompts), options, on_text)
+        add_eos = None if isinstance(self.model, Answer) else False
+        return self.write_ids(ids_of(self.loaded, prompts, add_eos), options, on_text)
 
     def write_ids(
         self, prompts: Sequence[Sequence[int]], options: Options = DEFAULTS, on_text: OnText | None = None
     ) -> list[list[Written]]:
         """The same as `write` for prompts as ids. Without a tokenizer the texts are empty."""
-        self._check(prompts)
+        if not len(prompts):
+            raise ConfigError("no prompts: give one at least")
+        for i, ids in enumerate(prompts):
+            check_ids(self.loaded, ids, f"prompt {i}")
         if options.beams > 1:
             return self._search(prompts, options)
         batch, size = self._batch(prompts, options)
@@ -129,7 +105,7 @@ class Writer:
             cache=self.cache,
             log_probs=options.log_probs,
         )
-        watched = [Stream(self.tokenizer, options.stop) for _ in rows] if on_text or options.stop else []
+        watched = [Stream(tokenizer_of(self.loaded), options.stop) for _ in rows] if on_text or options.stop else []
         place, written = size.begun, size.begun + 1
         while True:
             if watched:
@@ -222,19 +198,7 @@ class Writer:
         return texts
 
     def _stops(self, options: Options) -> tuple[int, ...]:
-        return self.stop_ids if options.stop_ids is None else tuple(options.stop_ids)
-
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        if not len(prompts):
-            raise ConfigError("no prompts: give one at least")
-        for i, ids in enumerate(prompts):
-            if not len(ids):
-                raise ConfigError(f"prompt {i} is empty: give it a text to go on from")
-            if not 0 <= min(ids) <= max(ids) < self.loaded.model.vocab_size:
-                raise ConfigError(
-                    f"prompt {i} has ids from {min(ids)} to {max(ids)}; the model's are 0 to "
-                    f"{self.loaded.model.vocab_size - 1}: is the tokenizer another model's?"
-                )
+        return stop_ids_of(self.loaded) if options.stop_ids is None else tuple(options.stop_ids)
 
     def _batch(self, prompts: Sequence[Sequence[int]], options: Options) -> tuple[Prompts, Size]:
         """Prompts in one array, and the sizes of the programs that read them and go on."""
@@ -244,12 +208,3 @@ class Writer:
         else:
             size = sizes.of_continuation(longest, options.max_new_tokens, self.loaded.model.length)
         return padded(prompts, size.prompt), size
-
-
-def padded(prompts: Sequence[Sequence[int]], length: int) -> Prompts:
-    """Prompts of different lengths in one array, padded on the left."""
-    tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
-    for row, ids in enumerate(prompts):
-        tokens[row, length - len(ids) :] = ids
-        mask[row, length - len(ids) :] = True
-    return Prompts(jnp.asarray(tokens), jnp.asarray(mask))

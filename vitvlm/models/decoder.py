@@ -61,6 +61,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         ("head_bias", Role("bias", "head")),
     )
 
+    writes: ClassVar[str] = "continuation"
+
     vocab_size: int
     length: int
     qkv_bias: bool = False

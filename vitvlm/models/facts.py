@@ -16,6 +16,8 @@ class ModelFacts:
       captures: what `capture` may ask of it.
       flexible_patches: whether a call takes a `patch_size` other than the model's own.
       has_text_tower, has_decoder: whether it embeds texts (`encode_text`), and writes them (`decode`).
+      writes: how it writes texts, see `generation.models`: "continuation" of a prompt, or an "answer" to one that it
+        encodes; None if it does not.
       normalizes_targets: whether its reconstruction's target is normalised per patch; None if it reconstructs nothing.
     """
 
@@ -24,6 +26,7 @@ class ModelFacts:
     flexible_patches: bool = False
     has_text_tower: bool = False
     has_decoder: bool = False
+    writes: str | None = None
     has_cls: bool = False
     prefix_count: int = 0
     normalizes_targets: bool | None = None

@@ -1,0 +1,127 @@
+"""Tiny random language models, the same in `transformers` and here."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from vitvlm import models
+from vitvlm.core.paths import map_with_path
+from vitvlm.data import tokenizers
+
+V, POSITIONS = 19, 64
+STOPS = (2, 7, 11)  # several, so that random models write some of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """As `pretrained.load` returns it, as far as generation looks."""
+
+    model: Any
+    variables: Any
+    tokenizer: Any = None
+    source: Any = dataclasses.field(default_factory=dict)
+
+
+@functools.cache
+def llama(window: int | None = None) -> tuple[Any, Loaded]:
+    """A LLaMA; with a window a Mistral, whose layers are all local."""
+    config = (transformers.LlamaConfig if window is None else transformers.MistralConfig)(
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=1,
+        eos_token_id=list(STOPS),
+        pad_token_id=0,
+        **({} if window is None else {"sliding_window": window}),
+    )
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    model = models.build(
+        "decoder",
+        width=16,
+        depth=2,
+        heads=4,
+        kv_heads=2,
+        mlp_width=24,
+        vocab_size=V,
+        length=POSITIONS,
+        norm_eps=config.rms_norm_eps,
+        scan=False,
+        rope={"base": config.rope_parameters["rope_theta"]},
+        **({} if window is None else {"pattern": ("local",), "local": window}),
+    )
+    return theirs, Loaded(model, {"params": _params(theirs)}, source={"config": {"eos_token_id": list(STOPS)}})
+
+
+def _params(theirs: Any) -> Any:
+    state = {name: jnp.asarray(value.numpy()) for name, value in theirs.state_dict().items()}
+    params = {
+        "embed": {"embedding": state["model.embed_tokens.weight"]},
+        "norm": {"scale": state["model.norm.weight"]},
+        "head": {"kernel": state["lm_head.weight"].T},
+    }
+    for i in range(theirs.config.num_hidden_layers):
+        of_layer = {name.removeprefix(f"model.layers.{i}."): value for name, value in state.items()}
+        projections = {"query": "q", "key": "k", "value": "v", "out": "o"}
+        params[f"blocks_{i}"] = {
+            "attention_norm": {"scale": of_layer["input_layernorm.weight"]},
+            "mlp_norm": {"scale": of_layer["post_attention_layernorm.weight"]},
+            "attention": {
+                name: {"kernel": of_layer[f"self_attn.{q}_proj.weight"].T} for name, q in projections.items()
+            },
+            "mlp": {name: {"kernel": of_layer[f"mlp.{name}_proj.weight"].T} for name in ("gate", "up", "down")},
+        }
+    return params
+
+
+@functools.cache
+def speaking(**fields: Any) -> Loaded:
+    """A decoder that reads and writes the texts of the embedded tokenizer."""
+    tokenizer = tokenizers.open("emoji", add_eos=False)
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "length": 96, "scan": False}
+    model = models.build("decoder", vocab_size=tokenizer.vocab_size, **sizes | fields)
+    return Loaded(model, random_variables(model), tokenizer, {"path": "tiny"})
+
+
+def random_variables(model: Any, spread: float = 0.4) -> Any:
+    """Random parameters, the same ones each time."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    rng = np.random.default_rng(0)
+    return map_with_path(lambda _, leaf: jnp.asarray(rng.normal(size=leaf.shape) * spread, leaf.dtype), shapes)
+
+
+def their_texts(theirs: Any, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], list[float] | None]:
+    """New ids by `generate`, stop tokens left out, and the beams' scores, for prompts padded on the left."""
+    L = max(map(len, prompts))
+    ids, mask = np.zeros((len(prompts), L), np.int64), np.zeros((len(prompts), L), np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, L - len(prompt) :], mask[row, L - len(prompt) :] = prompt, 1
+    with torch.no_grad():
+        output = theirs.generate(
+            torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+    begun = 1 if theirs.config.is_encoder_decoder else L
+    stops = theirs.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    texts = []
+    for row in output.sequences[:, begun:].tolist():
+        ends = [i for i, token in enumerate(row) if token in stops]
+        texts.append(row[: ends[0]] if ends else row)
+    return texts, output.sequences_scores.tolist() if "sequences_scores" in output else None
