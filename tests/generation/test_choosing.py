@@ -1,4 +1,4 @@
-"""Logits of what is drawn equal those of the warpers of `transformers`; draws follow them and come again by the seed."""
+"""Tokens are drawn from what the warpers of `transformers` leave of the logits; the same ones again by the seed."""
 
 import collections
 

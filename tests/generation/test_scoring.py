@@ -1,4 +1,4 @@
-"""Likelihoods: those of `transformers`, in any batch and any padding; of answers given a prompt; and what is refused."""
+"""Likelihoods: those of `transformers`, in any batch and any padding; of answers to a prompt; what is refused."""
 
 import dataclasses
 

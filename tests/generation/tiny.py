@@ -20,7 +20,7 @@ STOPS = (2, 7, 11)  # several, so that random models write some of them
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """As `pretrained.load` returns it, as far as generation looks."""
+    """Weights as `pretrained.load` returns them, as far as generation looks."""
 
     model: Any
     variables: Any

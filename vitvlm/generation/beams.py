@@ -139,11 +139,11 @@ def _ends(
     state: Beams,
     tokens: Int[Array, "B kept"],
 ):
-    """What ends hypotheses and searches.
+    """Returns the rules by which hypotheses and searches end.
 
-    Returns which candidates end here, by a stop token or at the last place; what divides scores by their length;
-    what tells which prompts have a running hypothesis that may surpass the finished ones; and whether a prompt is done
-    with all its hypotheses finished.
+    These are: which candidates end here, by a stop token or at the last place; a function that divides scores by their
+    length; one that tells which prompts have a running hypothesis that may surpass the finished ones; and whether a
+    prompt is done with all its hypotheses finished.
     """
     stopped = choosing.stops(tokens) | (state.place + 1 >= end)
 

@@ -10,7 +10,7 @@ from vitvlm.generation.options import Options
 
 @flax.struct.dataclass
 class Choosing:
-    """How tokens are chosen; numbers that may change without another compilation, None where there is nothing to do.
+    """Rules by which tokens are chosen; their numbers may change without another compilation, None does nothing.
 
     Fields: those of `Options`; stop_ids [n], possibly none; answers [B, A, T]: ids of the only texts that may be
     written, each with its stop token, padded with -1; None: any text.

@@ -35,7 +35,7 @@ class Prompts:
 
 @flax.struct.dataclass
 class Memory:
-    """What a model keeps of the texts that it has read.
+    """State of a model that has read some texts.
 
     Fields:
       cache: keys and values by kind of attention, see `nn.caches`.

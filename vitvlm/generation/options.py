@@ -11,7 +11,7 @@ EARLY = (True, False, "never")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to write after a prompt: how long, how the next token is chosen, and where to stop.
+    """Wishes of a text after a prompt: how long it is, how its tokens are chosen, and where it stops.
 
     Attributes:
       max_new_tokens: the most tokens that are written; fewer if the model has no more positions.
