@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources, tokenizers
 from vitvlm.data.errors import DataError
+from vitvlm.data.tokenizers.training import SPECIALS
 
 OPEN_CLIP = Path(importlib.util.find_spec("open_clip").submodule_search_locations[0])
 
