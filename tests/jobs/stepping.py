@@ -18,6 +18,6 @@ def towers(path, **fields):
 def stepped(config):
     """Returns (state, metrics) after the first step."""
     job = setup(config)
-    state = train.first_state(job)
-    with train.open_batches(job) as batches:
-        return train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+    state = train.first_state(job.training)
+    with job.data.batches() as batches:
+        return train.compiled_step(job.training)(state, sharding.put_batch(next(batches), job.model.mesh))

@@ -7,19 +7,18 @@ import sys
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
-from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs import configs, fields
+from vitvlm.jobs import configs
 from vitvlm.jobs.ablate import ablate
 from vitvlm.jobs.ablation import stage
 from vitvlm.jobs.ablation.plan import plan
-from vitvlm.jobs.training.setup import build_task, setup
+from vitvlm.jobs.setup.model import ModelSetup
+from vitvlm.jobs.training.setup import setup
 from vitvlm.training.interrupts import Interrupted
 
 POPEN = subprocess.Popen
@@ -79,7 +78,7 @@ def sweep(base, patches, total="4 steps"):
 
 def test_what_a_patch_size_costs(base, tmp_path):
     planned = plan(sweep(base, (2, 4)), tmp_path)
-    small, large = (stage.facts(setup(planned.configs[f"patch_{patch}", "train"])) for patch in (2, 4))
+    small, large = (stage.facts(setup(planned.configs[f"patch_{patch}", "train"]).training) for patch in (2, 4))
     assert (small["tokens"], large["tokens"]) == (16, 4)
     assert (small["examples"], large["examples"]) == (16, 16)
     assert small["forward_flops"] > 2 * large["forward_flops"] > 0
@@ -100,7 +99,7 @@ def test_tokens_are_counted_for_every_encoder_of_patches(base, tmp_path):
         "resnet": {"name": "resnet", "widths": (8,), "depths": (1,), "stem_width": 4, "num_classes": 2},
     }.items():
         own = {} if name == "fpn" else {"num_classes": 2}
-        counted[name] = stage._tokens(setup({**config, "model": model | own}))
+        counted[name] = stage._tokens(setup({**config, "model": model | own}).model)
     assert counted == {
         "swin": {"tokens": 16.0, "encoder_tokens": 16.0},
         "fpn": {"tokens": 16.0, "encoder_tokens": 16.0},
@@ -182,14 +181,7 @@ def test_every_training_of_the_shipped_sweeps_can_be_built(name, argument, tmp_p
     shapes = {}
     for (variant, stage_name), config in planned.configs.items():
         assert not isinstance(config, ConfigError), config
-        job = config_lib.call(fields.Job, config, "config")
-        if job.model.get("num_classes") == "data":
-            job.model["num_classes"] = 10
-        batch = {
-            "image": jax.ShapeDtypeStruct((2, 28, 28, 1), np.float32),
-            "label": jax.ShapeDtypeStruct((2,), np.int32),
-        }
-        task = build_task(job, tuple("abcdefghij"))
-        shapes[variant, stage_name] = jax.eval_shape(task.init, jax.random.key(0), batch)
+        named = {"classes": tuple("abcdefghij")} if config["model"].get("num_classes") == "data" else {}
+        shapes[variant, stage_name] = ModelSetup.of({**config, **named}).variable_shapes
     assert len(planned.variants) >= (2 if argument else 3)
     assert len(shapes) == len(planned.variants) * len(planned.stages)

@@ -101,7 +101,7 @@ def test_data_of_which_nothing_can_be_read_is_no_matter_of_the_model(images, tmp
     for path in (tmp_path / "images" / "train").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(TooManyUnreadable, match=r"^folder:.* train: none of the first 24 images can be read: "):
-        setup(a_config(tmp_path / "images"))
+        setup(a_config(tmp_path / "images")).data.batches()
 
 
 def test_what_fits_is_built(images):
@@ -113,17 +113,18 @@ def test_what_fits_is_built(images):
         "mae": {"type": "linear_probe_mae"},
         "test": {"type": "classification"},
     }
-    assert len(evaluations.build(setup(a_config(images, sections)), sections)) == 6
+    job = setup(a_config(images, sections))
+    assert len(evaluations.build(job.model, job.data, job.evals)) == 6
 
 
 def test_kept_strings_stay_on_the_host(images):
     """keep(...) put strings into the batch that goes to the device: a bare TypeError, before the first step."""
     job = setup(a_config(images, ops=f"keep('caption')|{OPS}", source="jsonl:{}/list.jsonl"))
-    assert set(job.example_batch) == {"image", "label", "example_mask", "index"}
-    with train.open_batches(job) as batches:
+    assert set(job.model.example_batch) == {"image", "label", "example_mask", "index"}
+    with job.data.batches() as batches:
         batch = next(batches)
     assert set(batch["caption"]) <= {"one ant", "one cow"}
-    placed = sharding.put_batch(batch, job.mesh)
+    placed = sharding.put_batch(batch, job.model.mesh)
     assert set(placed) == {"image", "label", "example_mask", "index"}
     several = batch | {"names": np.array([("a",), ("b", "c"), (), ("d",)], object)}
-    assert set(sharding.put_batch(several, job.mesh)) == set(placed)
+    assert set(sharding.put_batch(several, job.model.mesh)) == set(placed)

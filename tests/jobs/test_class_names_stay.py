@@ -108,7 +108,7 @@ def test_a_class_that_was_renamed_keeps_its_label_on_request_only(copied):
     assert "files are new: zebra/0.png" in (folder / "metrics.jsonl").read_text()
     now = json.loads((folder / "config.json").read_text())
     assert now["classes"] == list(NAMES) and now["data"]["class_names"] == {"zebra": "ant"}
-    source = setup(train.going_on(config, folder)).source
+    source = setup(train.going_on(config, folder)).data.source
     labels = dict(zip(source.ids, source.labels.tolist(), strict=True))
     assert (labels["zebra/0.png"], labels["bee/0.png"], labels["cow/0.png"]) == (0, 1, 2)
 
@@ -120,7 +120,7 @@ def test_a_class_that_is_gone_shifts_no_label_and_one_more_is_refused(copied):
         train.train(config, folder)
     train.train(config, folder, accept_changed_data=True)
     assert json.loads((folder / "config.json").read_text())["classes"] == list(NAMES)
-    assert sorted(setup(train.going_on(config, folder)).source.labels.tolist()) == [1] * 4 + [2] * 4
+    assert sorted(setup(train.going_on(config, folder)).data.source.labels.tolist()) == [1] * 4 + [2] * 4
     shutil.copytree(images / "train" / "bee", images / "train" / "dog")
     with pytest.raises(DataError, match=r"its class 'dog' is none of the training's classes"):
         train.train(config, folder, accept_changed_data=True)
@@ -132,11 +132,11 @@ def test_a_head_that_is_trained_further_has_the_classes_of_the_job(workdir, tmp_
     trained = pretrained.load(workdir).variables["params"]["head"]
     assert len(np.unique(np.asarray(trained["bias"]))) == 3
     same_number = a_folder(tmp_path / "other", train=("cow", "dog", "ant"), test=("dog",))
-    untrained = train.first_state(setup(a_config(same_number)))
+    untrained = train.first_state(setup(a_config(same_number)).training)
 
     def started(state, source, init_from, **fields):
-        job = setup(a_config(source, init_from={"path": str(workdir), **init_from}, **fields))
-        return init_from_lib.apply(job, state).params["head"]
+        section = {"path": str(workdir), **init_from}
+        return init_from_lib.apply(setup(a_config(source, **fields)).model, section, state).params["head"]
 
     with pytest.raises(
         DataError, match=r"config\.init_from: its class 'dog' is none of .*'bee'.*first rule .*class_names"
@@ -161,7 +161,7 @@ def test_a_head_that_is_trained_further_has_the_classes_of_the_job(workdir, tmp_
 def test_a_teacher_answers_in_the_classes_of_its_student(workdir, tmp_path):
     student = a_config(a_folder(tmp_path / "student", train=("ant", "cow"), test=("ant",)), classes=("cow", "ant"))
     student["task"] = {"name": "classify", "distillation": {"teacher": str(workdir)}}
-    teacher = setup(student).task.distillation.teacher
+    teacher = setup(student).model.task.distillation.teacher
     pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     loaded = pretrained.load(workdir)
     expected = loaded.model.apply(loaded.variables, pixels).logits
@@ -172,4 +172,4 @@ def test_a_teacher_answers_in_the_classes_of_its_student(workdir, tmp_path):
     ):
         setup(other)
     other["task"]["distillation"]["class_names"] = {"dog": "bee"}
-    assert setup(other).task.distillation.teacher.classes == (0, 1)
+    assert setup(other).model.task.distillation.teacher.classes == (0, 1)

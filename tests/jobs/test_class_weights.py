@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs.training import class_weights
+from vitvlm.jobs.setup import class_weights
 
 LABELS = ["dog"] * 5 + ["cat"] * 2 + ["emu"] * 3
 

@@ -15,8 +15,10 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
-from vitvlm.jobs.classes import Head, find
 from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.setup.classes import Head, find
+from vitvlm.jobs.setup.data import DataSetup
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training.setup import setup
 from vitvlm.tasks import Classify, Encode
 
@@ -60,10 +62,12 @@ def perfect(*names):
 
 def scored(config, predict, tmp_path):
     """Returns {evaluation: result} of a job's evaluators; a model without classes is one that came from elsewhere."""
-    model = dict(config["model"])
-    task = None if model["num_classes"] else Encode(models.build(model.pop("name"), **model))
-    job = setup(config, task is None, task)
-    built = evaluations.build(job, job.job.evals)
+    section, data = dict(config["model"]), DataSetup.of(config)
+    if section["num_classes"]:
+        model = setup(config).model
+    else:
+        model = ModelSetup.around(Encode(models.build(section.pop("name"), **section)), None, config, data)
+    built = evaluations.build(model, data, config["evals"])
     return {each.name: each.evaluator.run(predict, {}, tmp_path / each.name) for each in built}
 
 
@@ -161,9 +165,9 @@ def test_several_classes_become_one(tmp_path):
     source = a_folder(tmp_path / "images", train=("ant", "bee", "cow"), test=TEST)
     config = a_config(source, class_names={"ant": "insect", "bee": "insect"})
     job = setup(config)
-    assert job.head.names == ("insect", "cow") and job.config["classes"] == ["insect", "cow"]
-    assert sorted(job.source.labels.tolist()) == [0] * 8 + [1] * 4
-    assert {job.source[i]["label"] for i in range(12) if job.source[i]["id"].startswith("bee/")} == {0}
+    assert job.model.head.names == ("insect", "cow") and job.config["classes"] == ["insect", "cow"]
+    assert sorted(job.data.source.labels.tolist()) == [0] * 8 + [1] * 4
+    assert {job.data.source[i]["label"] for i in range(12) if job.data.source[i]["id"].startswith("bee/")} == {0}
     (result,) = scored(config, perfect("ant", "cow"), tmp_path).values()
     assert result.metrics["top1"] == 1
 
@@ -171,8 +175,9 @@ def test_several_classes_become_one(tmp_path):
 def test_the_order_and_more_classes_may_be_given(tmp_path):
     config = a_config(a_folder(tmp_path / "images", train=TRAIN, test=TEST)) | {"classes": ("dog", "cow", "bee", "ant")}
     job = setup(config)
-    assert job.task.model.num_classes == 4
-    with_ids = {job.source.ids[i].split("/")[0]: int(job.source.labels[i]) for i in range(len(job.source))}
+    assert job.model.task.model.num_classes == 4
+    source = job.data.source
+    with_ids = {source.ids[i].split("/")[0]: int(source.labels[i]) for i in range(len(source))}
     assert with_ids == {"cow": 1, "bee": 2, "ant": 3}
     (result,) = scored(config, perfect("dog", "cow", "bee", "ant"), tmp_path).values()
     assert result.metrics["top1"] == 1
@@ -213,8 +218,9 @@ def weights_on(names, data, predict, tmp_path, class_names=None, count=None, **f
     )
     count = count or len(names)
     task = Classify(models.build(**{**CLASSIFIER, "num_classes": count}))
-    job = setup(config, False, task, Head(names, count, "the weights' classes", published=True))
-    (built,) = evaluations.build(job, job.job.evals)
+    data = DataSetup.of(config)
+    model = ModelSetup.around(task, Head(names, count, "the weights' classes", published=True), config, data)
+    (built,) = evaluations.build(model, data, config["evals"])
     return built.evaluator.run(predict, {}, tmp_path / "out")
 
 

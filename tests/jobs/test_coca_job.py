@@ -33,7 +33,7 @@ def test_learns_to_name_what_it_is_shown(tmp_path):
     scores = train.train(config, tmp_path / "workdir")
     assert scores["english/image_to_text_r1"] > 0.8
 
-    with train.open_batches(setup(config)) as batches:
+    with setup(config).data.batches() as batches:
         batch = next(batches)
     loaded, tokenizer = pretrained.load(tmp_path / "workdir"), tokenizers.open("emoji", 32)
     run = jax.jit(lambda v, x: loaded.model.apply(v, x, start=1, end=2, length=32, method=loaded.model.caption))

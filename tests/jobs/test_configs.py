@@ -10,17 +10,16 @@ import pytest
 from tests.data import pictures
 from tests.jobs import golden, published
 from vitvlm.core import config as config_lib
-from vitvlm.core.durations import Clock
 from vitvlm.core.paths import flatten
 from vitvlm.data import operations, sources
 from vitvlm.data.sources import prepared
 from vitvlm.jobs import fields
 from vitvlm.jobs.evaluation import evaluations
+from vitvlm.jobs.setup.data import DataSetup
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training import train
-from vitvlm.jobs.training.setup import build_task, setup, without_data
-from vitvlm.nn.roles import roles_of
-from vitvlm.tasks import Task
-from vitvlm.training import freezing, optimizer, sharding
+from vitvlm.jobs.training.setup import TrainingSetup, setup
+from vitvlm.training import sharding
 
 IMAGENET_EXAMPLES, CLASSES = 1_281_167, 10
 
@@ -42,60 +41,69 @@ def weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("weights")
-@pytest.mark.parametrize("path", golden.CONFIGS)
-def test_fits_together_at_full_size(path):
-    """Shapes of the state and of one step, optimizer rules, shardings and durations; no array is made."""
-    plain = config_lib.plain(golden.load(path))
-    if plain["model"].get("num_classes") == "data":
-        plain["model"]["num_classes"] = CLASSES
-    job = config_lib.call(fields.Job, plain, "config")
-    data = config_lib.call(fields.Data, job.data, "config.data")
-    channels = pixels(data.split(data.train, "config.data.train").ops)
-    assert pixels(data.split(data.eval, "config.data.eval").ops) == channels
-    batch = a_batch(job.batch_size, job.image_size, channels) | texts(job.batch_size, data.train["ops"])
-
-    task: Task = build_task(job, tuple(map(str, range(CLASSES))))
-    variables = jax.eval_shape(task.init, jax.random.key(0), batch)
-    clock = Clock(job.batch_size, IMAGENET_EXAMPLES)
-    clock = Clock(job.batch_size, IMAGENET_EXAMPLES, clock.steps(job.total, "config.total"))
-    roles = roles_of(task.model, flatten(variables["params"]))
-    tx, _ = optimizer.build(job.optimizer, job.schedule, variables["params"], clock, roles)
-    params, _ = freezing.split(variables["params"], optimizer.trainable(job.optimizer, variables["params"]))
-    jax.eval_shape(tx.init, params)
-    sharding.shardings(variables["params"], job.sharding, sharding.make_mesh(job.mesh))
-    loss, _, _ = jax.eval_shape(lambda v, b, r: task.loss(v, b, r, True), variables, batch, jax.random.key(0))
-    assert loss.shape == () and loss.dtype == jnp.float32
-    for name, section in job.evals.items():
-        for field in ("every",):
-            if section.get(field) is not None:
-                assert clock.steps(section[field], name) > 0
-        assert section.get("features", "features") in {"pixels", *task.predict_fns}
-    assert clock.steps(job.checkpoint.get("every", "10%"), "config.checkpoint.every") > 0
-
-
-@pytest.mark.usefixtures("weights")
-@pytest.mark.parametrize("path", golden.CONFIGS)
-def test_is_set_up_without_data(path, monkeypatch):
-    """The state's shapes and shardings, whatever the number of devices of this machine; no data set is there."""
+@pytest.fixture
+def no_data(monkeypatch):
+    """No data set can be opened."""
     monkeypatch.setattr(sources, "open", None)
-    plain = config_lib.plain(golden.load(path))
+
+
+@pytest.mark.usefixtures("weights", "no_data")
+@pytest.mark.parametrize("path", golden.CONFIGS)
+def test_fits_together_at_full_size_without_data(path):
+    """Shapes and shardings of the state, shapes of a step, optimizer rules and durations; no array is made."""
+    plain = with_classes(config_lib.plain(golden.load(path)))
+    model = ModelSetup.of(plain)
+    training = TrainingSetup.of(plain, model, IMAGENET_EXAMPLES)
+    assert model.example_batch["image"].shape[0] == 1 and training.state_shapes.params
+    assert jax.tree.structure(training.state_shardings) == jax.tree.structure(training.state_shapes)
+    training.optimizer()
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, _, _ = jax.eval_shape(
+        lambda v, b, r: model.task.loss(v, b, r, True), model.variable_shapes, dict(model.example_batch), key
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+
+    split = DataSetup.of(plain)
+    assert pixels(split.train.ops) == pixels(split.eval.ops)
+    for name, section in fields.read(fields.Evaluations, plain).evals.items():
+        assert section.get("every") is None or training.clock.steps(section["every"], name) > 0
+        assert section.get("features", "features") in {"pixels", *model.task.predict_fns}
+    assert training.clock.steps(training.checkpoint.every, "config.checkpoint.every") > 0
+
+
+def with_classes(plain):
+    """The config with names of classes, where it takes them from its data."""
     if plain["model"].get("num_classes") == "data":
-        with pytest.raises(config_lib.ConfigError, match=r"^config\.model\.num_classes: 'data' counts the classes"):
-            without_data(plain)
         plain["classes"] = [f"class {place}" for place in range(CLASSES)]
-    job = without_data(plain)
-    assert job.state_shapes.params and job.example_batch["image"].shape[0] == 1
-    assert jax.tree.structure(job.state_shardings) == jax.tree.structure(job.state_shapes)
+    return plain
+
+
+@pytest.mark.usefixtures("no_data")
+def test_what_only_data_can_tell_is_an_error_without_them():
+    plain = config_lib.plain(golden.load("configs/vit_fashion.py"))
+    with pytest.raises(config_lib.ConfigError, match=r"^config\.model\.num_classes: 'data' counts the classes"):
+        ModelSetup.of(plain)
+    training = TrainingSetup.of(plain, ModelSetup.of(with_classes(plain)))
+    assert training.state_shapes.opt_state
+    with pytest.raises(config_lib.ConfigError, match=r"^config\.total: '.* epochs' counts epochs of data that are not"):
+        training.optimizer()
+    training = TrainingSetup.of({**plain, "total": "300 steps"}, training.model)
+    assert training.clock.total_steps == 300
 
 
 def test_a_mesh_of_chips_that_are_not_here_shards_the_state():
     plain = config_lib.plain(golden.load("configs/vit_imagenet.py")) | {"sharding": "fsdp"}
     plain["model"]["num_classes"] = 1000
-    job = without_data(plain, jax.sharding.AbstractMesh((1, 256), ("data", "fsdp")))
+    model = ModelSetup.of(plain, mesh=jax.sharding.AbstractMesh((1, 256), ("data", "fsdp")))
+    training = TrainingSetup.of(plain, model)
     kernel = "blocks/mlp/up/kernel"
-    whole, placed = flatten(job.state_shapes.params)[kernel], flatten(job.state_shardings.params)[kernel]
-    assert math.prod(placed.shard_shape(whole.shape)) * 256 == math.prod(whole.shape)
+    for shapes, places in (
+        (training.state_shapes.params, training.state_shardings.params),
+        (model.stored_shapes["params"], jax.tree.map(lambda leaf: leaf.sharding, model.target["params"])),
+    ):
+        whole, placed = flatten(shapes)[kernel], flatten(places)[kernel]
+        assert math.prod(placed.shard_shape(whole.shape)) * 256 == math.prod(whole.shape)
 
 
 @pytest.fixture
@@ -113,11 +121,11 @@ def fashion_mnist(tmp_path, monkeypatch):
 def test_takes_one_real_step_at_debug_size(path):
     config = golden.load(path, "debug")
     job = setup(config)
-    assert evaluations.build(job, job.job.evals)
-    state = train.first_state(job)
+    assert evaluations.build(job.model, job.data, job.evals)
+    state = train.first_state(job.training)
     before = jax.device_get(state.params)
-    with train.open_batches(job) as batches:
-        state, metrics = train.compiled_step(job)(state, sharding.put_batch(next(batches), job.mesh))
+    with job.data.batches() as batches:
+        state, metrics = train.compiled_step(job.training)(state, sharding.put_batch(next(batches), job.model.mesh))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     moved = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state.params)
     assert any(jax.tree.leaves(moved))
@@ -135,20 +143,3 @@ def pixels(ops: str) -> int:
     pipeline = operations.parse(ops)
     decode = next(operation for operation in pipeline.operations if operation.function.name == "decode")
     return decode.positional[0]
-
-
-def texts(size: int, ops: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Tokens, if the operations make some."""
-    tokenizer = operations.text.tokenizer_of(operations.parse(ops))
-    shape = (size, tokenizer.length) if tokenizer else ()
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("text_tokens", "text_mask") if tokenizer}
-
-
-def a_batch(size: int, image: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = {
-        "image": ((size, image, image, channels), jnp.float32),
-        "label": ((size,), jnp.int32),
-        "example_mask": ((size,), jnp.float32),
-        "index": ((size,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

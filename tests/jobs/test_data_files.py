@@ -202,4 +202,4 @@ def test_a_folder_one_level_off_is_no_classification(tmp_path, names, message):
     model = {**wanted["model"], "name": "mae", "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
     del model["num_classes"]
     unlabelled = wanted | {"total": "2 steps", "model": model, "task": {"name": "reconstruct"}, "evals": {}}
-    assert len(setup(unlabelled).source) == 2
+    assert len(setup(unlabelled).data.source) == 2

@@ -76,11 +76,11 @@ def test_several_labels_are_refused_before_the_first_step_where_one_is_meant(tmp
     for kind in ("classification", "knn", "linear_probe_logistic"):
         job = setup(several | {"evals": {"test": {"type": kind}}})
         with pytest.raises(ConfigError, match=f"{kind} takes one label per image, .*set its type to 'multi_label'"):
-            evaluations.build(job, job.job.evals)
+            evaluations.build(job.model, job.data, job.evals)
     (tmp_path / "one").mkdir()
     job = setup(a_config(listed(tmp_path / "one", ["red", "blue"] * 3), "multi_label"))
     with pytest.raises(ConfigError, match=r"takes lists of labels, and .* has one per image"):
-        evaluations.build(job, job.job.evals)
+        evaluations.build(job.model, job.data, job.evals)
 
 
 def test_weights_and_balance_are_said_in_the_log(tmp_path):
@@ -88,7 +88,7 @@ def test_weights_and_balance_are_said_in_the_log(tmp_path):
     config["data"]["balance"] = 1.0
     job = setup(config)
     assert "; class weights blue 3; the other 1 classes 1; from the start" in train.describe(job, Start(None))
-    with train.open_batches(job) as batches:
+    with job.data.batches() as batches:
         assert str(batches.balance) == "balance 1: an epoch is 4 draws (images -> draws: blue 1 -> 2, red 3 -> 2)"
 
 
@@ -112,13 +112,14 @@ def test_where_labels_are_is_a_field_of_the_data(tmp_path):
     config = a_config(source)
     config["data"] |= {"label": "label", "label_names": ["blue", "green", "red"]}
     job = setup(config)
-    assert job.source.label_names == ("blue", "green", "red") and job.source.labels.tolist() == [2, 0]
+    assert job.data.source.label_names == ("blue", "green", "red") and job.data.source.labels.tolist() == [2, 0]
     config["data"]["label"] = "specie"
     with pytest.raises(DataError, match=r"no image has a label in 'specie'; did you mean \"species\"\?"):
         setup(config)
     config["data"] |= {"label": None, "eval": {"split": "train", "ops": OPS, "source": "emoji"}}
     with pytest.raises(DataError, match="is one of"):  # the labelling is that of the list, and emoji are no colours
-        evaluations.build(setup(config), config["evals"])
+        job = setup(config)
+        evaluations.build(job.model, job.data, job.evals)
 
 
 def test_several_labels_in_csv_need_a_separator_that_is_asked_for(tmp_path):

@@ -27,7 +27,7 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
     config.model.scan, config.batch_size, config.total = True, 2, "2 steps"
     config.data.train.split = config.data.eval.split = "train[:4]"
     job = setup(config)
-    state = train.first_state(job)
+    state = train.first_state(job.training)
     before = jax.device_get(state.variables()["params"])
     image = pretrained.load("weights/vit_s_focus.onnx").variables["params"]
     kept = {path: leaf for path, leaf in paths.flatten(image).items() if not path.startswith("blocks_11/")}
@@ -37,10 +37,10 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
     jax.tree.map(np.testing.assert_array_equal, before["image"], stack_blocks(paths.unflatten(kept)))
     jax.tree.map(np.testing.assert_array_equal, before["text"], text)
 
-    with train.open_batches(job) as batches:
+    with job.data.batches() as batches:
         batch = next(batches)
         assert batch["text_tokens"][0][0] == 101 and batch["text_tokens"].shape == (2, 24)  # [CLS]
-        state, metrics = train.compiled_step(job)(state, sharding.put_batch(batch, job.mesh))
+        state, metrics = train.compiled_step(job.training)(state, sharding.put_batch(batch, job.model.mesh))
     assert np.isfinite(metrics["loss"])
     assert state.frozen.keys() == {"image"}
     jax.tree.map(np.testing.assert_array_equal, before["image"], jax.device_get(state.frozen["image"]))
@@ -52,7 +52,7 @@ def test_both_towers_are_the_published_ones_and_the_locked_one_stays():
 def backward_share(**freeze):
     config = golden.load("configs/lit_emoji.py", "debug")
     config.optimizer.update(lr_rules=None, **freeze)
-    return train.backward_share(setup(config))
+    return train.backward_share(setup(config).training)
 
 
 def test_what_is_locked_costs_no_backward_pass():
@@ -70,7 +70,7 @@ def test_which_weights_are_missing_is_said(broken):
     config = golden.load("configs/lit_emoji.py", "debug")
     config.init_from = {broken: {"path": "nowhere"}}
     with pytest.raises(ConfigError, match=rf"config\.init_from\.{broken}\.path: nowhere"):
-        train.first_state(setup(config))
+        train.first_state(setup(config).training)
 
 
 def test_what_can_be_locked():

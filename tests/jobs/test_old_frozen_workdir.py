@@ -53,7 +53,7 @@ def words(state) -> dict[str, np.ndarray]:
 
 def test_its_checkpoint_loads_exactly(older):
     job = setup(read_config(older))
-    found = words(load_state(job, older))
+    found = words(load_state(job.training, older))
     with Checkpoints(older / "checkpoints", read_only=True) as checkpoints:
         raw = flatten(checkpoints.open(checkpoints.latest_step()).state)
     assert {name for path in raw if (name := today(path, found))} == found.keys()
@@ -75,7 +75,7 @@ def test_it_goes_on_to_the_same_end(older, tmp_path):
     for row, wanted in zip(rows, wanted_rows):
         for name in ("train/loss", "train/accuracy", "train/grad_norm", "train/update_norm", "train/learning_rate"):
             assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), (row["step"], name)
-    state = words(load_state(setup(read_config(folder)), folder))
+    state = words(load_state(setup(read_config(folder)).training, folder))
     for path, leaf in ended.items():
         if name := today(path, state):
             np.testing.assert_allclose(state[name], leaf, rtol=1e-5, atol=1e-5, err_msg=path)

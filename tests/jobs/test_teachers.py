@@ -15,7 +15,7 @@ from vitvlm.core.paths import flatten
 from vitvlm.data import sources
 from vitvlm.jobs.evaluation import evaluate
 from vitvlm.jobs.training import train
-from vitvlm.jobs.training.setup import restore_target, setup
+from vitvlm.jobs.training.setup import setup
 from vitvlm.training import sharding, writers
 
 TERMS = ("loss", "label_loss", "distillation_loss")
@@ -53,36 +53,36 @@ def test_trains_saves_the_student_alone_and_is_evaluated_without_its_teacher(fol
 
 def test_the_teacher_is_an_argument_of_the_step_that_nothing_changes(folder):
     job = setup(a_config(folder))
-    assert not [path for path in flatten(job.state_shapes) if "teacher" in path]
-    step = train.compiled_step(job)
-    with train.open_batches(job) as batches:
-        batch = sharding.put_batch(next(batches), job.mesh)
-    text = step.lower(restore_target(job), batch).as_text()
+    assert not [path for path in flatten(job.training.state_shapes) if "teacher" in path]
+    step = train.compiled_step(job.training)
+    with job.data.batches() as batches:
+        batch = sharding.put_batch(next(batches), job.model.mesh)
+    text = step.lower(job.training.target, batch).as_text()
     assert max((len(each) for each in re.findall(r'dense<"0x(\w+)">', text)), default=0) < 1000
-    state, _ = step(train.first_state(job), batch)
+    state, _ = step(train.first_state(job.training), batch)
     step(state, batch)
     (constants,) = step.constants.values()
     jax.tree.map(np.testing.assert_array_equal, constants, pretrained.load(folder).variables)
 
 
 def test_the_teacher_gets_pixels_normalised_as_its_own(folder):
-    teacher = setup(a_config(folder)).task.distillation.teacher
+    teacher = setup(a_config(folder)).model.task.distillation.teacher
     pixels = np.array([0.1, 0.5, 0.9])
     student = (pixels - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(student * teacher.scale + teacher.shift, (pixels - 0.5) / 0.25, atol=1e-5)
     (folder / "preprocessor_config.json").unlink()
-    silent = setup(a_config(folder)).task.distillation.teacher
+    silent = setup(a_config(folder)).model.task.distillation.teacher
     assert (silent.scale, silent.shift) == (1, 0)
 
 
 def test_a_teacher_in_a_file_alone(folder):
     """What the file does not say is given in the config."""
     config = a_config(folder / "model.safetensors")
-    whole = setup(a_config(folder)).task.distillation.teacher
-    file = setup(config).task.distillation.teacher
+    whole = setup(a_config(folder)).model.task.distillation.teacher
+    file = setup(config).model.task.distillation.teacher
     assert file.model == whole.model  # by the config beside it
     config.task.distillation.teacher_fields = {"dropout": 0.5}
-    assert setup(config).task.distillation.teacher.model.dropout == 0.5
+    assert setup(config).model.task.distillation.teacher.model.dropout == 0.5
 
 
 def test_sections_that_cannot_be_meant(folder):

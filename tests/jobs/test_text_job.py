@@ -52,7 +52,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_trains_on_texts_alone(config, tmp_path):
-    assert set(setup(config).example_batch) == {"text_tokens", "text_mask", "example_mask", "index"}
+    assert set(setup(config).model.example_batch) == {"text_tokens", "text_mask", "example_mask", "index"}
     train(config, tmp_path / "job")
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row] or [

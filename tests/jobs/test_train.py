@@ -68,7 +68,7 @@ def test_a_workdir_holds_all_that_a_job_leaves(classifier):
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
     assert rows[-1]["test/top1"] == metrics["test/top1"]
     assert Image.open(folder / "curves.png").width > 800
-    assert load_state(setup(read_config(folder)), folder).step == 4
+    assert load_state(setup(read_config(folder)).training, folder).step == 4
 
 
 def test_a_finished_job_run_again_does_nothing_and_says_the_same(classifier):
@@ -167,8 +167,8 @@ def test_the_first_line_says_which_weights_a_training_starts_from(images, autoen
 
 def test_fine_tuning_starts_from_the_encoder_and_a_fresh_head(images, autoencoder, classifier):
     folder, _ = autoencoder
-    source = flatten(load_state(setup(read_config(folder)), folder).params)
-    start = flatten(train.first_state(setup(read_config(classifier[0]))).params)
+    source = flatten(load_state(setup(read_config(folder)).training, folder).params)
+    start = flatten(train.first_state(setup(read_config(classifier[0])).training).params)
     assert {"head/kernel", "head/bias"} == set(start) - {path.removeprefix("vit/") for path in source}
     for path, value in start.items():
         if not path.startswith("head/"):
@@ -185,7 +185,7 @@ def resnet(images, tmp_path_factory):
 
 def test_a_resnet_is_trained_saved_and_evaluated_with_its_batch_statistics(resnet):
     folder, metrics = resnet
-    state = load_state(setup(read_config(folder)), folder)
+    state = load_state(setup(read_config(folder)).training, folder)
     for path, value in flatten(state.collections["batch_stats"]).items():
         assert np.abs(value - path.endswith("var")).max() > 1e-3, path  # not as they start
     (row,) = evaluate.evaluate(folder, ["test"])
@@ -195,14 +195,14 @@ def test_a_resnet_is_trained_saved_and_evaluated_with_its_batch_statistics(resne
 def test_a_workdir_is_loaded_like_weights_from_elsewhere(resnet):
     folder, _ = resnet
     job = setup(read_config(folder))
-    state = load_state(job, folder)
+    state = load_state(job.training, folder)
     loaded = pretrained.load(folder)  # its averaged parameters, for there are such
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["batch_stats"], state.collections["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], state.variables(ema=True)["params"])
     plain = pretrained.load(folder, ema=False)
     jax.tree.map(np.testing.assert_array_equal, plain.variables["params"], state.params)
-    assert loaded.model == job.task.model.clone(widths=(8,), depths=(1,))
-    assert loaded.preprocessing == job.job.data["eval"]["ops"]
+    assert loaded.model == job.model.task.model.clone(widths=(8,), depths=(1,))
+    assert loaded.preprocessing == job.data.eval.ops
     with pytest.raises(pretrained.WeightsError, match="no checkpoint of step 12345"):
         pretrained.load(folder, step=12345)
 
@@ -219,8 +219,8 @@ def test_fine_tuning_takes_the_batch_statistics_too(resnet):
     folder, _ = resnet
     rules = (("head/.*", None), ("(.*)", r"\1"))
     init_from = {"path": str(folder), "rules": rules, "ignore": ("head/.*",)}
-    start = train.first_state(setup(read_config(folder) | {"init_from": init_from}))
-    trained = load_state(setup(read_config(folder)), folder)
+    start = train.first_state(setup(read_config(folder) | {"init_from": init_from}).training)
+    trained = load_state(setup(read_config(folder)).training, folder)
     jax.tree.map(np.testing.assert_array_equal, start.collections, trained.collections)
     np.testing.assert_array_equal(start.params["stem"]["conv"]["kernel"], trained.params["stem"]["conv"]["kernel"])
     assert not np.array_equal(start.params["head"]["kernel"], trained.params["head"]["kernel"])
@@ -229,24 +229,24 @@ def test_fine_tuning_takes_the_batch_statistics_too(resnet):
 def test_fine_tuning_starts_from_a_hugging_face_folder_just_the_same(images, autoencoder, classifier, tmp_path):
     folder, _ = autoencoder
     job = setup(read_config(folder))
-    params = load_state(job, folder).params
-    pretrained.save(pretrained.Pretrained(job.task.model, {"params": params}, None, None, {}), tmp_path)
-    start = train.first_state(setup(a_config("vit", images, f",init={tmp_path}"))).params
-    expected = train.first_state(setup(read_config(classifier[0]))).params
+    params = load_state(job.training, folder).params
+    pretrained.save(pretrained.Pretrained(job.model.task.model, {"params": params}, None, None, {}), tmp_path)
+    start = train.first_state(setup(a_config("vit", images, f",init={tmp_path}")).training).params
+    expected = train.first_state(setup(read_config(classifier[0])).training).params
     jax.tree.map(np.testing.assert_array_equal, start, expected)
     config = a_config("vit", images, f",init={tmp_path}")
     config.init_from.step = 3
     with pytest.raises(ConfigError, match="is not a workdir: it has no step and no ema"):
-        train.first_state(setup(config))
+        train.first_state(setup(config).training)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*no whole safetensors file"):
-        train.first_state(setup(a_config("vit", images, f",init={tmp_path}")))
+        train.first_state(setup(a_config("vit", images, f",init={tmp_path}")).training)
 
 
 def test_init_from_a_folder_without_a_training_is_an_error(images, tmp_path):
     job = setup(a_config("vit", images, f",init={tmp_path}"))
     with pytest.raises(ConfigError, match=r"config\.init_from\.path: .*neither the workdir of a training nor weights"):
-        train.first_state(job)
+        train.first_state(job.training)
 
 
 @pytest.mark.parametrize(

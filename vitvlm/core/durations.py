@@ -16,18 +16,19 @@ class Clock:
     Attributes:
       batch_size: examples per step.
       train_examples: the number of training examples, or an object with that length; its length is computed only where
-        a duration counts epochs.
+        a duration counts epochs. None where the data are not at hand: then no duration may count epochs.
       total_steps: the length of the training; None while that itself is being resolved.
     """
 
     batch_size: int
-    train_examples: int | Sized
+    train_examples: int | Sized | None
     total_steps: int | None = None
 
     def steps(self, duration: str | int, where: str) -> int:
         """Returns a duration as a whole number of steps, rounded to the nearest; an int already counts steps.
 
-        Raises ConfigError for a value that is not a duration, and for a percentage while the total is unknown.
+        Raises ConfigError for a value that is not a duration, for epochs of an unknown number of examples, and for a
+        percentage while the total is unknown.
         """
         if isinstance(duration, int) and not isinstance(duration, bool):
             amount, unit = float(duration), "step"
@@ -42,6 +43,10 @@ class Clock:
         if unit == "step":
             steps = amount
         elif unit == "epoch":
+            if self.train_examples is None:
+                raise ConfigError(
+                    f"{where}: {duration!r} counts epochs of data that are not opened here: give steps or examples"
+                )
             known = isinstance(self.train_examples, int)
             steps = amount * (self.train_examples if known else len(self.train_examples)) / self.batch_size
         elif unit == "example":

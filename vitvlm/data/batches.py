@@ -170,7 +170,7 @@ class TrainBatches(Iterator[Batch]):
 
     @property
     def balance(self) -> Balance | None:
-        return getattr(self._plan, "balance", None)
+        return self._plan.balance
 
     def close(self) -> None:
         """Ends worker processes and threads. Closing twice is fine."""

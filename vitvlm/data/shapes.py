@@ -14,6 +14,11 @@ from vitvlm.data.loader import shapes_of
 from vitvlm.data.operations.parsing import Pipeline, parse
 from vitvlm.data.operations.text import tokenize
 
+
+class OpenShapeError(ConfigError):
+    """Operations that leave the shape of a field open: only the data themselves can tell it."""
+
+
 # Sides of made-up images, small ones first: a crop may need a large one.
 _SIDES = ((512, 640), (2048, 2560))
 
@@ -35,7 +40,7 @@ def batch_shapes(
       num_classes: S; None for examples without labels, whose batches have no `label` then.
       multi_label: examples have any number of classes: `labels` float32 [B, S] in place of `label` int32 [B].
 
-    Strings, which stay on the host, are left out. Raises ConfigError for operations that do not fix a field's shape.
+    Strings, which stay on the host, are left out. Raises OpenShapeError for operations that do not fix a field's shape.
     """
     pipeline = parse(operations)
     known = {**STANDARD, **(fields or {})}
@@ -59,7 +64,7 @@ def _shapes(pipeline: Pipeline, known: Fields) -> dict[str, np.ndarray]:
     for name in found[0]:
         shapes = {rows[name].shape for rows in found}
         if len(shapes) > 1:
-            raise ConfigError(
+            raise OpenShapeError(
                 f"operations {pipeline.text!r} do not fix the shape of {name!r}, which can be "
                 f"{' or '.join(map(str, sorted(shapes)))}: add resize, a crop, decode(CHANNELS) or pad({name!r}, SIZE)"
             )

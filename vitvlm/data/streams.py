@@ -17,6 +17,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from vitvlm.data.balance import Balance
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.loader import Loader
 from vitvlm.data.plans import shuffled
@@ -109,6 +110,8 @@ def _with_lost(record: Record, lost: list[Any]) -> Record:
 
 class StreamPlan(grain.IterDataset):
     """Endless batches of one process; Grain runs it in a thread, or a copy of it in each worker."""
+
+    balance: Balance | None = None  # a stream is read as it comes
 
     def __init__(
         self, loader: Loader, batch_size: int, buffer: int, workers: int, process_index: int, process_count: int

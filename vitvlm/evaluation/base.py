@@ -67,7 +67,7 @@ class Facts:
 class Evaluator(abc.ABC):
     """Turns a model's predictions into metrics; files (per-example results, pictures) go to `folder`.
 
-    An evaluator is pure: with a name, data and a schedule it is an evaluation (`jobs.evaluations`). Evaluators are
+    An evaluator is pure: with a name, data and a schedule it is an `Evaluation` (`jobs.evaluation`). Evaluators are
     frozen dataclasses, and override of the defaults here what differs for them.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from vitvlm.core import classes
 from vitvlm.core import config as config_lib
@@ -138,32 +138,85 @@ class InitFrom:
     class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """All sections of a config.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Fields of a config for where arrays live.
 
     Attributes:
-      model: its name and fields; `num_classes` may be "data", for as many as the training data has.
-      total: how long to train.
-      batch_size: examples per step, over all devices.
-      seed: of the parameters, the order of the data and every random choice.
-      accumulate: micro-batches per step.
-      unroll: the program holds them one next to the other instead of a loop over them: faster on the cores of a CPU.
-      ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
-      frozen_dtype: how parameters that `optimizer.freeze` holds still are stored: "float32", "bfloat16", "float16",
-        "int8", "nf4" or None (as the model makes them), or rules over their paths; see `training.storage.store`.
-      image_size: for the config's own references; models and operations have their own fields.
       mesh: devices per axis; -1 takes the rest. An axis that is not named has one device, and `data` the rest.
-      init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       sharding: a preset ("replicated", "fsdp", "tensor", "fsdp+tensor") or rules.
-      evals: evaluations by name; see `jobs.evaluations`.
+    """
+
+    mesh: Section = dataclasses.field(default_factory=dict)
+    sharding: Any = "replicated"
+
+    def __post_init__(self) -> None:
+        left = 1 if -1 in self.mesh.values() else -1
+        object.__setattr__(self, "mesh", {"data": left, "fsdp": 1, "tensor": 1, **self.mesh})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Devices):
+    """Fields of a config for its model: what is trained, planned or restored.
+
+    Attributes:
+      task: its name and fields.
+      model: its name and fields; `num_classes` may be "data", for as many as the training data has.
       classes: names of the head's classes in their order; by default those of the training data, which it may also have
         more than. Written to the workdir, so that they stay.
+      optimizer: of it, the model takes `freeze`: which parameters do not train.
+      frozen_dtype: how parameters that `optimizer.freeze` holds still are stored: "float32", "bfloat16", "float16",
+        "int8", "nf4" or None (as the model makes them), or rules over their paths; see `training.storage.store`.
     """
 
     task: Section
     model: Section
+    classes: Sequence[str] | None = None
+    optimizer: Section = dataclasses.field(default_factory=dict)
+    frozen_dtype: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Fields of a config for its data.
+
+    Attributes:
+      data: see `Data`.
+      batch_size: examples per step, over all devices.
+      seed: of the parameters, the order of the data and every random choice.
+    """
+
     data: Section
+    batch_size: int
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """Field of a config for what is evaluated.
+
+    Attributes:
+      evals: evaluations by name; see `jobs.evaluation.evaluations`.
+    """
+
+    evals: Mapping[str, Section] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Fields of a config for its training.
+
+    Attributes:
+      total: how long to train.
+      batch_size, seed: see `Inputs`.
+      optimizer, schedule: see `training.optimizer` and `training.schedules`.
+      accumulate: micro-batches per step.
+      unroll: the program holds them one next to the other instead of a loop over them: faster on the cores of a CPU.
+      ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
+      init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
+      checkpoint, log: see `Checkpoint` and `Log`.
+    """
+
     total: str | int
     batch_size: int
     optimizer: Section
@@ -172,16 +225,30 @@ class Job:
     accumulate: int = 1
     unroll: bool = False
     ema_decay: float | None = None
-    frozen_dtype: Any = None
-    image_size: Any = None
-    mesh: Section = dataclasses.field(default_factory=dict)
-    sharding: Any = "replicated"
     init_from: Section | None = None
-    classes: Sequence[str] | None = None
-    evals: Mapping[str, Section] = dataclasses.field(default_factory=dict)
     checkpoint: Section = dataclasses.field(default_factory=dict)
     log: Section = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        left = 1 if -1 in self.mesh.values() else -1
-        object.__setattr__(self, "mesh", {"data": left, "fsdp": 1, "tensor": 1, **self.mesh})
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(Training, Evaluations, Inputs, Model):
+    """All fields of a config; each part of a setup takes its own by `read`.
+
+    Attributes, besides those of the parts:
+      image_size: for the config's own references; models and operations have their own fields.
+    """
+
+    image_size: Any = None
+
+
+Part = TypeVar("Part")
+
+
+def read(part: type[Part], config: Mapping[str, Any]) -> Part:
+    """Takes a part's fields from a config, checked.
+
+    Fields of other parts are left alone. Raises ConfigError for a missing one, and for a name that no part has.
+    """
+    config_lib.check_names(config, [field.name for field in dataclasses.fields(Job)], "config")
+    own = {field.name for field in dataclasses.fields(part)}
+    return config_lib.call(part, {name: value for name, value in config.items() if name in own}, "config")

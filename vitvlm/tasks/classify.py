@@ -37,7 +37,7 @@ class Classify(Task):
       class_weights: w of each class in the loss of the labels, or None. With "softmax" the loss is the weighted mean
         of PyTorch's CrossEntropyLoss(weight=w): over the sum of the labels' weights, or under mixup and cutmix, where
         targets are distributions, over the number of examples. With "sigmoid" each class's cross-entropy is weighted.
-        In a config "balanced" or {class: weight}; see `jobs.class_weights`.
+        In a config "balanced" or {class: weight}; see `jobs.setup.class_weights`.
       patch_sizes: each training step draws one of them, for a model that can be called with any (Beyer et al. 2023,
         FlexiViT); `logits_2`, `logits_4`, … predict with each. None: always the model's own.
       distillation: a teacher with the same classes, or None.

@@ -4,7 +4,6 @@ A box, point or mask is never dropped here: it is clipped to the image, and NAME
 of it is still seen: of a box's area, of a mask's pixels, and 1 or 0 for a point. `drop_hidden` leaves out the rest.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from vitvlm.core.transforms import moved
 from vitvlm.data.kinds import Field
-from vitvlm.data.operations.steps import Affine, Resize, Step, Steps, Window
+from vitvlm.data.operations.steps import Step, Steps
 
 
 def visible(name: str) -> str:
@@ -113,13 +112,7 @@ def _masks(
 
 
 def _nearest(mask: Bool[np.ndarray, "H W"], step: Step) -> Bool[np.ndarray, "H2 W2"]:
-    if isinstance(step, Resize):
-        step = dataclasses.replace(step, method="nearest")
-    elif isinstance(step, Window):
-        step = dataclasses.replace(step, fill=0)
-    elif isinstance(step, Affine):
-        step = step.of_masks()
-    return step(mask[..., None].astype(np.uint8))[..., 0] > 0
+    return step.of_masks()(mask[..., None].astype(np.uint8))[..., 0] > 0
 
 
 _MOVES = {"boxes": _boxes, "points": _points, "masks": _masks}

@@ -32,6 +32,9 @@ class Step(Protocol):
     @property
     def transform(self) -> Transform: ...
 
+    def of_masks(self) -> "Step":
+        """Returns the same move by the nearest pixel, with 0 outside, and without a change of colours."""
+
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H2 W2 C"]: ...
 
 
@@ -47,6 +50,9 @@ class Resize:
     @property
     def transform(self) -> Transform:
         return transforms.scaling(self.before[1] / self.size[1], self.before[0] / self.size[0])
+
+    def of_masks(self) -> "Resize":
+        return dataclasses.replace(self, method="nearest")
 
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> NewPixels:
         height, width = self.size
@@ -70,6 +76,9 @@ class Window:
     @property
     def transform(self) -> Transform:
         return transforms.translation(self.left, self.top)
+
+    def of_masks(self) -> "Window":
+        return dataclasses.replace(self, fill=0)
 
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H2 W2 C"]:
         (H, W, C), (height, width) = image.shape, self.size
@@ -96,6 +105,9 @@ class Mirror:
     def transform(self) -> Transform:
         return transforms.mirroring(self.size[1])
 
+    def of_masks(self) -> "Mirror":
+        return self
+
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H W C"]:
         # NumPy's view would be slow to read.
         return cv2.flip(np.ascontiguousarray(image), 1).reshape(image.shape)
@@ -120,6 +132,9 @@ class Upright:
     def transform(self) -> Transform:
         return transforms.upright(self.orientation, *self.before)
 
+    def of_masks(self) -> "Upright":
+        return self
+
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H W C"]:
         return image
 
@@ -137,7 +152,6 @@ class Affine:
         return self.function(image)
 
     def of_masks(self) -> "Affine":
-        """Returns the same move by the nearest pixel, with 0 outside, and without a change of colours."""
         if self.transform is transforms.IDENTITY:
             return Affine(self.size, lambda image: image)
         matrix = tuple(self.transform[:2].ravel().tolist())

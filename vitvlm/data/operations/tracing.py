@@ -2,19 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vitvlm.core.transforms import IDENTITY, Transform
+from vitvlm.data.kinds import Fields
 from vitvlm.data.operations.moving import move, visible
-from vitvlm.data.operations.steps import Steps
-
-if TYPE_CHECKING:
-    from vitvlm.data.operations.parsing import Operation
+from vitvlm.data.operations.steps import Steps, Upright
 
 # Entry of an example: of each field with images, where its pixels come from.
 ORIGINS = "@origins"
+
+
+class ImageOperation(Protocol):
+    """Operation on images with its arguments, as `parsing.Operation` is one."""
+
+    function: Any
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+    field: str
+    same_draw: bool | None
+    moved: Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Origin:
 
 
 def on_images(
-    operation: "Operation", example: dict[str, Any], rng: np.random.Generator | None, out: np.ndarray | None
+    operation: ImageOperation, example: dict[str, Any], rng: np.random.Generator | None, out: np.ndarray | None
 ) -> dict[str, Any]:
     """The example after an operation on its field of images, and on what moves with them."""
     field = operation.field
@@ -69,7 +78,11 @@ def several(value: Any) -> bool:
 
 
 def _on_one(
-    operation: "Operation", image: Any, rng: np.random.Generator | None, out: np.ndarray | None, origin: Origin | None
+    operation: ImageOperation,
+    image: Any,
+    rng: np.random.Generator | None,
+    out: np.ndarray | None,
+    origin: Origin | None,
 ) -> tuple[Any, Steps, Origin | None]:
     function, given = operation.function, {}
     if function.random:
@@ -88,7 +101,7 @@ def _on_one(
 
 def origin_of(image: np.ndarray, steps: Steps = ()) -> Origin:
     """The origin of pixels that nothing has traced yet; of a decoded file, its turn says how they are stored."""
-    return Origin(IDENTITY, steps[0].before if steps and hasattr(steps[0], "orientation") else image.shape[:2])
+    return Origin(IDENTITY, steps[0].before if steps and isinstance(steps[0], Upright) else image.shape[:2])
 
 
 def _move_each(example: Mapping[str, Any], name: str, kind: Any, steps: Sequence[Steps]) -> dict[str, Any]:

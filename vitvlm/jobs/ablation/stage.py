@@ -26,8 +26,9 @@ from etils import epath
 from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs.launch import EXPECTED
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training import train
-from vitvlm.jobs.training.setup import Setup, restore_target, setup
+from vitvlm.jobs.training.setup import TrainingSetup, setup
 from vitvlm.nn.patches import patch_grid
 from vitvlm.training import writers
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted
@@ -102,31 +103,31 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
 
 def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -> Json:
     """Trains here, with what it costs before and after."""
-    job = setup(config)
-    described = facts(job)
+    described = facts(setup(config).training)
     metrics = train.train(config, folder, **flags_of_train)
-    return {"metrics": metrics, "facts": described, "measured": measured(job, folder)}
+    return {"metrics": metrics, "facts": described, "measured": measured(folder)}
 
 
-def facts(job: Setup) -> dict[str, float]:
-    """Returns the costs of a job that follow from its config alone.
+def facts(training: TrainingSetup) -> dict[str, float]:
+    """Returns the costs of a training that follow from its config alone.
 
     These are the number of parameters; forward FLOPs per image and training FLOPs in all (analytic); steps and
     examples; and step bytes, the peak memory of the compiled training step on each device as the compiler plans it. For
     patch models also the tokens of an image, and the tokens that the encoder sees while training, CLS, distillation
     token and registers included.
     """
+    model, steps = training.model, training.clock.total_steps
     found = {
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(job.variable_shapes["params"]))),
-        "forward_flops": float(job.forward_flops),
-        "total_flops": train.step_flops(job) * job.clock.total_steps,
-        "steps": float(job.clock.total_steps),
-        "examples": float(job.clock.total_steps * job.job.batch_size),
+        "parameters": float(model.parameter_count),
+        "forward_flops": float(model.forward_flops),
+        "total_flops": train.step_flops(training) * steps,
+        "steps": float(steps),
+        "examples": float(steps * training.section.batch_size),
     }
-    return found | _tokens(job) | _step_bytes(job)
+    return found | _tokens(model) | _step_bytes(training)
 
 
-def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
+def measured(folder: epath.Path) -> dict[str, float]:
     """Returns the costs that this process measured: median step time and peak memory.
 
     The median is over the rows of metrics.jsonl, each a mean over log.every steps. Memory is the resident memory of the
@@ -144,22 +145,22 @@ def measured(job: Setup, folder: epath.Path) -> dict[str, float]:
     return found
 
 
-def _tokens(job: Setup) -> dict[str, float]:
-    model = job.task.model
+def _tokens(setup: ModelSetup) -> dict[str, float]:
+    model = setup.task.model
     encoder = model.image_encoder
     if encoder.patch is None:
         return {}
-    h, w = grid = patch_grid(job.example_batch["image"].shape[1:3], encoder.patch)
+    h, w = grid = patch_grid(setup.example_batch["image"].shape[1:3], encoder.patch)
     return {"tokens": float(h * w), "encoder_tokens": float(model.tokens_in_training(grid) + encoder.prefix_count)}
 
 
-def _step_bytes(job: Setup) -> dict[str, float]:
+def _step_bytes(training: TrainingSetup) -> dict[str, float]:
     """Arguments, outputs and temporaries of the compiled step, less what it reuses in place."""
     batch = {
-        name: jax.ShapeDtypeStruct((job.job.batch_size, *np.shape(value)[1:]), value.dtype)
-        for name, value in job.example_batch.items()
+        name: jax.ShapeDtypeStruct((training.section.batch_size, *np.shape(value)[1:]), value.dtype)
+        for name, value in training.model.example_batch.items()
     }
-    memory = train.compiled_step(job).lower(restore_target(job), batch).compile().memory_analysis()
+    memory = train.compiled_step(training).lower(training.target, batch).compile().memory_analysis()
     if memory is None:
         return {}
     parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

@@ -18,8 +18,9 @@ from jax.sharding import AxisType, Mesh
 from rich.table import Table
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs.training import setup as setup_lib
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training import train
+from vitvlm.jobs.training.setup import TrainingSetup
 from vitvlm.training import freezing
 
 Tree = Any
@@ -126,16 +127,19 @@ def config(sizes: Sizes, stored: str, way: str) -> dict[str, Any]:
 def measure(sizes: Sizes, stored: str, way: str, device: Any) -> Measured:
     """Compiles one step for one device."""
     mesh = Mesh(np.array([[[device]]]), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    job = setup_lib.without_data(config(sizes, stored, way), mesh)
-    read = {name: value for name, value in job.example_batch.items() if name != "index"}  # the program drops it
+    plain = config(sizes, stored, way)
+    model = ModelSetup.of(plain, mesh=mesh)
+    training = TrainingSetup.of(plain, model)
+    read = {name: value for name, value in model.example_batch.items() if name != "index"}  # the program drops it
     batch = {name: jax.ShapeDtypeStruct((sizes.batch_size, *row.shape[1:]), row.dtype) for name, row in read.items()}
-    state = job.state_shapes
-    memory = train.compiled_step(job).lower(state, batch).compile().memory_analysis()
+    state, accumulate = training.state_shapes, training.section.accumulate
+    memory = train.compiled_step(training).lower(state, batch).compile().memory_analysis()
     micro_batch = {
-        name: jax.ShapeDtypeStruct((sizes.batch_size // job.job.accumulate, *row.shape[1:]), row.dtype)
+        name: jax.ShapeDtypeStruct((sizes.batch_size // accumulate, *row.shape[1:]), row.dtype)
         for name, row in batch.items()
     }
-    trained, frozen = _count(state.params), _count(job.variable_shapes["params"]) - _count(state.params)
+    trained = _count(state.params)
+    frozen = model.parameter_count - trained
     return Measured(
         way=way,
         stored=stored,
@@ -150,19 +154,19 @@ def measure(sizes: Sizes, stored: str, way: str, device: Any) -> Measured:
         ema=_bytes(state.ema),
         batch=_bytes((batch, state.step, jax.eval_shape(jax.random.key_data, state.rng))),
         gradients=_bytes(state.params),
-        buffer=4 * trained if job.job.accumulate > 1 else 0,
-        activations=kept(job, micro_batch),
+        buffer=4 * trained if accumulate > 1 else 0,
+        activations=kept(training, micro_batch),
     )
 
 
-def kept(job: setup_lib.Setup, batch: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+def kept(training: TrainingSetup, batch: Mapping[str, jax.ShapeDtypeStruct]) -> int:
     """Bytes that the backward pass of a batch takes from its forward pass, arguments apart."""
-    state = job.state_shapes
+    state, task = training.state_shapes, training.model.task
 
     def pull_back(params: Tree, frozen: Tree, batch: Tree, rng: Any) -> list[Any]:
         def loss(params: Tree) -> Any:
             variables = {"params": freezing.join(params, frozen), **state.collections}
-            return job.task.losses[0](variables, batch, rng, True)[0]
+            return task.losses[0](variables, batch, rng, True)[0]
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 

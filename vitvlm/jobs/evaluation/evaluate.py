@@ -18,15 +18,14 @@ from vitvlm.core import own_files
 from vitvlm.jobs import data_files, fields
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.evaluation.prediction import Predictor
-from vitvlm.jobs.training.setup import Setup, restore_target, setup
+from vitvlm.jobs.setup.data import DataSetup
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.pretrained import CHECKPOINTS
 from vitvlm.training import lock
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.workdir import read_config
 
 EVALUATIONS = "evaluations"
-NO_LENGTH = {"total": "1 steps", "schedule": {"name": "constant", "peak": 1.0}}
-"""In place of a training's length, which counts epochs of its own data: an evaluation may have other data."""
 REPLACED = ("evals", "data", "batch_size")
 """Sections of a training's config that an evaluation may replace."""
 _LOG = logging.getLogger(__name__)
@@ -69,15 +68,16 @@ def evaluate(
     folder = epath.Path(folder)
     own = read_config(folder)
     replaced = config_lib.plain(config or {}) or _merged(own, config_lib.plain(changes or {}))
-    if "data" in replaced and "classes" not in own and own["model"].get("num_classes"):
-        own["classes"] = setup(own, training=False).head.names  # written by a version that kept no names of classes
-    taken = {name: replaced[name] for name in REPLACED if name in replaced}
-    job = setup({**own, **taken, **NO_LENGTH}, training=False)
+    if "classes" not in own and own["model"].get("num_classes"):
+        own["classes"] = DataSetup.of(own).open().source.label_names  # by a version that kept no names of classes
+    config = {**own, **{name: replaced[name] for name in REPLACED if name in replaced}}
+    data = DataSetup.of(config)
+    model = ModelSetup.of(config, data)
+    chosen = sections(config, names)
     with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-        restored = checkpoints.variables(restore_target(job).variables(), step)
-    before, now = own["data"]["eval"].get("ops"), job.data.eval.get("ops")
-    note = prepared(now, before, "the training's own")
-    return run(job, restored.state, names, folder, restored.step, force, note)
+        restored = checkpoints.variables(model.target, step)
+    note = prepared(data.eval.ops, own["data"]["eval"].get("ops"), "the training's own")
+    return run(model, data, chosen, restored.state, folder, restored.step, force, note)
 
 
 def _merged(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,34 +103,34 @@ def prepared(ops: str | None, own: str | None, whose: str) -> str:
 
 
 def run(
-    job: Setup,
+    model: ModelSetup,
+    data: DataSetup,
+    chosen: Mapping[str, fields.Section],
     variables: Mapping[str, Any],
-    names: Sequence[str],
     folder: epath.Path,
     step: int = 0,
     force: bool = False,
     note: str = "",
 ) -> list[Row]:
-    """Runs evaluators, the job's own or those named, and writes their results as those of checkpoint `step`.
+    """Runs the chosen `sections` of a config and writes their results as those of checkpoint `step`.
 
     The note ends the protocol of every evaluator whose images are prepared by `data.eval.ops`.
     Raises WorkdirError if another evaluation of this workdir is running, unless `force` breaks its lock.
     """
+    data.check_class_names()
     with lock.hold(folder / EVALUATIONS, force) as held:
-        return _run(job, variables, names, folder, step, held, note)
+        evals = evaluations.build(model, data, chosen, note)
+        return _run(Predictor(model.task, model.mesh), evals, variables, folder, step, held)
 
 
 def _run(
-    job: Setup,
+    predict: Predictor,
+    evals: Sequence[evaluations.Evaluation],
     variables: Mapping[str, Any],
-    names: Sequence[str],
     folder: epath.Path,
     step: int,
     held: lock.Lock | None,
-    note: str,
 ) -> list[Row]:
-    evals = evaluations.build(job, _sections(job, names), note)
-    predict = Predictor(job.task, job.mesh)
     console = Console(stderr=True, quiet=jax.process_index() > 0)
     accounts = {each.name: each.source.files for each in evals}
     for line in data_files.lines(accounts):
@@ -191,12 +191,16 @@ def figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _sections(job: Setup, names: Sequence[str]) -> dict[str, fields.Section]:
-    """The sections that are named; an evaluator's type stands for one with its defaults."""
+def sections(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, fields.Section]:
+    """The sections of a config's `evals` that are named, or all; an evaluator's type stands for one with its defaults.
+
+    Raises ConfigError where there is none, and for a name that is neither.
+    """
     types = evaluation.names()
-    own = {name: {"type": name, **section} if name in types else section for name, section in job.job.evals.items()}
+    given = fields.read(fields.Evaluations, config).evals
+    own = {name: {"type": name, **section} if name in types else section for name, section in given.items()}
     if not names:
-        if not job.job.evals:
+        if not given:
             raise config_lib.ConfigError(f"the config has no evals; name some: {', '.join(evaluation.names())}")
         return own
     known = {**{name: {"type": name} for name in types}, **own}

@@ -7,23 +7,26 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from flax import linen as nn
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations, sources
-from vitvlm.data.batches import eval_batches
 from vitvlm.data.loader import Loader
 from vitvlm.data.operations import colour, text
 from vitvlm.data.texts import check_texts, texts_rule
-from vitvlm.jobs import classes, fields
+from vitvlm.jobs import fields
 from vitvlm.jobs.evaluation.prediction import Predictor
-from vitvlm.jobs.training.setup import Setup, check_renames, open_split
+from vitvlm.jobs.setup import classes
+from vitvlm.jobs.setup.classes import Head
+from vitvlm.jobs.setup.data import DataSetup, check_renames, open_split
+from vitvlm.jobs.setup.model import ModelSetup
 
 LEARN = classes.REMEDY % "data that it learns from"
 
@@ -78,38 +81,40 @@ class Evaluation:
         return result
 
 
-def build(job: Setup, sections: Mapping[str, fields.Section], note: str = "") -> tuple[Evaluation, ...]:
-    """Builds every evaluation of a config's `evals`.
+def build(
+    model: ModelSetup, data: DataSetup, sections: Mapping[str, fields.Section], note: str = ""
+) -> tuple[Evaluation, ...]:
+    """Builds every evaluation of a config's `evals`, of a model on data of its own or on the job's.
 
     The note ends the protocols of those whose images `data.eval.ops` makes.
     Raises ConfigError that names the field.
     """
-    return tuple(_build(job, name, section, note) for name, section in sections.items())
+    return tuple(_build(model, data, name, section, note) for name, section in sections.items())
 
 
-def _build(job: Setup, name: str, section: fields.Section, note: str) -> Evaluation:
+def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Section, note: str) -> Evaluation:
     where = f"config.evals.{name}"
     ours = {field.name for field in dataclasses.fields(Section)}
     when = config_lib.call(Section, {key: value for key, value in section.items() if key in ours}, where)
     own = {key: value for key, value in section.items() if key not in ours}
 
-    split = job.data.split({**job.data.eval, **when.data}, f"{where}.data")
-    train = {**job.data.train, "ops": split.ops, **when.train_data}
-    train_split = job.data.split(train, f"{where}.train_data")
+    shared = data.section
+    split = shared.split({**shared.eval, **when.data}, f"{where}.data")
+    train_split = shared.split({**shared.train, "ops": split.ops, **when.train_data}, f"{where}.train_data")
     for each, given in ((split, when.data), (train_split, when.train_data)):
         if "class_names" in given:
             check_renames(each, open_split(each))
     pipeline = operations.parse(split.ops)
-    labels = _labels(job, when.type, own, split, train_split, where)
+    labels = _labels(model.head, when.type, own, split, train_split, where)
     source = labels.source
     check_texts(source, pipeline, f"{where}.data")
     given: dict[str, Any] = {
-        "batches": _pass(job, split, source, when.batch_size),
-        "train_batches": _pass(job, train_split, labels.train_source, when.batch_size),
-        "random_variables": functools.partial(_random_variables, job),
+        "batches": data.evaluation_pass(split, source, when.batch_size),
+        "train_batches": data.evaluation_pass(train_split, labels.train_source, when.batch_size),
+        "random_variables": functools.partial(_random_variables, model),
         "example_id": source.ids.__getitem__,
         **labels.given,
-        **_facts(job, pipeline),
+        **_facts(model.task.model, pipeline),
         **_pictures(source, pipeline),
     }
     evaluator = evaluation.build(when.type, {**labels.defaults, **own}, where, **given)
@@ -119,10 +124,10 @@ def _build(job: Setup, name: str, section: fields.Section, note: str) -> Evaluat
         labels=lambda: _readable(source),
         train_labels=lambda: _readable(labels.train_source()),
         arrays=pipeline.arrays,
-        predictions=tuple(job.task.predict_fns),
+        predictions=tuple(model.task.predict_fns),
     )
     evaluation.check(evaluator, facts, where)
-    return Evaluation(name, when, evaluator, source, note if split.ops == job.data.eval.get("ops") else "")
+    return Evaluation(name, when, evaluator, source, note if split.ops == shared.eval.get("ops") else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +148,7 @@ class _Labels:
 
 
 def _labels(
-    job: Setup, kind: str, own: fields.Section, split: fields.Split, train_split: fields.Split, where: str
+    head: Head | None, kind: str, own: fields.Section, split: fields.Split, train_split: fields.Split, where: str
 ) -> _Labels:
     """Puts an evaluator's labels under the classes that it scores: those of the head, or of a probe's training data.
 
@@ -163,14 +168,14 @@ def _labels(
     given: dict[str, Any] = {"matched": classes.by_hand(source.renames)}
     defaults: dict[str, Any] = {}
     if "data_classes" in takes:
-        if job.head is None:
+        if head is None:
             raise config_lib.ConfigError(
                 f"{where}: {kind} scores a head, and this model has none: take knn, linear_probe_logistic or another "
                 "evaluator of features"
             )
-        scored = job.head.score(source)
+        scored = head.score(source)
         source, given = scored.source, {"data_classes": scored.named, "matched": scored.note}
-        defaults = {"within": "data"} if job.head.published and not source.multi_label else {}
+        defaults = {"within": "data"} if head.published and not source.multi_label else {}
     elif "train_batches" in takes and not own.get("leave_one_out"):
         train = train_source()
         sources.check_classes(train, user)
@@ -198,14 +203,13 @@ def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None
         )
 
 
-def _facts(job: Setup, pipeline: operations.Pipeline) -> dict[str, Any]:
+def _facts(model: nn.Module, pipeline: operations.Pipeline) -> dict[str, Any]:
     """Arguments of evaluators that the model and the operations give, such as patch size, mean and tokenizer."""
     facts: dict[str, Any] = {"texts_rule": texts_rule(pipeline)}
     if tokenizer := text.tokenizer_of(pipeline):
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
     if statistics := colour.normalization(pipeline):
         facts["mean"], facts["std"] = map(tuple, statistics)
-    model = job.task.model
     if (patch := model.image_encoder.patch) is not None:
         facts["patch_size"] = patch
     if model.normalizes_targets is not None:
@@ -226,21 +230,6 @@ def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str
     return {"picture": picture}
 
 
-def _pass(
-    job: Setup, split: fields.Split, opened: sources.Source | Callable[[], sources.Source], batch_size: int | None
-) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """Returns a function that starts one exact pass over a split; its source may be opened only when it is needed."""
-    return lambda: eval_batches(
-        opened() if callable(opened) else opened,
-        split.ops,
-        batch_size or job.job.batch_size,
-        workers=job.data.workers,
-        max_unreadable_fraction=job.data.max_unreadable_fraction,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def _random_variables(job: Setup, seed: int) -> dict[str, Any]:
+def _random_variables(model: ModelSetup, seed: int) -> dict[str, Any]:
     """Variables as they were before any training, for baselines."""
-    return jax.jit(job.init_variables)(jax.random.key(seed))
+    return jax.jit(model.init_variables)(jax.random.key(seed))

@@ -12,20 +12,15 @@ from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core import own_files
 from vitvlm.data.operations import text
-from vitvlm.jobs.classes import Head
 from vitvlm.jobs.evaluation import evaluate
-from vitvlm.jobs.training.setup import setup
+from vitvlm.jobs.setup.classes import Head
+from vitvlm.jobs.setup.data import DataSetup
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.tasks import task_for
 from vitvlm.training import sharding
 from vitvlm.training.workdir import WorkdirError
 
-NO_TRAINING = {
-    "model": {},
-    "task": {},
-    "batch_size": 32,
-    "optimizer": {"name": "sgd"},
-    **evaluate.NO_LENGTH,
-}
+BATCH_SIZE = 32  # where the config says none
 _LOG = logging.getLogger(__name__)
 RECORD = "weights.json"
 TEXTS = ("field", "max_texts", "separator", "surplus")  # arguments of `tokenize`
@@ -65,17 +60,19 @@ def evaluate_weights(
     wanted = config_lib.plain(config or {})
     if "data" not in wanted:
         raise config_lib.ConfigError("config.data: missing; weights bring no data: give a --config that has some")
-    data = _with_preprocessing(wanted["data"], loaded)
+    wanted = {"batch_size": BATCH_SIZE, **wanted, "data": _with_preprocessing(wanted["data"], loaded)}
+    data = DataSetup.of(wanted)
     count = loaded.model.num_classes
     head = Head(loaded.class_names, count, "the weights' classes", published=True) if count else None
-    job = setup({**NO_TRAINING, **wanted, "data": data}, training=False, task=task_for(loaded.model), head=head)
+    model = ModelSetup.around(task_for(loaded.model), head, wanted, data)
+    chosen = evaluate.sections(wanted, names)
     folder = _claim(epath.Path(folder), str(weights), fields or {})
-    note = evaluate.prepared(data["eval"]["ops"], loaded.preprocessing, "the weights' own") if not loaded.texts else ""
+    note = evaluate.prepared(data.eval.ops, loaded.preprocessing, "the weights' own") if not loaded.texts else ""
     try:
-        placed = loaded.placed(sharding.variables_by(job.job.sharding, job.mesh))
+        placed = loaded.placed(sharding.variables_by(model.shard_by, model.mesh))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"--weights: {error}") from error
-    return evaluate.run(job, placed.variables, names, folder, force=force, note=note)
+    return evaluate.run(model, data, chosen, placed.variables, folder, force=force, note=note)
 
 
 def _with_preprocessing(data: Mapping[str, Any], loaded: pretrained.Pretrained) -> dict[str, Any]:

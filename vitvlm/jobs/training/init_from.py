@@ -16,32 +16,35 @@ from etils import epath
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core.paths import flatten, map_with_path, unflatten
-from vitvlm.jobs import classes, fields
-from vitvlm.jobs.training.setup import Setup
+from vitvlm.jobs import fields
+from vitvlm.jobs.setup import classes
+from vitvlm.jobs.setup.classes import Head
+from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.training import partial, storage
 from vitvlm.training.state import TrainState
 
 
-def apply(job: Setup, state: TrainState, donate: bool = False) -> TrainState:
-    """The fresh state with the parameters that `config.init_from` names; the state itself if it names none.
+def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, donate: bool = False) -> TrainState:
+    """The fresh state of a model with the parameters that `config.init_from` names; the state itself if it names none.
 
     Each is read from its file straight into the parts that the devices hold.
 
     Several sources by name are applied in turn: what a later one's rules leave as it is keeps the earlier one's values.
 
     Args:
+      section: `config.init_from`.
       donate: delete each fresh array when another takes its place, so that no device holds both.
 
     Raises DataError for classes that a head which is taken does not know, ConfigError if there is no such checkpoint or
     for the reasons of `training.partial.restore`.
     """
-    if job.job.init_from is None:
+    if section is None:
         return state
-    taken, roles = _merge(state.variables()), job.roles(job.variable_shapes["params"])
-    for where, section in _sections(job.job.init_from):
-        wanted = config_lib.call(fields.InitFrom, section, where)
-        source = _with_our_classes(job, wanted, where, taken, roles, _open(wanted, where))
+    taken, roles = _merge(state.variables()), model.roles()
+    for where, each in _sections(section):
+        wanted = config_lib.call(fields.InitFrom, each, where)
+        source = _with_our_classes(model.head, wanted, where, taken, roles, _open(wanted, where))
         try:
             taken = partial.restore(taken, source, wanted.rules, roles, f"{where}.rules", wanted.ignore, donate)
         except pretrained.WeightsError as error:
@@ -58,13 +61,13 @@ def apply(job: Setup, state: TrainState, donate: bool = False) -> TrainState:
     return state.replace(params=params, collections=collections, ema=ema, frozen=frozen)
 
 
-def describe(job: Setup) -> str:
+def describe(model: ModelSetup, section: fields.Section | None) -> str:
     """Says where a new training begins: the sources of its parameters, and which are fresh besides."""
-    if job.job.init_from is None:
+    if section is None:
         return "from the start"
-    paths, fresh, sources = list(flatten(_merge(job.variable_shapes))), None, []
-    for where, section in _sections(job.job.init_from):
-        wanted = config_lib.call(fields.InitFrom, section, where)
+    paths, fresh, sources = list(flatten(_merge(model.variable_shapes))), None, []
+    for where, each in _sections(section):
+        wanted = config_lib.call(fields.InitFrom, each, where)
         left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()
         fresh = left if fresh is None else fresh & left
         step = "" if wanted.step is None else f" at step {wanted.step}"
@@ -89,7 +92,7 @@ def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_our_classes(
-    job: Setup,
+    head: Head | None,
     wanted: fields.InitFrom,
     where: str,
     target: Mapping[str, Any],
@@ -102,14 +105,14 @@ def _with_our_classes(
     """
     source = flatten(_merge(loaded.variables))
     count = loaded.model.num_classes
-    if job.head is None or not count:
+    if head is None or not count:
         return unflatten(source)
     paths = partial.source_paths(flatten(target, storage.is_quantized), wanted.rules, f"{where}.rules")
     heads = _heads(roles_of(loaded.model, flatten(loaded.variables["params"])))
     heads &= {paths[path] for path in _heads(roles) if path in paths}  # their last axis is the classes
     if heads & source.keys():
-        renames = classes.renames(wanted.class_names, job.head.names, f"{where}.class_names")
-        names = [renames.get(name, name) for name in job.head.names]
+        renames = classes.renames(wanted.class_names, head.names, f"{where}.class_names")
+        names = [renames.get(name, name) for name in head.names]
         remedy = (
             "leave the head fresh by a first rule ('.*head/.*', None) and ignore=('.*head/.*',), or say which class is "
             f"which by {where}.class_names={{class: class of the source}}"

@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data.batches import TRAINING, TrainBatches, changed, train_batches
+from vitvlm.data.batches import TRAINING, changed
 from vitvlm.data.identity import Identity
 from vitvlm.jobs import data_files
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.evaluation.evaluate import results_folder
 from vitvlm.jobs.evaluation.prediction import Predictor
-from vitvlm.jobs.training import class_weights, curves, init_from
-from vitvlm.jobs.training.setup import Setup, restore_target, setup
+from vitvlm.jobs.setup import class_weights
+from vitvlm.jobs.training import curves, init_from
+from vitvlm.jobs.training.setup import Setup, TrainingSetup, setup
 from vitvlm.training import lock, loop, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
@@ -55,26 +56,27 @@ def train(
     Interrupted after SIGTERM or SIGINT, with everything saved.
     """
     job = setup(going_on(config, folder))
-    evals = evaluations.build(job, job.job.evals)
+    training = job.training
+    evals = evaluations.build(job.model, job.data, job.evals)
     best = best_checkpoint(job, evals)
     changeable = workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
-    save_every = job.clock.steps(job.checkpoint.every, "config.checkpoint.every")
+    save_every = training.clock.steps(training.checkpoint.every, "config.checkpoint.every")
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.hold(folder, force))
         folder = workdir.check(folder, job.config, changeable)
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
-        data = {TRAINING: Identity.of(job.source)} | {
+        data = {TRAINING: Identity.of(job.data.source)} | {
             f"config.evals.{each.name}": Identity.of(each.source) for each in evals
         }
         batches = stack.enter_context(
-            open_batches(job, data=data, accept_changes=accept_changed_data, lists=epath.Path(folder))
+            job.data.batches(data=data, accept_changes=accept_changed_data, lists=epath.Path(folder))
         )
         start = resume.restore_or_init(
-            checkpoints, restore_target(job), functools.partial(first_state, job), batches, writer
+            checkpoints, training.target, functools.partial(first_state, training), batches, writer
         )
-        accounts = {"train": job.source.files} | {each.name: each.source.files for each in evals}
+        accounts = {"train": job.data.source.files} | {each.name: each.source.files for each in evals}
 
         def claim() -> None:
             workdir.claim(folder, job.config, changeable)
@@ -83,7 +85,7 @@ def train(
 
         if start.restored is not None:
             claim()
-        progress = stack.enter_context(_progress(job))
+        progress = stack.enter_context(_progress(training))
         progress.note(describe(job, start))
         for line in data_files.lines(accounts):
             progress.note(line)
@@ -97,22 +99,22 @@ def train(
         if batches.balance:
             progress.note(f"config.data.{batches.balance}")
         loop.fit(
-            compiled_step(job),
+            compiled_step(training),
             start,
             batches,
-            total_steps=job.clock.total_steps,
-            place=functools.partial(sharding.put_batch, mesh=job.mesh),
+            total_steps=training.clock.total_steps,
+            place=functools.partial(sharding.put_batch, mesh=job.model.mesh),
             writer=writer,
             progress=progress,
-            speed=Speed(job.job.batch_size, step_flops(job), job.log.peak_flops or peak_flops.peak()),
+            speed=Speed(job.data.batch_size, step_flops(training), training.log.peak_flops or peak_flops.peak()),
             interrupts=interrupts,
             evaluations=_evaluations(job, evals, folder),
             checkpoints=checkpoints,
             save_every=save_every,
-            log_every=job.log.every,
+            log_every=training.log.every,
             begun=claim,
         )
-        final = checkpoints.metrics(job.clock.total_steps)
+        final = checkpoints.metrics(training.clock.total_steps)
         if batches.bad.count:
             skipped = f"; {batches.skipped} batches without a readable one were skipped" if batches.skipped else ""
             progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}{skipped}")
@@ -143,110 +145,117 @@ def _draw_curves(folder: epath.Path) -> None:
         logging.getLogger(__name__).warning("%s: curves.png could not be drawn: %s", folder, records.line(error))
 
 
-def first_state(job: Setup) -> TrainState:
+def first_state(training: TrainingSetup) -> TrainState:
     """The state before the first step, made where it lives; its parameters are `init_from`'s if that is set."""
-    state = jax.jit(job.init_state, out_shardings=job.state_shardings)(job.job.seed)
-    return init_from.apply(job, state, donate=True)
+    state = jax.jit(training.init_state, out_shardings=training.state_shardings)(training.section.seed)
+    return init_from.apply(training.model, training.section.init_from, state, donate=True)
 
 
-def compiled_step(job: Setup) -> Any:
-    """The job's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
-    tx, schedule = job.optimizer(job.variable_shapes["params"])
+def compiled_step(training: TrainingSetup) -> Any:
+    """The training's step `(state, batch) -> (state, metrics)`, jitted over its mesh."""
+    tx, schedule = training.optimizer()
     several = jax.process_count() > 1
-    step = make_train_step(_gradients(job), tx, schedule=schedule, ema_decay=job.job.ema_decay, pass_over_empty=several)
-    return jit_train_step(step, job.state_shardings, sharding.batch_sharding(job.mesh), job.task.constants)
+    step = make_train_step(
+        _gradients(training), tx, schedule=schedule, ema_decay=training.section.ema_decay, pass_over_empty=several
+    )
+    model = training.model
+    return jit_train_step(step, training.state_shardings, sharding.batch_sharding(model.mesh), model.task.constants)
 
 
-def _gradients(job: Setup) -> Gradients:
+def _gradients(training: TrainingSetup) -> Gradients:
     """Chooses how gradients are computed: by GradCache for micro-batches of a task that compares a batch's examples."""
-    pairwise = job.task.pairwise
-    if pairwise and job.job.accumulate > 1:
-        if job.job.unroll:
+    task, mesh, section = training.model.task, training.model.mesh, training.section
+    pairwise = task.pairwise
+    if pairwise and section.accumulate > 1:
+        if section.unroll:
             raise ConfigError("config.unroll: a loss over all pairs of a batch takes its micro-batches in turn")
-        encode = sharding.keep_examples_split(pairwise.encode, job.mesh)
-        return cached_gradients(encode, pairwise.compare, accumulate=job.job.accumulate)
+        encode = sharding.keep_examples_split(pairwise.encode, mesh)
+        return cached_gradients(encode, pairwise.compare, accumulate=section.accumulate)
     return make_gradients(
-        [sharding.keep_examples_split(loss, job.mesh) for loss in job.task.losses],
-        accumulate=job.job.accumulate,
-        unroll=job.job.unroll,
-        whole_batch=job.task.whole_batch,
+        [sharding.keep_examples_split(loss, mesh) for loss in task.losses],
+        accumulate=section.accumulate,
+        unroll=section.unroll,
+        whole_batch=task.whole_batch,
     )
 
 
-def step_flops(job: Setup) -> float:
+def step_flops(training: TrainingSetup) -> float:
     """Analytic FLOPs of one training step over all devices, forward and backward; rematerialisation does not count.
 
     A teacher's forward pass is counted as if it had a backward pass too.
     """
-    return float(job.forward_flops * (1 + backward_share(job)) * job.job.batch_size)
+    return float(training.model.forward_flops * (1 + backward_share(training)) * training.section.batch_size)
 
 
-def backward_share(job: Setup) -> float:
+def backward_share(training: TrainingSetup) -> float:
     """FLOPs of the backward pass relative to the forward pass.
 
     Counted on the gradient's own program, rematerialisation and all, where frozen parameters spare a part of it.
     """
-    state = job.state_shapes
+    model, state = training.model, training.state_shapes
     if not state.frozen:
         return BACKWARD_SHARE
-    gradients = make_gradients(job.task.losses)
-    collections = {**state.collections, **job.task.constants}
+    gradients = make_gradients(model.task.losses)
+    collections = {**state.collections, **model.task.constants}
     key = jax.eval_shape(lambda: jax.random.key(0))
     both = flops.count(
-        lambda params, collections, rng, frozen: gradients(params, collections, job.example_batch, rng, frozen)[0],
+        lambda params, collections, rng, frozen: gradients(params, collections, model.example_batch, rng, frozen)[0],
         state.params,
         collections,
         key,
         state.frozen,
     )
-    return both / job.forward_flops - 1
+    return both / model.forward_flops - 1
 
 
 def describe(job: Setup, start: resume.Start) -> str:
     """One line: what trains, on what, from where."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.variable_shapes["params"]))
-    training = sum(leaf.size for leaf in jax.tree.leaves(job.state_shapes.params))
-    trains = "" if training == parameters else f" of which {training:,} train"
-    mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
-    weights = job.task.class_weights
-    alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(job.job.classes or ())[:5])
+    model, training, source = job.model, job.training, job.data.source
+    parameters = model.parameter_count
+    learning = sum(leaf.size for leaf in jax.tree.leaves(training.state_shapes.params))
+    trains = "" if learning == parameters else f" of which {learning:,} train"
+    mesh = " x ".join(f"{name} {size}" for name, size in model.mesh.shape.items())
+    weights, names = model.task.class_weights, model.head.names if model.head else ()
+    alike = "; ".join(" and ".join(map(repr, group)) for group in classes.alike(names)[:5])
     doubt = f"; classes that may be one: {alike} (make them one by config.data.class_names)" if alike else ""
-    weighted = f"; {class_weights.describe(weights, job.job.classes)}" if weights else ""
-    where = init_from.describe(job) if start.restored is None else f"going on from checkpoint {start.restored}"
-    if start.restored == job.clock.total_steps:
-        where = (
-            f"at its end, checkpoint {start.restored}: no step is left, and only evaluations that are missing are run"
-        )
+    weighted = f"; {class_weights.describe(weights, names)}" if weights else ""
+    steps = training.clock.total_steps
+    began = init_from.describe(model, training.section.init_from)
+    where = began if start.restored is None else f"going on from checkpoint {start.restored}"
+    if start.restored == steps:
+        where = f"at its end, checkpoint {steps}: no step is left, and only evaluations that are missing are run"
     return (
-        f"{job.job.task['name']} with {job.job.model['name']}, {parameters:,} parameters{trains}, on {job.source.name} "
-        f"({job.source}): {job.clock.total_steps} steps of {job.job.batch_size}, "
-        f"{job.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
+        f"{job.config['task']['name']} with {model.section['name']}, {parameters:,} parameters{trains}, on "
+        f"{source.name} ({source}): {steps} steps of {job.data.batch_size}, "
+        f"{model.forward_flops / 1e9:.3g} GFLOPs per image forward; {jax.device_count()} {jax.default_backend()} "
         f"device{'s' * (jax.device_count() > 1)} ({mesh}){weighted}{doubt}; {where}"
     )
 
 
 def best_checkpoint(job: Setup, evals: Sequence[evaluations.Evaluation]) -> Best | None:
     """Returns the rule for the best checkpoint. Raises ConfigError for a metric that none gives."""
-    metric = job.checkpoint.best
+    metric = job.training.checkpoint.best
     if not metric:
         return None
     name, _, figure = metric.rpartition("/")
-    if name not in job.job.evals:
+    if name not in job.evals:
         raise ConfigError(
             f"config.checkpoint.best: {metric!r} is not a metric of an evaluation such as test/top1; "
-            f"of evaluations, {suggest(name, job.job.evals)}"
+            f"of evaluations, {suggest(name, job.evals)}"
         )
     known = next(each.evaluator.metrics for each in evals if each.name == name)
     if figure.removesuffix("_low").removesuffix("_high") not in known:
         raise ConfigError(
-            f"config.checkpoint.best: {metric!r} is not a metric of that evaluation, a {job.job.evals[name]['type']}; "
+            f"config.checkpoint.best: {metric!r} is not a metric of that evaluation, a {job.evals[name]['type']}; "
             f"which gives {', '.join(f'{name}/{each}' for each in known)}"
         )
-    return Best(metric, job.checkpoint.best_mode)
+    return Best(metric, job.training.checkpoint.best_mode)
 
 
 def _checkpoints(job: Setup, folder: epath.Path, best: Best | None) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", config=job.config, keep_last=job.checkpoint.keep_last, best=best)
+    return Checkpoints(
+        folder / "checkpoints", config=job.config, keep_last=job.training.checkpoint.keep_last, best=best
+    )
 
 
 def _writer(job: Setup, folder: epath.Path, held: lock.Lock | None) -> writers.Writer:
@@ -254,39 +263,23 @@ def _writer(job: Setup, folder: epath.Path, held: lock.Lock | None) -> writers.W
     if held is None:
         return writers.Writers(())
     chosen: list[writers.Writer] = [writers.JsonlWriter(folder / "metrics.jsonl", check=held.check)]
-    if job.log.tensorboard:
+    log = job.training.log
+    if log.tensorboard:
         chosen.append(writers.TensorBoardWriter(folder / "tensorboard"))
-    if job.log.wandb:
-        chosen.append(writers.WandbWriter(folder / "wandb", job.config, project=job.log.wandb))
+    if log.wandb:
+        chosen.append(writers.WandbWriter(folder / "wandb", job.config, project=log.wandb))
     return writers.Writers(chosen)
 
 
-def _progress(job: Setup) -> Progress:
-    return Progress(job.clock.total_steps, lines_every=job.log.every, quiet=jax.process_index() > 0)
-
-
-def open_batches(job: Setup, **data: Any) -> TrainBatches:
-    """The job's training batches; `data` are those arguments of `train_batches` by which changed data are found."""
-    return train_batches(
-        job.source,
-        job.train_split.ops,
-        job.job.batch_size,
-        job.job.seed,
-        workers=job.data.workers,
-        max_unreadable_fraction=job.data.max_unreadable_fraction,
-        shuffle_buffer=job.data.shuffle_buffer,
-        balance=job.data.balance,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        **data,
-    )
+def _progress(training: TrainingSetup) -> Progress:
+    return Progress(training.clock.total_steps, lines_every=training.log.every, quiet=jax.process_index() > 0)
 
 
 def _evaluations(
     job: Setup, evals: tuple[evaluations.Evaluation, ...], folder: epath.Path
 ) -> tuple[loop.Scheduled, ...]:
-    predict = Predictor(job.task, job.mesh)
-    ema = job.job.ema_decay is not None
+    predict = Predictor(job.model.task, job.model.mesh)
+    ema = job.training.section.ema_decay is not None
 
     def run(each: evaluations.Evaluation, state: TrainState, step: int) -> Mapping[str, float]:
         return each.run(predict, state.variables(ema=ema), results_folder(folder, step) / each.name).metrics
@@ -295,7 +288,7 @@ def _evaluations(
         loop.Scheduled(
             each.name,
             functools.partial(run, each),
-            every=job.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every"),
+            every=job.training.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every"),
             at_start=each.when.at_start,
             at_end=each.when.at_end,
         )

@@ -10,16 +10,15 @@ from jax.sharding import Mesh
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.data.operations import colour, parse
-from vitvlm.jobs import classes, fields
+from vitvlm.jobs import fields
+from vitvlm.jobs.setup import classes
 from vitvlm.tasks.distillation import Distillation, Teacher
 from vitvlm.training import sharding
 
 WHERE = "config.task.distillation"
 
 
-def build(
-    section: fields.Section, data: fields.Section, names: Sequence[str], mesh: Mesh | None = None
-) -> Distillation:
+def build(section: fields.Section, ops: str, names: Sequence[str], mesh: Mesh | None = None) -> Distillation:
     """The teacher that `section["teacher"]`, a folder of weights, holds, and how much it counts.
 
     Its classes are found by name, and may be more than the student's; the log says what is not plain in that. It is
@@ -30,7 +29,7 @@ def build(
       section: `teacher`; `teacher_fields`, what its files do not say, such as heads; `class_names`, {class of the
         student: class of the teacher} where they differ, or a JSON file of that; and fields of
         `tasks.distillation.Distillation`.
-      data: the job's data section, whose training operations make the student's pixels.
+      ops: the training operations, which make the student's pixels.
       names: the student's classes.
       mesh: the job's devices: the teacher is split over their "fsdp" axis, if they have one; one device without.
 
@@ -44,7 +43,7 @@ def build(
         loaded = pretrained.load(section["teacher"], place, **config_lib.plain(section.get("teacher_fields", {})))
     except pretrained.WeightsError as error:
         raise config_lib.ConfigError(f"{WHERE}.teacher: {error}") from error
-    scale, shift = _between(data["train"]["ops"], loaded.preprocessing)
+    scale, shift = _between(ops, loaded.preprocessing)
     teacher = Teacher(loaded.model, loaded.variables, scale, shift, _classes(section, loaded, names))
     own = {name: value for name, value in section.items() if name not in ("teacher", "teacher_fields", "class_names")}
     return config_lib.call(Distillation, own, WHERE, teacher=teacher)
