@@ -28,6 +28,7 @@ MODELS = {
     "global": SIZES,
     "local": SIZES | {"pattern": ("local",), "local": 3},
     "alternating": SIZES | {"pattern": ("local", "global"), "local": 3, "local_rope": {"base": 100.0}},
+    "uneven": SIZES | {"depth": 5, "pattern": ("local", "local", "global"), "local": 3},
     "learned": SIZES | LEARNED | {"position_offset": 2, "embed_width": 8, "qkv_bias": True, "tied": True},
 }
 B, L = 2, 9

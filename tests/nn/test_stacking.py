@@ -8,7 +8,7 @@ from toys import QFormer
 
 from vitvlm.core.paths import flatten
 from vitvlm.nn.blocks import Block
-from vitvlm.nn.roles import NORM, STACK, roles_of, under
+from vitvlm.nn.roles import NORM, STACK, Role, roles_of, under
 from vitvlm.nn.stacking import is_scanned, layer_paths, periods, scanned_path, stack_blocks, unstack_blocks
 from vitvlm.training.layers import depth_factors
 from vitvlm.training.partial import restore
@@ -37,6 +37,26 @@ def test_a_missing_layer_of_a_pattern_is_named():
     del looped["blocks_4"]
     with pytest.raises(ValueError, match="blocks/every_1/a: no array for layer 4"):
         stack_blocks(looped, {"": 3})
+
+
+def test_layers_behind_the_whole_periods_of_a_pattern_stay_looped():
+    looped = {f"blocks_{i}": {"a": np.array([i])} for i in range(5)}
+    together = stack_blocks(looped, {"": 3})
+    assert {path: leaf.tolist() for path, leaf in flatten(together).items()} == {
+        **{f"blocks/every_{p}/a": [[p]] for p in range(3)},
+        **{f"blocks_{i}/a": [i] for i in (3, 4)},
+    }
+    assert unstack_blocks(together) == looped
+    roles = {
+        path: roles_of(type("Declared", (), {"roles": ((STACK + "a", Role("matrix", "block")),)}), [path])[path]
+        for path in flatten(together)
+    }
+    shapes = {path: leaf.shape for path, leaf in flatten(together).items()}
+    factors = depth_factors(0.5, shapes, roles, "config.layer_decay")
+    assert {path: float(np.squeeze(factor)) for path, factor in factors.items()} == {
+        **{f"blocks/every_{p}/a": 0.5 ** (5 - p) for p in range(3)},
+        **{f"blocks_{i}/a": 0.5 ** (5 - i) for i in (3, 4)},
+    }
 
 
 def test_paths_of_a_pattern():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import decoders
 import numpy as np
 import torch
 from huggingface import array
@@ -12,6 +13,7 @@ from layouts_configs import rewrite
 from layouts_huggingface import written
 from layouts_text import TEXTS
 from transformers import (
+    LlamaModel,
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedModel,
@@ -80,3 +82,81 @@ def old_t5(folder: Path) -> Layout:
 def t5_encoder(folder: Path) -> Layout:
     written(T5EncoderModel(T5Config(**T5)), folder)
     return Layout(folder)
+
+
+def decoder_layout(config: Any, folder: Path) -> Layout:
+    theirs = written(decoders.build(config), folder)
+    return Layout(folder, (TEXTS,), expected={"logits": array(theirs(torch.from_numpy(TEXTS).long()).logits)})
+
+
+def decoder_case(name: str, make: Callable[[], Any]) -> None:
+    @published(name)
+    def case(folder: Path) -> Layout:
+        return decoder_layout(make(), folder)
+
+
+for each, make in decoders.CONFIGS.items():
+    decoder_case(each, make)
+for each, fields in decoders.SCALINGS.items():
+    decoder_case(f"LlamaForCausalLM, positions scaled: {each}", lambda fields=fields: decoders.llama(**fields))
+
+
+@published("LLaMA of 2023 (rope_theta and rope_scaling, frequencies of rotary positions in the file)")
+def old_llama(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.llama(**decoders.SCALINGS["linear"]), folder)
+    frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32) for i in range(3)}
+    old = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.5}}
+    rewrite(folder, lambda tensors: tensors | frequencies, **old, rope_parameters=None)
+    return layout
+
+
+@published("Gemma 3 of early 2025 (rope_local_base_freq and sliding_window_pattern)")
+def old_gemma3(folder: Path) -> Layout:
+    config = decoders.CONFIGS["Gemma3ForCausalLM"]()
+    config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
+    layout = decoder_layout(config, folder)
+    old = {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 50.0}
+    rewrite(folder, **old, sliding_window_pattern=3, layer_types=None, rope_parameters=None)
+    return layout
+
+
+@published("GPT-2 of 2019 (names without transformer., causality as a mask)")
+def old_gpt2(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.CONFIGS["GPT2LMHeadModel"](), folder)
+    masks = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.float32)) for i in range(3)}
+    rewrite(folder, lambda tensors: {k.removeprefix("transformer."): v for k, v in tensors.items()} | masks)
+    return layout
+
+
+@published("a head that is the table of tokens, held twice")
+def tied_twice(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.llama(tie_word_embeddings=True), folder)
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
+    return layout
+
+
+@published("a head of its own, though tie_word_embeddings says otherwise")
+def not_tied(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.llama(), folder)
+    rewrite(folder, tie_word_embeddings=True)
+    return layout
+
+
+@published("LlamaModel")
+def no_head(folder: Path) -> Layout:
+    written(LlamaModel(decoders.llama()), folder)
+    return Layout(folder)
+
+
+@published("LLaMA with LongRoPE")
+def long_rope(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.llama(), folder)
+    rewrite(folder, rope_parameters={"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0] * 3})
+    return layout
+
+
+@published("GPT-2 whose scores are scaled by the layer's number")
+def scaled_by_layer(folder: Path) -> Layout:
+    layout = decoder_layout(decoders.CONFIGS["GPT2LMHeadModel"](), folder)
+    rewrite(folder, scale_attn_by_inverse_layer_idx=True)
+    return layout

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vitvlm.nn.rope import Rope, Scaling
 from vitvlm.pretrained import (
     align,
     bert,
@@ -9,8 +10,13 @@ from vitvlm.pretrained import (
     deit,
     dinov2,
     efficientnet,
+    gemma,
+    gpt2,
+    llama,
     mae,
     open_clip_models,
+    opt,
+    phi,
     resnet,
     siglip,
     siglip2,
@@ -64,6 +70,15 @@ class Exporter:
     companions: dict = dataclasses.field(default_factory=dict)
 
 
+# Decoders say how many heads of keys there are, and how wide they are.
+DECODER = TEXT | {"kv_heads": 1, "head_dim": 4}
+BIASED = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+LEARNED = BIASED | {"positions": "learned", "norm": "layer", "mlp": "plain", "activation": "relu"}
+GEMMA = DECODER | {"norm": "rms_zero_centred", "scale_embed": True, "activation": "gelu_tanh"}
+GEMMA2 = GEMMA | {"norms": "sandwich", "query_scalar": 4.0}
+ONE_BIAS = {"qkv_bias": {"out_bias": True}, "out_bias": {"qkv_bias": True}}
+WINDOWS = {"pattern": {"local": 3, "depth": 3}, "local": {"pattern": ("local",)}}
+
 HEADED = {"num_classes": {"head_input": "mean"}}
 EXPORTERS = {
     "ViT": Exporter("hf", vit.CLASSIFIER, "vit", VIT),
@@ -95,6 +110,26 @@ EXPORTERS = {
         "hf", t5.T5_LM, "t5", TOWER | {"vocab_size": 9, "head_dim": 4},
         {"attention_dropout": {"dropout": 0.25}, "dropout": {"attention_dropout": 0.25}},
     ),
+    "LLaMA": Exporter("hf", llama.LLAMA, "decoder", DECODER, ONE_BIAS),
+    "Mistral": Exporter("hf", llama.MISTRAL, "decoder", DECODER, WINDOWS),
+    "Qwen 2": Exporter("hf", llama.QWEN2, "decoder", DECODER | {"qkv_bias": True}, WINDOWS),
+    "Qwen 3": Exporter("hf", llama.QWEN3, "decoder", DECODER | {"qk_norm": True}, WINDOWS | ONE_BIAS),
+    "Gemma": Exporter("hf", gemma.GEMMA, "decoder", GEMMA, ONE_BIAS),
+    "Gemma 2": Exporter("hf", gemma.GEMMA2, "decoder", GEMMA2, WINDOWS | ONE_BIAS),
+    "Gemma 3": Exporter(
+        "hf", gemma.GEMMA3, "decoder", GEMMA2 | {"qk_norm": True, "local_rope": {"base": 50.0}}, WINDOWS | ONE_BIAS
+    ),
+    "Phi": Exporter(
+        "hf", phi.FAMILY, "decoder",
+        TEXT | LEARNED | {"kv_heads": 1, "positions": "rotary", "parallel": True, "head_bias": True},
+        {"heads": {"width": 16}},
+    ),
+    "OPT": Exporter(
+        "hf", opt.FAMILY, "decoder",
+        TEXT | LEARNED | {"position_offset": 2, "norm_eps": 1e-5},
+        {"norms": {"final_norm": False}, **{name: dict.fromkeys(BIASED, False) for name in BIASED}},
+    ),
+    "GPT-2": Exporter("hf", gpt2.FAMILY, "decoder", TEXT | LEARNED),
     "CLIP": Exporter(
         "hf",
         clip.FAMILIES["CLIPModel"],
@@ -187,7 +222,7 @@ OTHERS = {
     "pre_norm": [False, True],
     "norm_pooled": [False, True], "patch_bias": [False, True], "crop": [True], "representation_size": [6],
     "projection": [6, None],
-    "head_input": ["mean"], "qkv_bias": [False], "mlp": ["swiglu", "gated"],
+    "head_input": ["mean"], "qkv_bias": [False, True], "mlp": ["swiglu", "gated"],
     "activation": ["quick_gelu", "gelu_tanh", "relu", "silu", "gelu"], "norm_eps": [1e-2], "layer_scale": [0.5, None],
     "drop_path": [0.25], "dropout": [0.25], "attention_dropout": [0.25], "position_antialias": [True],
     "vocab_size": [11], "length": [7], "causal": [False, True], "eot_id": [5], "late_mask": [True, False],
@@ -202,7 +237,18 @@ OTHERS = {
     "depth_factor": [2.0], "width_divisor": [4], "kernels": [(5, 3)], "strides": [(2, 1)], "expansions": [(2, 1)],
     "squeeze_ratio": [0.5], "symmetric_padding": [(1,)], "norm_momentum": [0.5], "top": [True, False],
     "position_grid": [(3, 3), (2, 3)],
-    "head_dim": [6], "buckets": [8], "max_distance": [10], "tied": [False], "scale_logits": [False], "start_id": [3],
+    "head_dim": [6], "buckets": [8], "max_distance": [10], "tied": [False, True], "scale_logits": [False],
+    "start_id": [3],
+    "kv_heads": [2], "out_bias": [True, False], "mlp_bias": [True, False], "qk_norm": [True, False],
+    "pattern": [("local",), ("local", "local", "global")], "local": [3], "rope": [
+        Rope(base=50.0), Rope(channels=2), Rope(pairs="interleaved"), Rope(scaling=Scaling("ntk", 2.0)),
+        Rope(scaling=Scaling("dynamic", 2.0, 6)), Rope(scaling=Scaling("yarn", 2.0, 3, high=16.0, magnitude=1.5)),
+        Rope(scaling=Scaling("llama3", 2.0, 3)), Rope(scaling=Scaling("linear", 2.0)),
+    ],
+    "local_rope": [Rope(base=20.0), Rope(base=20.0, scaling=Scaling("linear", 2.0))], "norms": ["post", "output"],
+    "query_scalar": [1.0, 5.0], "soft_cap": [2.0], "logit_soft_cap": [3.0], "final_norm": [False],
+    "embed_width": [6], "embed_dropout": [0.25], "norm": ["rms", "layer"], "parallel": [False], "head_bias": [False],
+    "scale_embed": [False], "position_offset": [0],
 }  # fmt: skip
 
 # Properties that say what a field comes to, where its None stands for one of the other values.

@@ -4,16 +4,20 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from vitvlm import models
-from vitvlm.pretrained.config_defaults import DEFAULTS, completed, defaulted
+from vitvlm.pretrained.config_defaults import DEFAULTS, INSIDE, completed, defaulted
 from vitvlm.pretrained.entries import in_memory
 from vitvlm.pretrained.huggingface import FAMILIES
 
 # None there too, until the config is made.
-FROM_ANOTHER = {
-    "pooler_output_size": "hidden_size",
-    "projection_size": "hidden_size",
-    "num_decoder_layers": "num_layers",
+FROM_OTHERS = {
+    **dict.fromkeys(
+        ("pooler_output_size", "projection_size", "word_embed_proj_dim"), lambda theirs: theirs.hidden_size
+    ),
+    "num_decoder_layers": lambda theirs: theirs.num_layers,
+    "num_key_value_heads": lambda theirs: theirs.num_attention_heads,
+    "head_dim": lambda theirs: theirs.hidden_size // theirs.num_attention_heads,
 }
+UNUSED = {("qwen2", "sliding_window"), ("qwen3", "sliding_window")}  # None in a config that does not use them
 
 
 def plain(value):
@@ -24,8 +28,14 @@ def compare(ours, theirs):
     for name, value in ours.items():
         if isinstance(value, dict):
             compare(value, getattr(theirs, name))
-        elif name in FROM_ANOTHER:
-            assert value is None and getattr(theirs, name) == getattr(theirs, FROM_ANOTHER[name])
+        elif name in FROM_OTHERS and value is None:
+            assert getattr(theirs, name) == FROM_OTHERS[name](theirs)
+        elif name in INSIDE:
+            layers = "sliding_attention" if name == "rope_local_base_freq" else "full_attention"
+            held = theirs.rope_parameters.get(layers, theirs.rope_parameters)
+            assert held.get(name, held["rope_theta"]) == value
+        elif (theirs.model_type, name) in UNUSED:
+            assert getattr(type(theirs), name) == value and not theirs.use_sliding_window
         else:
             assert plain(getattr(theirs, name)) == plain(value), name
 
@@ -45,6 +55,12 @@ def test_an_empty_config_says_enough(name):
     full = completed(family.model_type, {})
     models.build(family.model, **family.fields(full, in_memory({})))
     assert family.inputs(full)
+
+
+def test_rotary_positions_of_new_files_leave_nothing_to_the_defaults():
+    assert defaulted("gemma3_text", {})["rope_local_base_freq"] == 10_000.0
+    new = defaulted("gemma3_text", {"rope_parameters": {"full_attention": {}, "sliding_attention": {}}})
+    assert not new.keys() & INSIDE.keys()
 
 
 def test_towers_of_old_files_and_of_thin_ones():

@@ -72,29 +72,24 @@ def apply_blocks(
         made by the one at i modulo P.
       call: what all layers share.
       scan: one compiled body, with parameters "blocks/..." of a leading depth axis, or for a pattern
-        "blocks/every_p/..." of depth / P; otherwise a loop with "blocks_0/...", "blocks_1/...". `nn.stacking` converts
-        the parameters.
+        "blocks/every_p/..." of depth // P, behind whose whole periods the last depth % P layers are looped; otherwise a
+        loop with "blocks_0/...", "blocks_1/...". `nn.stacking` converts the parameters.
       remat: what the backward pass recomputes. "none": nothing; "full": each whole block; "dots": all but the
         linear layers' products; "all_dots": all but these and attention's.
       drop_path: of the last block; the first has 0, the others lie evenly between. Or the rate of each.
       cache, perturb: by kind of attention, for the layers that have it, shaped like `Stacked.cache` and
         `Stacked.attention`; see `calls.PerLayer`. Zeros as perturb, differentiated, are dL/dA.
 
-    Raises ConfigError for an unknown remat policy, capture or kind, a depth below 1, or one that is scanned and that
-    the pattern does not divide.
+    Raises ConfigError for an unknown remat policy, capture or kind, or a depth below 1.
     """
     check_capture(call.capture)
     if remat not in REMAT:
         raise config.ConfigError(f"model.remat: no policy {remat!r}; {config.suggest(remat, REMAT)}")
     pattern = tuple(pattern) if isinstance(pattern, Sequence) else (pattern,)
-    P = len(pattern)
     if depth < 1:
         raise config.ConfigError(f"model.depth: {depth} blocks; there must be at least one")
-    if scan and depth % P:
-        raise config.ConfigError(f"model.depth: {depth} blocks cannot be scanned in a pattern of {P}; or scan = False")
     layers = _per_place(pattern, depth, drop_path, cache, perturb)
-    run = _run_scanned if scan else _run_looped
-    y, taken = run(pattern, tokens, layers, _apply_one(call, remat, prevent_cse=not scan), depth)
+    y, taken = (_run_scanned if scan else _run_looped)(pattern, tokens, layers, call, remat, depth)
     hidden = _in_order([outputs for outputs, _, _ in taken])
     return Stacked(
         tokens=y,
@@ -130,27 +125,30 @@ def _apply_one(call: Call, remat: str, prevent_cse: bool) -> Callable[..., tuple
     return apply if remat == "none" else nn.remat(apply, policy=REMAT[remat], prevent_cse=prevent_cse)
 
 
-def _run_scanned(pattern, tokens, layers, apply, depth):
-    """Applies all periods with one compiled body; of each place of the pattern what is taken from its layers."""
-    if len(pattern) == 1:
-        blocks, layers, body = pattern[0](name="blocks"), layers[0], apply
+def _run_scanned(pattern, tokens, layers, call, remat, depth):
+    """Applies whole periods with one compiled body, the rest in a loop; of each place what is taken from its layers."""
+    P, apply = len(pattern), _apply_one(call, remat, prevent_cse=False)
+    count = depth // P
+    if count == 0:
+        return _run_looped(pattern, tokens, layers, call, remat, depth)
+    whole = jax.tree.map(lambda leaf: leaf[:count], layers)
+    if P == 1:
+        blocks, whole, body = pattern[0](name="blocks"), whole[0], apply
     else:
         blocks, body = Period(pattern, name="blocks"), lambda period, tokens, layers: period(apply, tokens, layers)
-    body = nn.scan(
-        body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=depth // len(pattern),
-    )
-    y, taken = body(blocks, tokens, layers)
-    return y, [taken] if len(pattern) == 1 else taken
+    body = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=count)
+    y, taken = body(blocks, tokens, whole)
+    taken = [taken] if P == 1 else list(taken)
+    y, rest = _run_looped(pattern, y, layers, call, remat, depth, start=count * P)
+    joined = [jax.tree.map(lambda *each: jnp.concatenate(each), *pair) for pair in zip(taken, rest)]
+    return y, joined + taken[len(rest) :]
 
 
-def _run_looped(pattern, tokens, layers, apply, depth):
-    """Applies blocks in a Python loop; of each place of the pattern what is taken from its layers."""
-    P = len(pattern)
-    taken = [[] for _ in pattern[:depth]]
-    for i in range(depth):
+def _run_looped(pattern, tokens, layers, call, remat, depth, start=0):
+    """Applies blocks from the start on in a loop; of each place of the pattern what is taken from its layers."""
+    P, apply = len(pattern), _apply_one(call, remat, prevent_cse=True)
+    taken = [[] for _ in pattern[: depth - start]]
+    for i in range(start, depth):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i // P], layers[i % P])
         tokens, one = apply(pattern[i % P](name=f"blocks_{i}"), tokens, layer)
         taken[i % P].append(one)

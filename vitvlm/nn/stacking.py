@@ -1,8 +1,8 @@
 """Paths and parameters of scanned blocks, and the same looped: one converted to the other.
 
 scanned, all alike         blocks/x             [depth, ...]
-scanned, a pattern of P    blocks/every_p/x     [depth / P, ...]: layers p, p + P, p + 2P, ...
-looped                     blocks_0/x, blocks_1/x, ...
+scanned, a pattern of P    blocks/every_p/x     [depth // P, ...]: layers p, p + P, p + 2P, ...
+looped                     blocks_0/x, blocks_1/x, ...; and the depth % P layers behind the periods of a pattern
 """
 
 import re
@@ -87,20 +87,23 @@ def stack_blocks(params: Any, periods: Periods = ALIKE) -> dict[str, Any]:
 
     Raises ValueError if a block is missing: its path has no array for each layer from the first to the last.
     """
+    flat = paths.flatten(params)
+    looped = {path: found for path in flat if (found := _numbered(path)) is not None}
+    depths: dict[str, int] = {}
+    for found in looped.values():
+        depths[found["stack"]] = max(depths.get(found["stack"], 0), int(found["layer"]) + 1)
+    count = {stack: depth // periods.get(stack, 1) for stack, depth in depths.items()}  # of whole periods
     leaves: dict[str, Any] = {}
     stacks: dict[str, dict[int, Any]] = {}
-    depths: dict[str, int] = {}
-    for path, leaf in paths.flatten(params).items():
-        if (looped := _numbered(path)) is None:
+    for path, leaf in flat.items():
+        if path in looped and int(looped[path]["layer"]) < count[stack := looped[path]["stack"]] * periods.get(
+            stack, 1
+        ):
+            stacks.setdefault(scanned_path(path, periods), {})[int(looped[path]["layer"])] = leaf
+        else:
             leaves[path] = leaf
-            continue
-        layer, stack = int(looped["layer"]), looped["stack"]
-        stacks.setdefault(scanned_path(path, periods), {})[layer] = leaf
-        depths[stack] = max(depths.get(stack, 0), layer + 1)
     for path, arrays in stacks.items():
-        stack = SCANNED.fullmatch(path)["stack"]
-        P = periods.get(stack, 1)
-        wanted = layers_of(path, -(-depths[stack] // P), periods)
+        wanted = layers_of(path, count[SCANNED.fullmatch(path)["stack"]], periods)
         if missing := [layer for layer in wanted if layer not in arrays]:
             raise ValueError(f"{path}: no array for layer {missing[0]}")
         leaves[path] = _stack([arrays[layer] for layer in wanted])

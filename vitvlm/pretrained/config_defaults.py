@@ -7,6 +7,8 @@ that vitvlm reads; the tests compare each default with the classes of `transform
 from collections.abc import Mapping
 from typing import Any
 
+from vitvlm.pretrained import language_defaults
+
 Json = Mapping[str, Any]
 
 VIT = {
@@ -211,7 +213,11 @@ DEFAULTS: Mapping[str, Json] = {
         "vision_config": ALIGN_VISION,
         "text_config": BERT,
     },
+    **language_defaults.DEFAULTS,
 }
+
+# Fields of old files that newer ones hold inside another.
+INSIDE = dict.fromkeys(("rope_theta", "rope_local_base_freq", "partial_rotary_factor"), "rope_parameters")
 
 
 def completed(model_type: str, source: Json) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def defaulted(model_type: str, source: Json) -> dict[str, Any]:
     """The fields that the config leaves to the defaults, with their values; those of the towers by "text_config.…"."""
     defaults = DEFAULTS[model_type]
     flat = {name: value for name, value in defaults.items() if not isinstance(value, Mapping)}
-    missing = {name: value for name, value in flat.items() if name not in source}
+    missing = {name: value for name, value in flat.items() if name not in source and INSIDE.get(name) not in source}
     for tower in defaults.keys() - flat.keys():
         own = source.get(f"{tower}_dict")
         own = (source.get(tower) or {}) if own is None else own

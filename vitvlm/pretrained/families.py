@@ -54,6 +54,7 @@ class Family:
       inputs: config.json of `transformers` -> shapes that the model may be called with.
       rename: a tensor's name in a file -> its name in the rows: other tools and older versions have prefixes and
         spellings of their own. None for a tensor that the model does not use, such as the head of another task.
+      top: first part of the rows' names, where a training's file has an entry of that name too; see `wrappers`.
       texts: reader of the tokenizer's files beside the weights, see `pretrained.texts`; None for a model without texts.
       read_beside: (folder, requested fields) -> fields that files other than config.json hold.
       write_beside: writes these files for a model.
@@ -67,6 +68,7 @@ class Family:
     model_type: str = ""
     inputs: Callable[[Json], Inputs] = described_images
     rename: Callable[[str], str | None] = lambda name: name
+    top: str = ""
     texts: texts_lib.Reader | None = None
     read_beside: Callable[[Path, Mapping[str, Any]], dict[str, Any]] = lambda folder, fields: {}
     write_beside: Callable[[Any, Path], None] = lambda model, folder: None
@@ -114,7 +116,7 @@ def assemble(
 def take_apart(
     families: Mapping[str, Family], model: nn.Module, variables: Mapping[str, Any], format: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the tensors of the first family that can express the model.
+    """The config and the tensors of the first family that can express the model; `families` are in order of preference.
 
     Raises ConfigError that says, for each family of this kind of model, why it cannot, the nearest first.
     """

@@ -23,8 +23,13 @@ from vitvlm.pretrained import (
     deit,
     dinov2,
     efficientnet,
+    gemma,
+    gpt2,
     hub_names,
+    llama,
     mae,
+    opt,
+    phi,
     preprocessing,
     resnet,
     siglip,
@@ -58,6 +63,11 @@ FAMILIES: Mapping[str, Family] = {
     **bert.FAMILIES,
     **align.FAMILIES,
     **t5.FAMILIES,
+    **llama.FAMILIES,
+    **gemma.FAMILIES,
+    **phi.FAMILIES,
+    **opt.FAMILIES,
+    **gpt2.FAMILIES,
 }
 
 
@@ -78,7 +88,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
     source = read_json(folder / CONFIG)
     source |= {name: fields.pop(name) for name in ("architectures", "model_type") if name in fields}
     with blamed(folder, folder / CONFIG):
-        inside = unwrap(open_folder(folder) if tensors is None else tensors)
+        inside = unwrap(open_folder(folder) if tensors is None else tensors, own=_tops(source))
         found = hub_names.saved(inside.tensors)
         name = _architecture(source, found, folder / CONFIG)
         family = FAMILIES[name]
@@ -137,6 +147,12 @@ def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
     return name
 
 
+def _tops(source: Json) -> set[str]:
+    """Returns the first parts of names that are a model's own, of the architectures that the config may mean."""
+    named, model_type = source.get("architectures") or (), source.get("model_type")
+    return {each.top for name, each in FAMILIES.items() if name in named or each.model_type == model_type}
+
+
 def _misfits(family: Family, source: Json, found: Tensors) -> float:
     """Counts tensors that the architecture lacks or does not use; infinite if the config does not describe it."""
     tensors = found.renamed(family.rename)
@@ -179,7 +195,9 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
     Raises ConfigError for a model that no architecture of `transformers` can express, with the reason.
     """
-    config, tensors = take_apart(FAMILIES, loaded.model, loaded.variables, "hf")
+    came_as = loaded.source.get("config", {}).get("architectures") or ()
+    own = {name: FAMILIES[name] for name in came_as if name in FAMILIES}
+    config, tensors = take_apart({**own, **FAMILIES}, loaded.model, loaded.variables, "hf")
     dtype = jax.tree.leaves(loaded.variables["params"])[0].dtype
     config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
     if loaded.class_names is not None:

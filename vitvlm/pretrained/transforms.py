@@ -43,6 +43,11 @@ def split_linear(parts: int) -> Transform:
     )
 
 
+def split_columns(parts: int) -> Transform:
+    """Arrays joined along the last axis: kernels [in, parts D] as ours lie, and their biases."""
+    return Transform(read=lambda x: tuple(np.split(x, parts, axis=-1)), write=lambda *x: (np.concatenate(x, axis=-1),))
+
+
 qkv, qkv_bias = split_linear(3), split(3)
 gate_and_up, gate_and_up_bias = split_linear(2), split(2)  # the two halves of SwiGLU
 

@@ -1,6 +1,7 @@
 """Removal of what trainings and tools wrap around a model's tensors: dictionaries in a file, prefixes of names."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import logging
@@ -49,8 +50,11 @@ class Unwrapped:
         return said
 
 
-def unwrap(tensors: Tensors, subtree: str = "") -> Unwrapped:
+def unwrap(tensors: Tensors, subtree: str = "", own: Collection[str] = ()) -> Unwrapped:
     """Takes off all wrappers, first the requested one, if any.
+
+    Args:
+      own: first parts of the model's own names, which are no wrappers: "model" of a language model.
 
     Raises ValueError if there is no such subtree, or two tensors would have one name.
     """
@@ -63,7 +67,8 @@ def unwrap(tensors: Tensors, subtree: str = "") -> Unwrapped:
         tensors, taken = inside, [subtree]
     while True:
         tops = _tops(tensors)
-        if found := [entry for entry in MODELS if entry in tops]:
+        kept = {entry for entry in own if not any(name.startswith(f"{entry}.{entry}.") for name in tensors)}
+        if found := [entry for entry in MODELS if entry in tops and entry not in kept]:
             entry, *rest = found
             others = others or tuple(rest)
             left += [name for name in tensors if name.partition(".")[0] != entry]

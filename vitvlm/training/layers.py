@@ -99,7 +99,8 @@ def _towers(
     depths: dict[str, int] = {}
     for path in paths:
         if scanned := SCANNED.fullmatch(path):
-            depths[scanned["stack"]] = shapes[path][0] * of_stacks.get(scanned["stack"], 1)
+            depth = shapes[path][0] * of_stacks.get(scanned["stack"], 1)
+            depths[scanned["stack"]] = max(depths.get(scanned["stack"], 0), depth)
         elif looped := LOOPED.fullmatch(path):
             depths[looped["stack"]] = max(depths.get(looped["stack"], 0), int(looped["layer"]) + 1)
     numbered = []
