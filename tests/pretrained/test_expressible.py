@@ -129,7 +129,9 @@ def round_trip(exporter, model, path, folder, monkeypatch):
 
 def comes_to(model, path):
     *parts, name = path.split(".")
-    return get(model, ".".join([*parts, COMES_TO.get(name, name)]))
+    module = get(model, ".".join(parts)) if parts else model
+    found = COMES_TO.get(name, name)
+    return getattr(module, found if hasattr(type(module), found) else name)
 
 
 def fields_of(model, prefix=""):
