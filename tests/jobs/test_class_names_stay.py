@@ -128,6 +128,22 @@ def test_a_class_that_is_gone_shifts_no_label_and_one_more_is_refused(copied):
         train.train(config | {"batch_size": 2, "evals": {}}, folder)
 
 
+def test_an_evaluation_needs_no_training_data(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "workdir")
+    source = a_folder(tmp_path / "only", test=NAMES)
+    (row,) = evaluate.evaluate(tmp_path / "workdir", changes={"data": {"source": source}})
+    assert row.result.metrics["n"] == 12
+    changes = {"data": {"source": source, "class_names": {"bee": "bee"}}}
+    (row,) = evaluate.evaluate(tmp_path / "workdir", changes=changes)
+    assert row.result.metrics["n"] == 12
+    changes["data"]["class_names"] = {"wasp": "bee"}  # perhaps one of the training's
+    with pytest.raises(ConfigError, match="no split 'train'"):
+        evaluate.evaluate(tmp_path / "workdir", changes=changes)
+    a_folder(tmp_path / "only", train=NAMES)
+    with pytest.raises(ConfigError, match=r"class_names: no class 'wasp' in .* train nor .* test"):
+        evaluate.evaluate(tmp_path / "workdir", changes=changes)
+
+
 def test_a_head_that_is_trained_further_has_the_classes_of_the_job(workdir, tmp_path, caplog):
     trained = pretrained.load(workdir).variables["params"]["head"]
     assert len(np.unique(np.asarray(trained["bias"]))) == 3

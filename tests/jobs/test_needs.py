@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from tests.data import pictures
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs.setup import needs
 from vitvlm.jobs.setup.data import DataSetup
@@ -59,3 +60,14 @@ def test_fields_of_no_part_are_errors_of_every_part():
     for part in (DataSetup.of, ModelSetup.of):
         with pytest.raises(ConfigError, match=r'^config\.batchsize: no such field; did you mean "batch_size"\?'):
             part({**CLASSIFY, "batchsize": 4})
+
+
+def test_where_operations_leave_a_shape_open_the_first_readable_example_has_it(tmp_path):
+    section = {"split": "train", "ops": "decode(3)|normalize"}
+    data = {"source": f"folder:{tmp_path}", "train": section, "eval": section}
+    config = {**CLASSIFY, "model": {**CLASSIFY["model"], "image_size": (8, 12)}, "data": data}
+    pictures.folder(tmp_path / "train", {"ant": 2, "bee": 2}, size=(8, 12))
+    (tmp_path / "train" / "ant" / "000.png").write_bytes(b"damaged")
+    assert ModelSetup.of(config).example_batch["image"].shape == (1, 8, 12, 3)
+    opened = ModelSetup.of(config, DataSetup.of(config).open())
+    assert opened.example_batch["image"].shape == (1, 8, 12, 3) and opened.head.names == ("ant", "bee")

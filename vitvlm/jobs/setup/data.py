@@ -58,9 +58,13 @@ class DataSetup:
         return opened
 
     def check_class_names(self) -> None:
-        """Raises ConfigError if `data.class_names` names a class that neither of the two splits has."""
-        if self.section.class_names:
-            check_renames(self.train, self._opened(), open_split(self.eval))
+        """Raises ConfigError if `data.class_names` names a class that neither of the two splits has.
+
+        The training examples are opened only if the others have not all of them.
+        """
+        evaluated = open_split(self.eval) if self.section.class_names else None
+        if evaluated is not None and not set(self.train.class_names) <= _classes_of(evaluated):
+            check_renames(self.train, self._opened(), evaluated)
 
     def under(self, head: Head | None) -> "DataSetup":
         """The same data, the labels of the opened source places in a head's logits; without a head, as they are.
@@ -139,10 +143,15 @@ def open_split(split: fields.Split) -> sources.Source:
 
 def check_renames(split: fields.Split, *opened: sources.Source) -> None:
     """Raises ConfigError for a class of `class_names` that none of the sources has."""
-    own = {name for source in opened for name in (*source.renames, *source.label_names)}
+    own = set().union(*map(_classes_of, opened))
     if unknown := [name for name in split.class_names if name not in own]:
         looked = " nor ".join(source.name for source in opened)
         raise config_lib.ConfigError(
             f"config.data.class_names: no class {unknown[0]!r} in {looked}; {config_lib.suggest(unknown[0], own)} "
             "(classes of an evaluator's own data go into that data section)"
         )
+
+
+def _classes_of(source: sources.Source) -> set[str]:
+    """Names of its classes, its own and those that `class_names` gives them."""
+    return {*source.renames, *source.label_names}
