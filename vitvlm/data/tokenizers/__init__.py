@@ -1,4 +1,4 @@
-"""Texts to ids of one length and back, by a spec: "clip", "hf:PATH", "sentencepiece:PATH"; and training one's own.
+"""Texts to ids of one length and back, by a spec: "clip", "hf:PATH", "gguf:PATH" …; and training one's own.
 
 tokenizer = tokenizers.open("clip")
 tokens = tokenizer.encode(["a cat", "two dogs"])  # ids [B, L], mask [B, L]
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, check_names, suggest
-from vitvlm.data.tokenizers import clip, huggingface, piece
-from vitvlm.data.tokenizers.base import RULES, Tokenizer, Tokens
+from vitvlm.data.tokenizers import clip, gguf, huggingface, piece
+from vitvlm.data.tokenizers.base import RULES, Pieces, Tokenizer, Tokens
 from vitvlm.data.tokenizers.training import train
 
-__all__ = ["Tokenizer", "Tokens", "open", "place", "train"]
+__all__ = ["Pieces", "Tokenizer", "Tokens", "open", "place", "train"]
 
 # Of all texts of the embedded set, an emoji's keywords joined by "|": python scripts/train_tokenizer.py
 # --source=emoji --fields=name,keywords,name_ja,keywords_ja --vocab_size=2000 --length=32 --lower_case --target=THIS
@@ -21,6 +21,7 @@ _EMOJI = Path(__file__).parents[1] / "emoji" / "tokenizer.json"
 
 _READERS = {
     "clip": clip.read,
+    "gguf": gguf.read,
     "emoji": lambda _: huggingface.read(str(_EMOJI)),
     "hf": huggingface.read,
     "sentencepiece": piece.read,
@@ -37,6 +38,7 @@ def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
                               a Hugging Face CLIP (the file or its folder);
         "emoji"               a small one of the emoji set's names and keywords, English and Japanese: 32 tokens;
         "hf:PATH"             a Hugging Face fast tokenizer, as a folder or its tokenizer.json; what `train` writes;
+        "gguf:PATH"           the tokenizer inside a GGUF file, byte-level BPE or SentencePiece's BPE;
         "sentencepiece:PATH"  a SentencePiece .model; adds EOS and no BOS, unless told otherwise.
       length: L, tokens of each text with BOS and EOS; default: what the files say.
       **rules: any other field of `Tokenizer` but its vocabulary, instead of what the files say: pad_id, bos_id, eos_id,

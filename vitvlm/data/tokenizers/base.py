@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -32,15 +32,32 @@ class Pairs(NamedTuple):
     segments: Int[np.ndarray, "B L"]
 
 
-class Model(Protocol):
-    """A vocabulary and how texts are cut into it; knows nothing of BOS, EOS, lengths or padding."""
+class Pieces(NamedTuple):
+    """One text as ids, as many as it has; `offsets` are (start, end) of each in the text, in characters.
 
-    def encode(self, texts: list[str]) -> list[list[int]]: ...
+    Of a character of several tokens, each has all of it.
+    """
 
-    def decode(self, ids: list[list[int]]) -> list[str]: ...
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Model:
+    """Base of vocabularies and how texts are cut into them; they know nothing of BOS, EOS, lengths or padding."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        raise NotImplementedError
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        raise NotImplementedError
+
+    def locate(self, text: str) -> Pieces:
+        """Ids of a text and where they lie in it. Raises ConfigError for a kind that does not say."""
+        raise ConfigError('tokenizer: this kind does not say where its tokens lie in a text; "hf" and "gguf" do')
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name in the vocabulary; None if there is none of that name."""
+        """The id of what is written for a token, if there is one."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +144,22 @@ class Tokenizer:
         after = [self.eos_id] * (self.add_eos if add_eos is None else add_eos)
         contents = self.model.encode([self.clean(text, i) for i, text in enumerate(texts)])
         return [before + content + after for content in contents]
+
+    def pieces(self, text: str) -> Pieces:
+        """A text as ids without BOS, EOS, padding or an end, and where in the text each lies; for chats and prompts.
+
+        A special token that is spelt out in the text is that token, except with SentencePiece.
+
+        Raises ConfigError for a tokenizer that cleans texts, which moves their characters, or of a kind that does not
+        say where its tokens lie; DataError for a value that is not text.
+        """
+        if self.cleaning != "none" or self.lower_case:
+            raise ConfigError("tokenizer: where tokens lie in a text is known only without cleaning and lower_case")
+        return self.model.locate(self.clean(text))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by what is written for it, such as "<|im_end|>"; None if there is no such token."""
+        return self.model.id_of(token)
 
     def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> Pairs:
         """BOS, first, EOS, second, EOS, as BERT reads sentence pairs; `segments` is `Bert`'s `segment_ids`.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitvlm.data.errors import DataError
+from vitvlm.data.tokenizers.base import Model
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,7 +26,7 @@ END = "</w>"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipBpe:
+class ClipBpe(Model):
     """Words by CLIP's pattern, each cut by BPE; a special token that is spelt out in a text is that token."""
 
     bpe: "tokenizers.Tokenizer"

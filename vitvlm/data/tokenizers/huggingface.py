@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.data.tokenizers import wordpiece
+from vitvlm.data.tokenizers.base import Model, Pieces
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,13 +22,17 @@ OTHER_FILES = {"merges.txt": "clip", "spiece.model": "sentencepiece", "tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class FastTokenizer:
+class FastTokenizer(Model):
     """A tokenizer.json without the special tokens, truncation and padding that it would add."""
 
     fast: "tokenizers.Tokenizer"
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def locate(self, text: str) -> Pieces:
+        encoding = self.fast.encode(text, add_special_tokens=False)
+        return Pieces(encoding.ids, encoding.offsets)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.fast.decode_batch(ids, skip_special_tokens=True)
@@ -59,7 +64,8 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
     fast.no_truncation()
 
     before, after = _added(fast, file)
-    ids = {name: fast.token_to_id(config[f"{name}_token"]) for name in _NAMES if f"{name}_token" in config}
+    fast.post_processor = None  # adds what a `Tokenizer` adds, and takes white space from where tokens lie
+    ids = _special_ids(fast, config, file)
     bos_id = before[0] if before else ids.get("bos", ids.get("cls"))
     eos_id = after[0] if after else ids.get("eos", ids.get("sep"))
     add_bos, add_eos = bool(before), bool(after)
@@ -78,6 +84,17 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
         "padding": config.get("padding_side", given_padding.get("direction")),
     }
     return FastTokenizer(fast), {name: value for name, value in found.items() if value is not None}
+
+
+def _special_ids(fast: "tokenizers.Tokenizer", config: dict[str, Any], file: Path) -> dict[str, int]:
+    """Ids of the special tokens that the config names. Raises DataError for one that is not in the vocabulary."""
+    found = {}
+    for name in _NAMES:
+        if (token := config.get(f"{name}_token")) is not None:
+            if (number := fast.token_to_id(token)) is None:
+                raise DataError(f"{file.parent}: {name}_token is {token!r}, which the vocabulary does not have")
+            found[name] = number
+    return found
 
 
 _NAMES = ("bos", "eos", "pad", "cls", "sep")

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
+from vitvlm.data.tokenizers.base import Model, Pieces
 
 if TYPE_CHECKING:
     import sentencepiece
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePiece:
+class SentencePiece(Model):
     processor: "sentencepiece.SentencePieceProcessor"
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return self.processor.encode(texts)
+
+    def locate(self, text: str) -> Pieces:
+        pieces = self.processor.encode(text, out_type="immutable_proto").pieces
+        return Pieces([piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces])
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         return [self.processor.decode(row) for row in ids]
