@@ -1,22 +1,27 @@
-"""BERT (Devlin et al. 2019): a post-norm text encoder that looks both ways. MiniLM (Wang et al. 2020) is one."""
+"""BERT (Devlin et al. 2019): post-norm blocks as a text encoder that looks both ways, or as a decoder; both may look at
+a context, as BLIP's text side does at an image (Li et al. 2022). MiniLM (Wang et al. 2020) is an encoder."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Shaped
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
 from vitvlm.models.facts import ModelFacts
-from vitvlm.models.outputs import TextOutput
+from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
+from vitvlm.models.outputs import LanguageOutput, TextOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import Block
+from vitvlm.nn.caches import ContextCache, KVCache
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.pooling import masked_mean
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
+from vitvlm.nn.stack import Stacked
 from vitvlm.nn.transformer import Transformer
 
 UNCASED = {"vocab_size": 30_522, "length": 512}
@@ -28,19 +33,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 POOLS = ("cls", "first", "mean")
 
+Cache = Mapping[str, Any]  # by kind of attention, the layers' caches
 
-class Bert(Transformer, ModelFacts, kw_only=True):
-    """Embeddings of tokens, positions and segments, a norm, post-norm blocks, and one pooled vector.
+
+class BertBlocks(Transformer, ModelFacts, kw_only=True):
+    """Base of an encoder and a decoder: embeddings of tokens, positions and segments, a norm, and post-norm blocks.
 
     Fields, besides those of `nn.transformer.Transformer`:
       vocab_size: ids are in [0, vocab_size); length: the most tokens that a text has positions for.
       segments: number of kinds of tokens ("token types"): those of a first and of a second sentence.
-      pool: "cls", a tanh layer on the first token, [CLS] (the pooler); "first", that token itself (ALIGN); or "mean"
-        over the real tokens (sentence-transformers).
-      mlm_head: whether there is a head that says which token is at each place (masked language modelling; Devlin et al.
-        2019, section 3.1): `logits`. Its last layer is the table of tokens, transposed.
-      pooler: whether the pooler is there; by default exactly if it pools. Published weights have one that pools
-        nothing; it is kept here so that they are written as they were read.
+      context_width: E of what each block looks at between its attention and its MLP, such as an image (BLIP); None:
+        nothing, there is no cross-attention.
     """
 
     roles: ClassVar[Roles] = (
@@ -48,7 +51,6 @@ class Bert(Transformer, ModelFacts, kw_only=True):
         ("positions|segments", Role("table", "embedding")),
         *under("embed_norm/", NORM, "embedding"),
         *under(STACK, Block.roles, "block"),
-        *under("pooler/", Dense.roles),
         *under("mlm_dense/", Dense.roles),
         *under("mlm_norm/", NORM),
         ("mlm_bias", Role("bias")),
@@ -57,10 +59,68 @@ class Bert(Transformer, ModelFacts, kw_only=True):
     vocab_size: int
     length: int
     segments: int = 2
+    context_width: int | None = None
+    norm_eps: float = 1e-12
+
+    def _embed(
+        self,
+        text_tokens: Int[Array, "B L"],
+        positions: Int[Array, "B L"] | None,
+        segment_ids: Int[Array, "B L"] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "B L D"], nn.Embed]:
+        """Returns what the first block is given, and the table of tokens."""
+        L = text_tokens.shape[1]
+        if self.length < L:
+            raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
+        init = nn.initializers.normal(0.02)  # their own code's
+        embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed", **self.dtypes)
+        table = self.param("positions", init, (self.length, self.width), self.param_dtype)
+        rows = table[:L] if positions is None else table.at[positions].get(mode="fill", fill_value=jnp.nan)
+        segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
+        segment = segments[0] if segment_ids is None else segments[segment_ids]
+        x = embed(text_tokens) + rows.astype(self.dtype) + segment.astype(self.dtype)
+        x = self.make_norm()(name="embed_norm")(x)
+        return nn.Dropout(self.dropout, deterministic=not train)(x), embed
+
+    def _run_blocks(
+        self, x: Float[Array, "B L D"], call: Call, causal: bool, cache: Cache | None = None, perturb: Any = None
+    ) -> Stacked:
+        """Applies the blocks; in initialisation a context of the right width will do."""
+        if self.context_width is None and call.context is not None:
+            raise config.ConfigError("context: this BERT has no cross-attention; give it model.context_width")
+        if self.context_width is not None and call.context is None and self.is_initializing():
+            call = call.replace(context=jnp.zeros((len(x), 1, self.context_width), x.dtype), context_mask=None)
+        cross = None if self.context_width is None else self.make_attention(cross=True)
+        block = self.make_block(norms="post", attention=self.make_attention(causal=causal), cross=cross)
+        return self.apply_blocks(x, call, block, cache=cache, perturb=perturb)
+
+    def _transform(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Returns what the table of tokens, transposed, makes the logits of."""
+        x = activation(self.activation)(Dense(self.width, name="mlm_dense", **self.dtypes)(tokens))
+        return self.make_norm()(name="mlm_norm")(x)
+
+    def _bias(self) -> Float[Array, "V"]:
+        return self.param("mlm_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
+
+
+class Bert(BertBlocks, kw_only=True):
+    """An encoder that looks both ways, and one pooled vector.
+
+    Fields, besides those of `BertBlocks`:
+      pool: "cls", a tanh layer on the first token, [CLS] (the pooler); "first", that token itself (ALIGN); or "mean"
+        over the real tokens (sentence-transformers).
+      mlm_head: whether there is a head that says which token is at each place (masked language modelling; Devlin et al.
+        2019, section 3.1): `logits`. Its last layer is the table of tokens, transposed.
+      pooler: whether the pooler is there; by default exactly if it pools. Published weights have one that pools
+        nothing; it is kept here so that they are written as they were read.
+    """
+
+    roles: ClassVar[Roles] = (*BertBlocks.roles, *under("pooler/", Dense.roles))
+
     pool: str = "cls"
     pooler: bool | None = None
     mlm_head: bool = False
-    norm_eps: float = 1e-12
 
     @nn.compact
     def __call__(
@@ -69,46 +129,42 @@ class Bert(Transformer, ModelFacts, kw_only=True):
         mask: Shaped[Array, "B L"] | None = None,
         *,
         segment_ids: Int[Array, "B L"] | None = None,
+        context: Float[Array, "B S E"] | None = None,
+        context_mask: Shaped[Array, "B S"] | None = None,
         train: bool = False,
         capture: Collection[str] = (),
-        perturb: Mapping[str, Float[Array, "depth B K L L"]] | None = None,
+        perturb: Mapping[str, Float[Array, "depth B K L _M"]] | None = None,
     ) -> TextOutput:
         """Encodes texts of L <= `length` tokens.
 
         Args:
           mask [B, L]: 1 or True for each real token, 0 for padding, which is not looked at; all are real by default.
           segment_ids [B, L]: in [0, segments); all 0 by default.
+          context, context_mask [B, S]: what cross-attention looks at, and 1 or True where it may; all by default.
           capture: any of "hidden" and "attention".
-          perturb: {"attention": zeros}, whose gradient is that of the attention weights; see `nn.calls.PerLayer`.
+          perturb: {"attention": zeros}, whose gradient is that of the attention weights; also of "cross". See
+            `nn.calls.PerLayer`.
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
-        Raises ValueError for longer texts, ConfigError for an unknown pool or capture, or the pool "cls" without the
-        pooler.
+        Raises ValueError for longer texts, ConfigError for an unknown pool or capture, the pool "cls" without the
+        pooler, or a context that is missing or that nothing looks at.
         """
         self._check()
-        B, L = text_tokens.shape
-        if self.length < L:
-            raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
-        dtypes = self.dtypes
-        init = nn.initializers.normal(0.02)  # their own code's
-        embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed", **dtypes)
-        positions = self.param("positions", init, (self.length, self.width), self.param_dtype)
-        segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
-        segment = segments[0] if segment_ids is None else segments[segment_ids]
-        x = embed(text_tokens) + positions[:L].astype(self.dtype) + segment.astype(self.dtype)
-        x = self.make_norm()(name="embed_norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        visible = None if mask is None else mask.astype(bool)[:, None, None, :]
-        call = Call(mask=visible, train=train, capture=capture)
-        stacked = self.apply_blocks(x, call, self.make_block(norms="post"), perturb=perturb)
-        pooled = self._pool(stacked.tokens, jnp.ones((B, L), bool) if mask is None else mask)
+        x, embed = self._embed(text_tokens, None, segment_ids, train)
+        keys = {"mask": over_keys(mask), "context": context, "context_mask": over_keys(context_mask)}
+        stacked = self._run_blocks(x, Call(**keys, train=train, capture=capture), causal=False, perturb=perturb)
+        pooled = self._pool(stacked.tokens, jnp.ones(text_tokens.shape, bool) if mask is None else mask)
+        logits = None
+        if self.mlm_head:
+            logits = embed.attend(self._transform(stacked.tokens)) + self._bias().astype(self.dtype)
         return TextOutput(
             tokens=stacked.tokens,
             pooled=pooled,
-            logits=self._predict(stacked.tokens, embed) if self.mlm_head else None,
+            logits=logits,
             hidden=stacked.hidden,
             attention=stacked.weights(),
+            cross_attention=None if self.context_width is None else stacked.weights("cross"),
         )
 
     @property
@@ -129,11 +185,77 @@ class Bert(Transformer, ModelFacts, kw_only=True):
             return by_pooler
         return first if self.pool == "first" else masked_mean(tokens, mask)
 
-    def _predict(self, tokens: Float[Array, "B L D"], embed: nn.Embed) -> Float[Array, "B L V"]:
-        x = activation(self.activation)(Dense(self.width, name="mlm_dense", **self.dtypes)(tokens))
-        x = self.make_norm()(name="mlm_norm")(x)
-        bias = self.param("mlm_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
-        return embed.attend(x) + bias.astype(self.dtype)
+
+class BertDecoder(BertBlocks, kw_only=True):
+    """A language model of BERT's blocks, each token of which sees only those before it, and a context if there is one.
+
+    Its parameters are those of a `Bert` with a head for masked tokens, by the same names; see `BertBlocks`.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        text_tokens: Int[Array, "B L"],
+        mask: Shaped[Array, "B M"] | None = None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        positions: Int[Array, "B L"] | None = None,
+        attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
+        context: Float[Array, "B S E"] | None = None,
+        context_mask: Shaped[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        logits: str = "all",
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
+    ) -> LanguageOutput:
+        """Goes through texts, or goes on with them: the logits of the token after each.
+
+        Args:
+          mask, positions, attention_mask, cache, logits, capture: see `models.decoder.Decoder`.
+          segment_ids [B, L]: in [0, segments); all 0 by default.
+          context, context_mask [B, S]: what cross-attention looks at, and 1 or True where it may; all by default. Calls
+            with a cache that has seen the context need the mask alone.
+          perturb: by kind, "attention" and "cross"; see `nn.calls.PerLayer`.
+
+        In training, rng "dropout" is used if any dropout or drop path is on.
+
+        Raises ValueError for longer texts than there are positions for, ConfigError for an unknown capture or kind of
+        logits, or a context that is missing or that nothing looks at. A position behind the last makes NaN.
+        """
+        check_logits(logits)
+        B, L = text_tokens.shape
+        places = (0 if cache is None else cache["attention"].length[0]) + jnp.arange(L)
+        if positions is None:
+            positions = count_positions(mask, places, B)
+        x, embed = self._embed(text_tokens, positions, segment_ids, train)
+        keys = {"mask": over_keys(mask, attention_mask), "context": context, "context_mask": over_keys(context_mask)}
+        call = Call(**keys, train=train, capture=capture)
+        stacked = self._run_blocks(x, call, causal=True, cache=cache, perturb=perturb)
+        tokens, bias = self._transform(stacked.tokens), self._bias()
+        asked = last_real(tokens, mask, places) if logits == "last" else tokens
+        none = logits == "none"
+        return LanguageOutput(
+            tokens=tokens,
+            logits=None if none else embed.attend(asked) + bias.astype(self.dtype),
+            head_kernel=embed.embedding.T if none else None,
+            head_bias=bias if none else None,
+            hidden=stacked.hidden,
+            attention=stacked.weights(),
+            cross_attention=None if self.context_width is None else stacked.weights("cross"),
+            cache=stacked.cache,
+        )
+
+    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None) -> Cache:
+        """The cache that the first call takes, for texts of up to `room` tokens, padding included.
+
+        Raises ValueError for more room than there are positions.
+        """
+        if room > self.length:
+            raise ValueError(f"a cache with room for {room} tokens; there are {self.length} positions")
+        heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
+        own = KVCache.zeros(self.depth, batch, heads, room, head_dim, self.dtype if dtype is None else dtype)
+        return {"attention": own} | ({} if self.context_width is None else {"cross": ContextCache()})
 
 
 @MODELS.register("bert")
@@ -141,3 +263,10 @@ def build_bert(variant: str | None = None, **fields: Any) -> Bert:
     """A BERT from a variant ("base", "large", "MiniLM-L6"), from sizes, or from a variant with some changed."""
     config.check_names(fields, ["variant", *module_fields(Bert)], "model")
     return config.call(Bert, named_variant(VARIANTS, variant) | fields, "model")
+
+
+@MODELS.register("bert_decoder")
+def build_bert_decoder(variant: str | None = None, **fields: Any) -> BertDecoder:
+    """A BERT as a decoder, from a variant ("base", "large"), from sizes, or from a variant with some changed."""
+    config.check_names(fields, ["variant", *module_fields(BertDecoder)], "model")
+    return config.call(BertDecoder, named_variant(VARIANTS, variant) | fields, "model")

@@ -56,6 +56,7 @@ class TextOutput:
       hidden [depth + 1, B, T, D]: tokens before the first block and after each; None unless captured. T is L, or with a
         CLS token behind the text L + 1.
       attention [depth, B, K, T, T]: weights of each block; None unless captured.
+      cross_attention [depth, B, K, L, S]: weights of the attention to a context; None unless captured, or without one.
     """
 
     tokens: Float[Array, "B L D"]
@@ -63,6 +64,7 @@ class TextOutput:
     logits: Float[Array, "B L V"] | None = None
     hidden: Float[Array, "layers B T D"] | None = None
     attention: Float[Array, "depth B K T T"] | None = None
+    cross_attention: Float[Array, "depth B K L S"] | None = None
 
 
 @flax.struct.dataclass
