@@ -59,6 +59,7 @@ MODELS = {
     "text-cls": {"name": "text", **TEXT, "pool": "cls", "norm_pooled": True, "scan": False},
     "text-last": {"name": "text", **TEXT, "causal": False, "pool": "last", "projection": 12},
     "bert-scanned": {"name": "bert", **TEXT, **RATES},
+    "bert_decoder-scanned": {"name": "bert_decoder", **TEXT, **RATES},
     "t5-scanned": {"name": "t5", **T5, **RATES},
     "t5-looped-gated": {"name": "t5", **T5, "mlp": "gated", "activation": "gelu_tanh", "tied": False, "scan": False},
     "clip": {"name": "two_towers", "embed_dim": 12, "image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT}},
@@ -124,7 +125,7 @@ def _inputs(name: str, fields: dict) -> tuple:
     text = fields.get("text", fields)
     length = min(text.get("length", L), 8)
     tokens = jnp.asarray(rng.integers(3, 40, size=(B, length)), jnp.int32).at[:, -2].set(2)
-    if name in ("text", "bert", "t5"):
+    if name in ("text", "bert", "bert_decoder", "t5"):
         mask = jnp.ones((B, length), bool).at[1, -1].set(False)
         return tokens, mask
     return (images, tokens) if "text" in fields else (images,)

@@ -31,12 +31,19 @@ def three(output):
     return {**both(output), "decoder": {"attention": output.decoder_attention, "cross": output.cross_attention}}
 
 
+def sides(output):
+    decoder = {"attention": output.attention, "cross": output.cross_attention}
+    return {"encoder": {"attention": output.encoder_attention}, "decoder": decoder}
+
+
 CASES = {
     "vit": ({**VIT, "remat": "full"}, (IMAGES,), own, lambda out: out.pooled),
     "naflex": ({**SIZES, "patch_size": 4, "scan": False}, (IMAGES,), own, lambda out: out.pooled),
     "text": (TEXT, (TEXTS,), own, lambda out: out.pooled),
     "decoder": ({**TEXT, "pattern": ("local", "global"), "local": 3}, (TEXTS,), own, lambda out: out.logits),
     "bert": (TEXT, (TEXTS,), own, lambda out: out.pooled),
+    "bert_decoder": (TEXT, (TEXTS,), own, lambda out: out.logits),
+    "t5": ({**SIZES, "vocab_size": 9, "remat": "full"}, (TEXTS,), sides, lambda out: out.logits),
     "multiscale": ({**SIZES, "backbone": RESNET}, (make_images(2, 32, 32, 3),), own, lambda out: out.pooled),
     "swin": (
         {"width": 8, "depths": (2, 1), "heads": (2, 2), "window": 2, "patch_size": 2, "remat": "dots"},

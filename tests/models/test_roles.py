@@ -45,6 +45,7 @@ MODELS = {
     "text": TEXT | {"scan": False, "projection": 3, "pool": "cls"},
     "bert": TEXT | {"scan": False, "mlm_head": True},
     "decoder": TEXT | {"scan": False, "positions": "learned", "embed_width": 4, "head_bias": True},
+    "bert_decoder": TEXT | {"scan": False, "context_width": 4},
     "t5": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "scan": False, "tied": False},
     "naflex": NAFLEX | {"num_classes": 3},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
@@ -63,6 +64,7 @@ def shapes_of(name):
         "text": (texts,),
         "bert": (texts,),
         "decoder": (texts,),
+        "bert_decoder": (texts,),
         "t5": (texts,),
         "two_towers": (images, texts),
         "coca": (images, texts),
@@ -115,6 +117,7 @@ LAYERS = {
     "naflex": (VIT_LAYERS, 3),
     "decoder": (TEXT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
+    "bert_decoder": (TEXT_LAYERS, 3),
     "t5": ([("embed/.*", 0), *T5_LAYERS], 3),
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),

@@ -58,6 +58,14 @@ for fields in [dict(dropout=0.1), dict(pool="mean", remat="dots"), dict(pool="fi
     model = models.build("bert", **SENTENCES, **fields)
     run = lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, segment_ids=mask, **everything))
     jax.eval_shape(run)
+for name, fields in [("bert_decoder", dict(dropout=0.1)), ("bert", dict(pool="mean", scan=False, mlm_head=True))]:
+    model = models.build(name, **SENTENCES, context_width=3, **fields)
+    given = dict(everything, context=jnp.ones((2, 4, 3)), context_mask=jnp.ones((2, 4), jnp.int32), segment_ids=mask)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, mask, **given)))
+for asked in ("last", "none"):
+    model = models.build("bert_decoder", **SENTENCES)
+    given = dict(cache=model.empty_cache(2, 6), logits=asked)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, texts, **given)))
 GEMMA = dict(pattern=("local", "global"), local=2, norms="sandwich", qk_norm=True, scale_embed=True, tied=True)
 OPT = dict(positions="learned", position_offset=2, embed_width=4, norm="layer", mlp="plain", head_bias=True)
 for fields in [dict(dropout=0.1), dict(GEMMA, soft_cap=2.0, logit_soft_cap=3.0, remat="dots"), dict(OPT, scan=False)]:

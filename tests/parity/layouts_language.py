@@ -11,8 +11,10 @@ from huggingface import array
 from layouts import Layout, published
 from layouts_configs import rewrite
 from layouts_huggingface import written
-from layouts_text import TEXTS
+from layouts_text import BERT, TEXTS
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     LlamaModel,
     MT5Config,
     MT5ForConditionalGeneration,
@@ -22,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+CONTEXT = np.random.default_rng(3).normal(size=(2, 5, 12)).astype(np.float32)
 DECODER = TEXTS[:, :4]
 T5 = {
     "vocab_size": 30,
@@ -36,6 +39,26 @@ T5 = {
     "decoder_start_token_id": 0,
 }
 OWN_HEAD = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2}
+
+
+@published("BertLMHeadModel")
+def bert_decoder(folder: Path) -> Layout:
+    theirs = written(BertLMHeadModel(BertConfig(**BERT, is_decoder=True)), folder)
+    return Layout(folder, (TEXTS,), expected={"logits": array(theirs(torch.from_numpy(TEXTS).long()).logits)})
+
+
+@published("the same, with cross-attention")
+def bert_decoder_of_context(folder: Path) -> Layout:
+    config = BertConfig(**BERT, is_decoder=True, add_cross_attention=True)
+    theirs = written(BertLMHeadModel(config), folder)
+    out = theirs(torch.from_numpy(TEXTS).long(), encoder_hidden_states=torch.from_numpy(CONTEXT))
+    return Layout(folder, (TEXTS,), {"context": CONTEXT}, {"logits": array(out.logits)})
+
+
+@published("BertLMHeadModel that looks both ways")
+def bert_no_decoder(folder: Path) -> Layout:
+    written(BertLMHeadModel(BertConfig(**BERT)), folder)
+    return Layout(folder)
 
 
 def t5_case(name: str, make: Callable[[], PreTrainedModel], own_head: bool = False) -> None:

@@ -106,6 +106,7 @@ EXPORTERS = {
     "ResNet": Exporter("hf", resnet.CLASSIFIER, "resnet", RESNET, {"activation": {"inner_activation": "relu"}}),
     "EfficientNet": Exporter("hf", efficientnet.CLASSIFIER, "efficientnet", EFFICIENT),
     "BERT": Exporter("hf", bert.ENCODER, "bert", BERT | {"pool": "cls"}, {"pooler": {"pool": "first"}, "pool": {}}),
+    "BERT as a decoder": Exporter("hf", bert.DECODER_LM, "bert_decoder", TEXT, {"width": {"context_width": 12}}),
     "T5": Exporter(
         "hf", t5.T5_LM, "t5", TOWER | {"vocab_size": 9, "head_dim": 4},
         {"attention_dropout": {"dropout": 0.25}, "dropout": {"attention_dropout": 0.25}},
@@ -249,6 +250,7 @@ OTHERS = {
     "query_scalar": [1.0, 5.0], "soft_cap": [2.0], "logit_soft_cap": [3.0], "final_norm": [False],
     "embed_width": [6], "embed_dropout": [0.25], "norm": ["rms", "layer"], "parallel": [False], "head_bias": [False],
     "scale_embed": [False], "position_offset": [0],
+    "context_width": [8, 12],
 }  # fmt: skip
 
 # Properties that say what a field comes to, where its None stands for one of the other values.

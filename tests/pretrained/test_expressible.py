@@ -12,7 +12,7 @@ from exporters import COMES_TO, EXPORTERS, LENGTH, OTHERS, SAME_RESULT, VIT
 from vitvlm import models, pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
-from vitvlm.models.bert import Bert
+from vitvlm.models.bert import Bert, BertDecoder
 from vitvlm.models.decoder import Decoder
 from vitvlm.models.naflex import NaFlex
 from vitvlm.models.registry import module_fields
@@ -42,7 +42,7 @@ def inputs_of(model):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1, *_size(model), 3)).astype(np.float32)
     texts = (np.arange(LENGTH if not hasattr(_text(model), "length") else _text(model).length)[None] + 1) % 8
-    if isinstance(model, TextTransformer | Bert | Decoder | T5):
+    if isinstance(model, TextTransformer | Bert | BertDecoder | Decoder | T5):
         return (texts,)
     image = getattr(model, "image", model)
     if isinstance(image, NaFlex):
