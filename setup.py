@@ -56,6 +56,7 @@ setup(
             "import-linter>=2.3",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "peft>=0.17",
             "playwright>=1.50",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

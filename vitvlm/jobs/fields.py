@@ -167,6 +167,7 @@ class Model(Devices):
       optimizer: of it, the model takes `freeze`: which parameters do not train.
       frozen_dtype: how parameters that `optimizer.freeze` holds still are stored: "float32", "bfloat16", "float16",
         "int8", "nf4" or None (as the model makes them), or rules over their paths; see `training.storage.store`.
+      lora: low-rank adapters beside frozen matrices, for which see `training.adapters.plan`; None for none.
     """
 
     task: Section
@@ -174,6 +175,7 @@ class Model(Devices):
     classes: Sequence[str] | None = None
     optimizer: Section = dataclasses.field(default_factory=dict)
     frozen_dtype: Any = None
+    lora: Section | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

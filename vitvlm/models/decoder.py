@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.meta import AxisMetadata
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -18,7 +19,6 @@ from vitvlm.nn.blocks import Block, Make
 from vitvlm.nn.caches import KVCache, RingCache
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.quantized import Quantized
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
 from vitvlm.nn.rope import Rope, Scaling
 from vitvlm.nn.transformer import Transformer
@@ -221,7 +221,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
         if logits == "none" and not (head is not None and self.is_initializing()):
             kernel = self.embed.embedding.T if self.tied else head.variables["params"]["kernel"]
-            kernel = kernel.whole(self.dtype) if isinstance(kernel, Quantized) else kernel
+            kernel = kernel.unbox() if isinstance(kernel, AxisMetadata) else kernel  # quantized, or with an adapter
             return {"head_kernel": kernel, "head_bias": bias}
         product = self.embed.attend(tokens) if self.tied else head(tokens)
         if bias is not None:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from vitvlm.core.lowering import by_platform
+from vitvlm.nn.lora import Adapted
 from vitvlm.nn.quantized import Quantized, is_narrow, whole
 from vitvlm.nn.roles import LINEAR, Roles
 
@@ -28,13 +29,43 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        stored, x = self.get_variable("params", "kernel"), x.astype(self.dtype)
-        y = product_of_stored(x, stored) if is_narrow(stored, self.dtype) else product(x, kernel.astype(self.dtype))
+        x, stored = x.astype(self.dtype), self.get_variable("params", "kernel")
+        if isinstance(stored, Adapted):
+            y = product_of_adapted(x, stored, None if stored.dropout is None else self.make_rng("dropout"))
+        else:
+            kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+            y = product_of(x, kernel if stored is None else stored)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
         return y
+
+
+def product_of(x: Float[Array, "... in"], stored: Array | Quantized) -> Float[Array, "... out"]:
+    """Returns x W in the dtype of x, however the kernel is stored."""
+    return product_of_stored(x, stored) if is_narrow(stored, x.dtype) else product(x, stored.astype(x.dtype))
+
+
+def product_of_adapted(
+    x: Float[Array, "... in"], adapted: Adapted, rng: Key[Array, ""] | None
+) -> Float[Array, "... out"]:
+    """Returns x (W + s A B) without that sum, or of DoRA x (m / |W + s A B|) (W + s A B); see `nn.lora`.
+
+    With a dropout of the adapter, whose key is `rng`, x W stays whole: dropped inputs are those of what is added to it.
+    """
+    y = whole = product_of(x, adapted.base)
+    dropped = x
+    if rng is not None:
+        kept = jax.random.bernoulli(rng, 1 - adapted.dropout, x.shape)
+        dropped = x * (kept / (1 - adapted.dropout)).astype(x.dtype)
+    update = product(product(dropped, adapted.a.astype(x.dtype)), adapted.b.astype(x.dtype))
+    update = update * adapted.scale.astype(x.dtype)
+    if adapted.magnitude is None:
+        return y + update
+    share = (adapted.magnitude / adapted.norm()).astype(x.dtype)
+    if rng is not None:
+        whole = product_of(dropped, adapted.base)
+    return y + (share - 1) * whole + share * update
 
 
 @jax.custom_vjp

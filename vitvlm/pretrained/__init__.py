@@ -12,15 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, timm, workdir
+from vitvlm.core.paths import flatten
+from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, peft, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Place, Pretrained, blame_lazily
 from vitvlm.pretrained.workdir import CHECKPOINTS
 
-__all__ = ["CHECKPOINTS", "Place", "Pretrained", "WeightsError", "load", "open", "save"]
+__all__ = ["CHECKPOINTS", "Place", "Pretrained", "WeightsError", "adapters", "load", "open", "save"]
 
 FILES = {".npz": npz.open, ".onnx": onnx.open}
-WRITERS = {"hf": huggingface.save, "timm": timm.save, "open_clip": open_clip.save, "vitvlm": workdir.save}
+
+
+def _save_adapters(loaded: Pretrained, folder: Path) -> None:
+    peft.save(loaded, huggingface.family_of(loaded), folder)
+
+
+WRITERS = {
+    "hf": huggingface.save,
+    "timm": timm.save,
+    "open_clip": open_clip.save,
+    "peft": _save_adapters,
+    "vitvlm": workdir.save,
+}
 
 
 def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrained:
@@ -37,7 +50,9 @@ def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrai
 
     Args:
       place: where the variables go, see `Place`: by default onto the default device, whole.
-      fields: fields of the model that leave its parameters as they are, such as scan, remat or dtype; for a file that
+      fields: `adapter`, a folder of the `peft` package's with a LoRA of this model, which is merged into it or, with
+        `merge=False`, stands beside its matrices; and fields of the model that leave its parameters as they are, such
+        as scan, remat or dtype; for a file that
         has no config also what an error asks for, such as image_size or heads.
 
     One array is read at a time, on the host, and each device is given its own part of it. Files of safetensors and of
@@ -50,13 +65,21 @@ def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrai
     return open(path, **fields).placed(place)
 
 
-def open(path: str | os.PathLike, **fields: Any) -> Pretrained:
+def open(
+    path: str | os.PathLike, *, adapter: str | os.PathLike | None = None, merge: bool = True, **fields: Any
+) -> Pretrained:
     """Opens what `load` loads: its variables are still in the file, as `core.placing.Lazy` arrays.
 
     Names, shapes and dtypes are known and checked. `opened.placed(place)` reads the numbers. Raises WeightsError.
     """
     path = Path(path)
-    return blame_lazily(_open(path, fields), path)
+    opened = _open(path, fields)
+    if adapter is not None:
+        try:
+            opened = peft.open(opened, huggingface.family_of(opened), Path(adapter), merge)
+        except ConfigError as error:
+            raise WeightsError(f"{adapter}: names layers of transformers, and {path}: {error}") from None
+    return blame_lazily(opened, path)
 
 
 def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
@@ -81,8 +104,19 @@ def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
     )
 
 
+def adapters(loaded: Pretrained, folder: str | os.PathLike | None = None) -> dict[str, Any]:
+    """The parts of a model's adapters by path, as a loop of blocks has them: its own, or those in a folder of `peft`'s.
+
+    Raises WeightsError for a folder that does not fit the model.
+    """
+    if folder is not None:
+        return flatten(peft.read(Path(folder), huggingface.family_of(loaded), loaded.model))
+    return flatten(peft.looped(loaded.adapters or {}))
+
+
 def save(loaded: Pretrained, path: str | os.PathLike, format: str = "hf") -> None:
-    """Writes a folder in another code base's format: "hf" for `transformers`, "timm", "open_clip"; "vitvlm" is our own.
+    """Writes a folder in another code base's format: "hf" for `transformers`, "timm", "open_clip"; "vitvlm" is our own;
+    "peft" has the adapters alone of a model that was trained with `config.lora`.
 
     Raises ConfigError for an unknown format, or a model that the format cannot express.
     """

@@ -116,19 +116,28 @@ def assemble(
 def take_apart(
     families: Mapping[str, Family], model: nn.Module, variables: Mapping[str, Any], format: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the tensors of the first family that can express the model; `families` are in order of preference.
+    """The config and the tensors of the first family that can express the model. Raises ConfigError if none can."""
+    looped = unstack_blocks(variables)
+    family, config = expressing(families, model, looped["params"], format)
+    return config, Table(family.rows(model, ())).write(looped)
+
+
+def expressing(
+    families: Mapping[str, Family], model: nn.Module, params: Mapping[str, Any], format: str
+) -> tuple[Family, dict[str, Any]]:
+    """The first family that can express the model, whose parameters are looped, and its config.
+
+    Args:
+      families: in order of preference.
 
     Raises ConfigError that says, for each family of this kind of model, why it cannot, the nearest first.
     """
     reasons = []
-    looped = unstack_blocks(variables)
     for family in {id(each): each for each in families.values() if each.kind is type(model)}.values():
         try:
-            config = family.described(model, looped["params"])
+            return family, family.described(model, params)
         except ConfigError as error:
             reasons.append(str(error))
-            continue
-        return config, Table(family.rows(model, ())).write(looped)
     why = "; ".join(sorted(dict.fromkeys(reasons), key=len)) or f"no architecture there is a {type(model).__name__}"
     raise ConfigError(f"format {format}: {why}")
 

@@ -14,6 +14,7 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.models.registry import module_fields
 from vitvlm.models.two_towers import SHARED
+from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import (
     align,
     bert,
@@ -40,7 +41,7 @@ from vitvlm.pretrained import (
     vit,
 )
 from vitvlm.pretrained.entries import Tensors, WeightsError, blamed
-from vitvlm.pretrained.families import Family, Json, assemble, take_apart
+from vitvlm.pretrained.families import Family, Json, assemble, expressing, take_apart
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.pretrained.tables import FEW_TENSORS, Row, Table, is_meaningless, listed
 from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
@@ -185,6 +186,16 @@ def _say(folder: Path, name: str, defaulted: Mapping[str, Any], left_out: Sequen
         logging.warning("%s: leaves to the defaults of `transformers`: %s", folder / CONFIG, told)
     if left_out:
         logging.warning("%s: read as a %s, without %d tensors: %s", folder, name, len(left_out), listed(left_out))
+
+
+def family_of(loaded: Pretrained) -> Family:
+    """The architecture of `transformers` that a model is: the one that it was read from, or that can express it.
+
+    Raises ConfigError, with the reasons, where there is none.
+    """
+    if loaded.source.get("format") == "hf":
+        return FAMILIES[loaded.source["config"]["architectures"][0]]
+    return expressing(FAMILIES, loaded.model, unstack_blocks(loaded.variables)["params"], "hf")[0]
 
 
 def save(loaded: Pretrained, folder: Path) -> None:

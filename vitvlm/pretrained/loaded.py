@@ -37,6 +37,8 @@ class Pretrained:
       class_names: what the logits stand for, in their order; None without a head, and where the source does not say.
       source: where it came from: "path", "format", "model" (its name and fields, as a config's), and the source's own
         configs.
+      adapters: low-rank adapters by the path of their matrix, see `nn.lora`: a, b, scale and perhaps magnitude; None
+        for a model without. The variables have them already, by default merged.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Pretrained:
     texts: Mapping[str, Any] | None
     source: Mapping[str, Any]
     class_names: tuple[str, ...] | None = None
+    adapters: Mapping[str, Mapping[str, Any]] | None = None
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer | None:

@@ -7,10 +7,12 @@ from typing import Any
 from flax import linen as nn
 
 from vitvlm import models
+from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
 from vitvlm.core.placing import place_tree
 from vitvlm.data import operations
 from vitvlm.data.operations import text
+from vitvlm.nn import lora
 from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
@@ -56,8 +58,16 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
         variables=variables,
         preprocessing=ops and text.without_texts(ops),
         texts=ops and text.rules_of(ops),
-        source={"path": str(folder), "format": "vitvlm", "model": section, "config": config},
+        source={
+            "path": str(folder),
+            "format": "vitvlm",
+            "model": section,
+            "config": config,
+            "base": (config.get("init_from") or {}).get("path"),
+            "trained_besides": [path for path in paths.flatten(state["params"]) if not lora.is_adapter(path)],
+        },
         class_names=tuple(config["classes"]) if config.get("classes") else None,
+        adapters=stored.adapters(state, ema) or None,
     )
 
 

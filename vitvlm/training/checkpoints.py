@@ -197,7 +197,8 @@ class Checkpoints:
         """A model's variables from the newest whole checkpoint, or that of one step; no other array is read.
 
         Args:
-          target: {"params": …}, a tree of `jax.ShapeDtypeStruct` with shardings: where each array goes, part by part.
+          target: {"params": …}, a tree of `jax.ShapeDtypeStruct` with shardings: where each array goes, part by part;
+            quantized matrices stay so.
           ema: see `stored.variables`.
 
         Raises CheckpointError as `restore` does.
@@ -205,7 +206,7 @@ class Checkpoints:
 
         def read(candidate: int) -> Restored:
             opened = self.open(candidate)
-            found, wanted = paths.flatten(stored.variables(opened.state, ema)), as_arrays(target)
+            found, wanted = paths.flatten(stored.variables(opened.state, ema, whole=False)), as_arrays(target)
             if problems := mismatches(found, wanted):
                 raise self._unfit(candidate, "model", problems)
             placed = placing.place_tree(found, {path: leaf.sharding for path, leaf in wanted.items()})

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vitvlm.core.paths import flatten, unflatten
+from vitvlm.nn import lora
 
 Tree = Any
 
@@ -21,7 +22,7 @@ def split(params: Tree, trainable: Tree) -> tuple[Tree, Tree]:
     return trained, unflatten({path: leaf for path, leaf in leaves.items() if not on[path]})
 
 
-def join(trained: Tree, frozen: Tree) -> Tree:
+def join(trained: Tree, frozen: Tree | None) -> Tree:
     """The parameters as one tree: the inverse of `split`."""
     if not frozen:
         return trained
@@ -29,3 +30,12 @@ def join(trained: Tree, frozen: Tree) -> Tree:
     for name, tree in frozen.items():
         joined[name] = join(joined[name], tree) if name in joined else tree
     return joined
+
+
+def whole_model(trained: Tree, frozen: Tree | None, train: bool = False) -> Tree:
+    """The parameters as a model is given them: one tree, with adapters, if there are any, on their matrices.
+
+    Args:
+      train: whether adapters drop some of their inputs; see `nn.lora.attach`.
+    """
+    return lora.attach(join(trained, frozen), train)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training.freezing import join
+from vitvlm.training.freezing import whole_model
 from vitvlm.training.gradients import Batch, Gradients, Metrics, split
 
 Tree = Any
@@ -84,8 +84,8 @@ def cached_gradients(encode: Encode, loss: PairLoss, *, accumulate: int) -> Grad
                 "whole batch to a loss over all pairs: set it to 1"
             )
         cached = make_cached_gradients(
-            lambda params, batch, rng: encode(join(params, frozen), batch, rng),
-            lambda embeddings, params, batch: loss(embeddings, join(params, frozen), batch),
+            lambda params, batch, rng: encode(whole_model(params, frozen, True), batch, rng),
+            lambda embeddings, params, batch: loss(embeddings, whole_model(params, frozen, True), batch),
             accumulate=accumulate,
         )
         return *cached(params, batch, rng), collections

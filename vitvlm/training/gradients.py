@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
-from vitvlm.training.freezing import join
+from vitvlm.training.freezing import whole_model
 
 Tree = Any
 Batch = Mapping[str, Array]
@@ -67,7 +67,7 @@ def make_gradients(
         return jax.grad(functools.partial(train_loss, loss), has_aux=True)
 
     def train_loss(loss, params, frozen, collections, batch, rng):
-        value, metrics, updated = loss({"params": join(params, frozen), **collections}, batch, rng, True)
+        value, metrics, updated = loss({"params": whole_model(params, frozen, True), **collections}, batch, rng, True)
         return value, ({**metrics, "loss": value}, {**collections, **updated})
 
     def whole(params, collections, batch, rng, frozen=None):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from vitvlm.core import config, rules
 from vitvlm.core.durations import Clock
 from vitvlm.core.paths import Tree, flatten, map_with_path
+from vitvlm.nn import lora
 from vitvlm.nn.roles import Role
 from vitvlm.training import layers, methods, schedules
 
@@ -33,7 +34,7 @@ class Common:
       weight_decay_rules: factor on `weight_decay` per path. By default matrices decay (`nn.roles`), and nothing else
         does: no bias, norm, layer scale, token, position or register.
       lr_rules: factor on the learning rate per path, above 0.
-      freeze: True or False per path.
+      freeze: True or False per path of the model's own; adapters train, and with them, by default, nothing else.
       layer_decay: learning-rate factor from one layer to the layer below it, see `layers.depth_factors`.
     """
 
@@ -114,12 +115,14 @@ def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Com
 
 
 def _frozen(freeze: rules.Rules | None, paths: Iterable[str], where: str) -> dict[str, bool]:
-    if freeze is None:
-        return dict.fromkeys(paths, False)
-    frozen = rules.match(freeze, paths, where)
+    own, adapters = [], []
+    for path in paths:
+        (adapters if lora.is_adapter(path) else own).append(path)
+    frozen = dict.fromkeys(own, bool(adapters)) if freeze is None else rules.match(freeze, own, where)
     for path, value in frozen.items():
         if not isinstance(value, bool):
             raise config.ConfigError(f"{where}: {value!r} for {path!r} is neither True nor False")
+    frozen |= dict.fromkeys(adapters, False)
     if all(frozen.values()):
         raise config.ConfigError(f"{where}: freezes every parameter; nothing is left to train")
     return frozen
@@ -149,8 +152,10 @@ def _factors(
             if not factor:
                 raise config.ConfigError(f"{where}.lr_rules: 0 for {path!r}; to hold a parameter still, freeze it")
     if common.layer_decay is not None:
-        depth = layers.depth_factors(common.layer_decay, shapes, roles, f"{where}.layer_decay")
-        factors = {path: factor * depth[path] for path, factor in factors.items()}
+        own = {path: shape for path, shape in shapes.items() if not lora.is_adapter(path)}
+        depth = layers.depth_factors(common.layer_decay, own, roles, f"{where}.layer_decay")
+        at = {path: lora.base_path(path) if lora.is_adapter(path) else path for path in factors}
+        factors = {path: factor * depth[at[path]] for path, factor in factors.items()}
     return factors
 
 

@@ -45,6 +45,8 @@ def _megatron(rows: str | None, rest: str) -> rules.Rules:
         (r"(.*/)?mlp/(gate|up)/kernel", (rows, "tensor")),
         (r"(.*/)?mlp/(gate|up)/bias", ("tensor",)),
         (r"(.*/)?mlp/down/kernel", ("tensor", rows)),
+        (r"lora/(.*/)?(attention/(query|key|value)|mlp/(gate|up))/kernel/b", (None, "tensor")),
+        (r"lora/(.*/)?(attention/out|mlp/down)/kernel/a", ("tensor", None)),
         (".*", rest),
     )
 

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Key
 
-from vitvlm.training.freezing import join
+from vitvlm.training.freezing import whole_model
 
 Tree = Any
 Leaf = Any
@@ -71,14 +71,15 @@ class TrainState:
     def variables(self, *, ema: bool = False) -> dict[str, Tree]:
         """Variables for the model's `apply`: its parameters as one tree, and the other collections.
 
-        With `ema`, those that train are given as their average.
+        Adapters are on their matrices (`nn.lora.attach`), not merged. With `ema`, those that train are given as their
+        average.
         Raises ValueError for `ema=True` if the state has no average.
         """
         if not ema:
-            return {"params": join(self.params, self.frozen), **self.collections}
+            return {"params": whole_model(self.params, self.frozen), **self.collections}
         if self.ema is None:
             raise ValueError(
                 "this state has no averaged parameters: train with an ema decay, or evaluate with ema=False"
             )
         averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), self.ema, self.params)
-        return {"params": join(averaged, self.frozen), **self.collections}
+        return {"params": whole_model(averaged, self.frozen), **self.collections}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore
@@ -12,6 +13,7 @@ from etils import epath
 
 from vitvlm.core import paths
 from vitvlm.core.placing import Stored
+from vitvlm.nn import lora
 from vitvlm.nn.quantized import Quantized
 from vitvlm.training import integrity
 from vitvlm.training.records import Described, line
@@ -38,16 +40,19 @@ def open_arrays(
     }
 
 
-def variables(arrays: Tree, ema: bool | None = None) -> dict[str, Tree]:
+def variables(arrays: Tree, ema: bool | None = None, *, whole: bool = True) -> dict[str, Tree]:
     """The lazy variables of a model, {"params": …}, among the arrays of a train state.
 
     Args:
       ema: whether to take the averaged parameters, in the parameters' dtypes; by default, exactly if there are such.
-        What is not averaged, being frozen, is taken as it is; quantized matrices are float32 again.
+        What is not averaged, being frozen, is taken as it is.
+      whole: quantized matrices are float32 again, and adapters are merged into their matrices; otherwise each stays the
+        arrays "values" and "scales", and adapters the tree "lora" (`nn.lora.attach`).
 
     Raises KeyError for averaged parameters that are asked for and not there.
     """
-    params = paths.flatten(arrays["params"]) | _made_whole(paths.flatten(arrays.get("frozen", {})))
+    frozen = paths.flatten(arrays.get("frozen", {}))
+    params = paths.flatten(arrays["params"]) | (_made_whole(frozen) if whole else frozen)
     if ema is None:
         ema = "ema" in arrays
     averaged = paths.flatten(arrays["ema"]) if ema else {}
@@ -55,7 +60,33 @@ def variables(arrays: Tree, ema: bool | None = None) -> dict[str, Tree]:
         path: Stored(leaf.shape, leaf.dtype, averaged.get(path, leaf).read, averaged.get(path, leaf).origin)
         for path, leaf in params.items()
     }
-    return {"params": paths.unflatten(taken), **arrays.get("collections", {})}
+    for path, parts in _adapters(taken).items() if whole else ():
+        matrix, merged = taken[path], lora.Adapted(taken[path], **parts)
+        taken[path] = Stored(matrix.shape, matrix.dtype, functools.partial(_merged, merged), matrix.origin)
+    own = {path: leaf for path, leaf in taken.items() if not (whole and lora.is_adapter(path))}
+    return {"params": paths.unflatten(own), **arrays.get("collections", {})}
+
+
+def adapters(arrays: Tree, ema: bool | None = None) -> dict[str, dict[str, Stored]]:
+    """The parts of each low-rank adapter of a train state, by the path of its matrix; see `nn.lora`."""
+    trained = paths.flatten(arrays["params"])
+    if ema is None:
+        ema = "ema" in arrays
+    averaged = paths.flatten(arrays["ema"]) if ema else {}
+    return _adapters(trained | averaged | paths.flatten(arrays.get("frozen", {})))
+
+
+def _adapters(leaves: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
+    found: dict[str, dict[str, Stored]] = {}
+    for path, leaf in leaves.items():
+        if lora.is_adapter(path) and (name := path.rpartition("/")[2]) != "dropout":
+            found.setdefault(lora.base_path(path), {})[name] = leaf
+    return found
+
+
+def _merged(adapted: lora.Adapted) -> np.ndarray:
+    read = jax.tree.map(lambda leaf: jnp.asarray(leaf.read()), adapted, is_leaf=lambda leaf: isinstance(leaf, Stored))
+    return np.asarray(read.whole(read.base.dtype))
 
 
 def _made_whole(frozen: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -20,6 +20,7 @@ from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup
+from vitvlm.nn.lora import attach
 from vitvlm.pretrained import CHECKPOINTS
 from vitvlm.training import lock
 from vitvlm.training.checkpoints import Checkpoints
@@ -77,7 +78,8 @@ def evaluate(
     with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
         restored = checkpoints.variables(model.target, step)
     note = prepared(data.eval.ops, own["data"]["eval"].get("ops"), "the training's own")
-    return run(model, data, chosen, restored.state, folder, restored.step, force, note)
+    variables = {**restored.state, "params": attach(restored.state["params"])}
+    return run(model, data, chosen, variables, folder, restored.step, force, note)
 
 
 def _merged(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

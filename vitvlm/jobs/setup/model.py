@@ -19,9 +19,10 @@ from vitvlm.jobs import fields
 from vitvlm.jobs.setup import needs
 from vitvlm.jobs.setup.classes import Head
 from vitvlm.jobs.setup.data import DataSetup
+from vitvlm.nn.lora import Lora, attach
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
-from vitvlm.training import freezing, optimizer, sharding, storage
+from vitvlm.training import adapters, freezing, optimizer, sharding, storage
 
 Tree = Any
 
@@ -39,6 +40,8 @@ class ModelSetup:
       shard_by: a preset, or rules over the paths of parameters; see `training.sharding`.
       freeze: rules over the paths of parameters: which do not train; None if all do.
       frozen_dtype: how those are stored; see `training.storage.store`.
+      lora: which matrices have low-rank adapters; see `training.adapters.plan`. With such, by default, all else is
+        frozen.
     """
 
     task: Task
@@ -49,6 +52,7 @@ class ModelSetup:
     shard_by: Any = "replicated"
     freeze: Any = None
     frozen_dtype: Any = None
+    lora: fields.Section | None = None
 
     @classmethod
     def of(
@@ -90,6 +94,7 @@ class ModelSetup:
             shard_by=own.sharding,
             freeze=own.optimizer.get("freeze"),
             frozen_dtype=own.frozen_dtype,
+            lora=own.lora,
         ).checked(data)
 
     @classmethod
@@ -115,7 +120,14 @@ class ModelSetup:
 
     def roles(self) -> dict[str, Role]:
         """Returns the role of each parameter by its path. Raises ConfigError for one without a role."""
-        return roles_of(self.task.model, flatten(self.variable_shapes["params"]))
+        own = roles_of(self.task.model, flatten(self.variable_shapes["params"]))
+        return own | adapters.roles_of(self.adapters, own)
+
+    @functools.cached_property
+    def adapters(self) -> dict[str, Lora]:
+        """The low-rank adapter of each matrix that has one, by path. Raises ConfigError and RuleError."""
+        params = self.variable_shapes["params"]
+        return adapters.plan(self.lora, params, roles_of(self.task.model, flatten(params)))
 
     def init_variables(self, rng: jax.Array) -> dict[str, Any]:
         """Fresh variables; pure, so that it can be traced for shapes."""
@@ -131,17 +143,25 @@ class ModelSetup:
         """Number of the model's parameters, trained and frozen."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variable_shapes["params"]))
 
-    def split(self, params: Tree) -> tuple[Tree, Tree]:
-        """Returns the parameters that train, and the frozen ones as they are stored; pure."""
+    @functools.cached_property
+    def parameter_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the model's parameters and of its adapters', as they are made."""
+        own = self.variable_shapes["params"]
+        return own | jax.eval_shape(lambda: adapters.fresh(self.adapters, own, jax.random.key(0)))
+
+    def split(self, params: Tree, rng: jax.Array) -> tuple[Tree, Tree]:
+        """Returns the parameters that train, new adapters among them, and the frozen ones as they are stored; pure."""
+        params = params | adapters.fresh(self.adapters, params, rng)
         trained, frozen = freezing.split(params, optimizer.trainable({"freeze": self.freeze}, params))
-        return trained, storage.store(frozen, self.frozen_dtype)
+        adapters.check_frozen(self.adapters, trained)
+        return trained, storage.store(frozen, self.frozen_dtype) | adapters.fixed(self.adapters, params)
 
     @functools.cached_property
     def stored_shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of the variables as a training holds them, frozen parameters as `frozen_dtype` says."""
 
         def stored(variables: Mapping[str, Any]) -> dict[str, Any]:
-            return {**variables, "params": freezing.join(*self.split(variables["params"]))}
+            return {**variables, "params": freezing.join(*self.split(variables["params"], jax.random.key(0)))}
 
         return jax.eval_shape(stored, self.variable_shapes)
 
@@ -153,7 +173,8 @@ class ModelSetup:
     @functools.cached_property
     def forward_flops(self) -> int:
         """Analytic FLOPs of the training loss on one example, forward only; the mean, if steps draw from several."""
-        variables = {**self.stored_shapes, **self.task.constants}
+        params = jax.eval_shape(attach, self.stored_shapes["params"])
+        variables = {**self.stored_shapes, "params": params, **self.task.constants}
         key = jax.eval_shape(lambda: jax.random.key(0))
         counts = [
             flops.count(

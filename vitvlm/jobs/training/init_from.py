@@ -20,8 +20,9 @@ from vitvlm.jobs import fields
 from vitvlm.jobs.setup import classes
 from vitvlm.jobs.setup.classes import Head
 from vitvlm.jobs.setup.model import ModelSetup
+from vitvlm.nn import lora
 from vitvlm.nn.roles import Role, roles_of
-from vitvlm.training import partial, storage
+from vitvlm.training import freezing, partial, storage
 from vitvlm.training.state import TrainState
 
 
@@ -41,7 +42,8 @@ def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, 
     """
     if section is None:
         return state
-    taken, roles = _merge(state.variables()), model.roles()
+    own = {name: tree for name, tree in freezing.join(state.params, state.frozen).items() if name != lora.ROOT}
+    taken, roles = _merge({"params": own, **state.collections}), model.roles()
     for where, each in _sections(section):
         wanted = config_lib.call(fields.InitFrom, each, where)
         source = _with_our_classes(model.head, wanted, where, taken, roles, _open(wanted, where))
@@ -52,7 +54,7 @@ def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, 
     values = flatten(taken, storage.is_quantized)
 
     def filled(tree: Any) -> Any:
-        return map_with_path(lambda path, _: values[path], tree, is_leaf=storage.is_quantized)
+        return map_with_path(lambda path, leaf: values.get(path, leaf), tree, is_leaf=storage.is_quantized)
 
     params, frozen = filled(state.params), filled(state.frozen)
     collections = {name: filled(tree) for name, tree in state.collections.items()}

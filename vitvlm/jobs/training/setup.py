@@ -16,7 +16,7 @@ from vitvlm.core.durations import Clock
 from vitvlm.jobs import fields
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup, placed
-from vitvlm.training import optimizer, sharding
+from vitvlm.training import adapters, optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
 
@@ -76,7 +76,7 @@ class TrainingSetup:
         return self._optimizer(self.section.schedule, self.clock)
 
     def _optimizer(self, schedule: fields.Section, clock: Clock) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        params = self.model.variable_shapes["params"]
+        params = self.model.parameter_shapes
         return optimizer.build(self.section.optimizer, schedule, params, clock, self.model.roles())
 
     def init_state(self, seed: jax.Array) -> TrainState:
@@ -87,9 +87,9 @@ class TrainingSetup:
     def make_state(self, variables: Mapping[str, Any], rng: jax.Array) -> TrainState:
         """The state before the first step, from the model's variables; pure."""
         tx, _ = self._optimizer(*_ANY_RATE)
-        params, frozen = self.model.split(variables["params"])
+        params, frozen = self.model.split(variables["params"], rng)
         averaged = self.section.ema_decay is not None
-        return TrainState.create({**variables, "params": params}, tx, rng, ema=averaged, frozen=frozen)
+        return adapters.begun(TrainState.create({**variables, "params": params}, tx, rng, ema=averaged, frozen=frozen))
 
     @functools.cached_property
     def state_shapes(self) -> TrainState:

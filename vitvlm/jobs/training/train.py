@@ -22,7 +22,7 @@ from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup import class_weights
 from vitvlm.jobs.training import curves, init_from
 from vitvlm.jobs.training.setup import Setup, TrainingSetup, setup
-from vitvlm.training import lock, loop, peak_flops, records, resume, sharding, workdir, writers
+from vitvlm.training import adapters, lock, loop, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
@@ -148,7 +148,9 @@ def _draw_curves(folder: epath.Path) -> None:
 def first_state(training: TrainingSetup) -> TrainState:
     """The state before the first step, made where it lives; its parameters are `init_from`'s if that is set."""
     state = jax.jit(training.init_state, out_shardings=training.state_shardings)(training.section.seed)
-    return init_from.apply(training.model, training.section.init_from, state, donate=True)
+    state = init_from.apply(training.model, training.section.init_from, state, donate=True)
+    begin = jax.jit(adapters.begun, out_shardings=training.state_shardings)
+    return begin(state) if training.model.adapters else state
 
 
 def compiled_step(training: TrainingSetup) -> Any:
