@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.core.gguf import is_gguf
 from vitvlm.core.paths import flatten
-from vitvlm.pretrained import huggingface, layouts, npz, onnx, open_clip, peft, timm, workdir
+from vitvlm.pretrained import gguf, huggingface, layouts, npz, onnx, open_clip, peft, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Place, Pretrained, blame_lazily
 from vitvlm.pretrained.workdir import CHECKPOINTS
@@ -46,6 +47,7 @@ def load(path: str | os.PathLike, place: Place = None, **fields: Any) -> Pretrai
     - one file of PyTorch's or safetensors, with any suffix, in a layout of `layouts.LAYOUTS`, or beside its config;
       `subtree=` chooses one of several models in it; a folder without a config that has one such file;
     - `file.onnx` with a DINOv2 in it;
+    - `file.gguf` of llama.cpp with a decoder in it, quantized or not, or its first part; a folder with one such file;
     - a workdir of a training of ours: its latest checkpoint, or that of `step=`.
 
     Args:
@@ -86,6 +88,8 @@ def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
     name, colon, subtree = path.name.partition(".npz:")
     if colon:
         return npz.open(path.with_name(name + ".npz"), subtree, **fields)
+    if is_gguf(path):
+        return gguf.open(path, **fields)
     if path.suffix in FILES:
         return FILES[path.suffix](path, **fields)
     if not path.exists():
@@ -98,6 +102,8 @@ def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
         return read(path, **fields)
     if (file := layouts.alone(path)) is not None:
         return layouts.open(file, **fields)
+    if (file := gguf.alone(path)) is not None:
+        return gguf.open(file, **fields)
     raise WeightsError(
         f"{path}: neither the workdir of a training nor weights: no {CHECKPOINTS}, no {huggingface.CONFIG}, "
         f"no {open_clip.CONFIG}, no file {', '.join(layouts.SUFFIXES)}"

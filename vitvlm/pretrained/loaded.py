@@ -11,8 +11,9 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Sharding
 
+from vitvlm.core.config import ConfigError
 from vitvlm.core.placing import Lazy, Stored, place_tree
-from vitvlm.data import tokenizers
+from vitvlm.data import chat, chat_files, tokenizers
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.training.records import CheckpointError, DamagedError
 
@@ -59,6 +60,16 @@ class Pretrained:
             return None
         rules = dict(self.texts)
         return tokenizers.open(rules.pop("tokenizer"), **rules)
+
+    @functools.cached_property
+    def chat_template(self) -> chat.ChatTemplate:
+        """The chat template that came with the tokenizer: `loaded.chat_template.render(messages)`.
+
+        Raises ConfigError if there is none, DataError if its files cannot be used.
+        """
+        if self.texts is None:
+            raise ConfigError(f"{self.source.get('path')}: has no tokenizer, and so no chat template")
+        return chat_files.read(self.texts["tokenizer"])
 
     @property
     def shapes(self) -> Tree:
