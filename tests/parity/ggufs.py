@@ -104,7 +104,7 @@ def architecture(kind: str) -> str:
 
 
 def metadata(kind: str, model: transformers.PreTrainedModel) -> dict[str, Any]:
-    """What llama.cpp's script writes of a config."""
+    """Returns what llama.cpp's script writes of a config."""
     name, config = architecture(kind), model.config
     found: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
