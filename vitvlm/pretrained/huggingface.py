@@ -48,6 +48,7 @@ from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 from vitvlm.pretrained.wrappers import unwrap
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
+GENERATION = "generation_config.json"  # which tokens end a text, and how texts are drawn
 
 # By the architecture that config.json names.
 FAMILIES: Mapping[str, Family] = {
@@ -89,7 +90,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
     source = read_json(folder / CONFIG)
     source |= {name: fields.pop(name) for name in ("architectures", "model_type") if name in fields}
     with blamed(folder, folder / CONFIG):
-        inside = unwrap(open_folder(folder) if tensors is None else tensors, own=_tops(source))
+        inside = unwrap(open_folder(folder) if tensors is None else tensors, own=own_tops(source))
         found = hub_names.saved(inside.tensors)
         name = _architecture(source, found, folder / CONFIG)
         family = FAMILIES[name]
@@ -116,6 +117,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
             "model": section,
             "config": source,
             "preprocessor": described,
+            "generation": read_json(folder / GENERATION) if (folder / GENERATION).is_file() else None,
             "left_out": left_out,
         },
         class_names=class_names.read(source.get("id2label"), model.num_classes),
@@ -148,8 +150,8 @@ def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
     return name
 
 
-def _tops(source: Json) -> set[str]:
-    """Returns the first parts of names that are a model's own, of the architectures that the config may mean."""
+def own_tops(source: Json) -> set[str]:
+    """Returns the first parts of names that are a model's own, no wrapper's, of those that the config may mean."""
     named, model_type = source.get("architectures") or (), source.get("model_type")
     return {each.top for name, each in FAMILIES.items() if name in named or each.model_type == model_type}
 
@@ -200,7 +202,9 @@ def family_of(loaded: Pretrained) -> Family:
 
 def save(loaded: Pretrained, folder: Path) -> None:
     """Writes what `from_pretrained` loads: config.json, model.safetensors, the preprocessor's config, by which
-    `transformers` makes the pixels that `loaded.preprocessing` makes, and the tokenizer's files.
+    `transformers` makes the pixels that `loaded.preprocessing` makes, the tokenizer's files, and the
+    generation_config.json that the weights came with. Of several architectures that can express the model, it is
+    written as the one that it came as.
 
     Warns of preprocessing that no image processor can express, and of small differences.
 
@@ -219,6 +223,8 @@ def save(loaded: Pretrained, folder: Path) -> None:
     FAMILIES[config["architectures"][0]].write_beside(loaded.model, folder)
     if described := _described_images(loaded, config):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
+    if generation := loaded.source.get("generation"):
+        (folder / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
     if loaded.texts is not None:
         texts.copy_files(loaded.texts, folder)
 

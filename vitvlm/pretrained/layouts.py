@@ -175,7 +175,7 @@ REFUSED = {
     r"layers\.0\.blocks\.0\.attn\.cpb_mlp\..*": "a Swin V2, which is not read",
     r"head\.1\.weight": "a linear probe of MAE, whose batch norm lies before its head; the encoder alone is read",
 }
-TRANSFORMERS = re.compile(r"(.*\.)?(embeddings|embedder)\..*")
+TRANSFORMERS = re.compile(r"(.*\.)?(embeddings|embedder|embed_tokens|wte|shared)\..*")
 
 
 def open(path: Path, subtree: str = "", **fields: Any) -> Pretrained:
@@ -189,8 +189,10 @@ def open(path: Path, subtree: str = "", **fields: Any) -> Pretrained:
 
     Raises WeightsError for a file that is damaged, of no layout that is read, or that does not say enough.
     """
+    config = path.parent / huggingface.CONFIG
+    own = huggingface.own_tops(read_json(config)) if config.is_file() else ()
     with blamed(path):
-        inside = unwrap(open_file(path), subtree)
+        inside = unwrap(open_file(path), subtree, own)
     layout = next((each for each in LAYOUTS if each.has(inside.tensors)), None)
     if (reader := _described(path, layout, inside.tensors)) is not None:
         remarks = [*inside.remarks(), "the config beside it says what its tensors are"]
