@@ -9,9 +9,9 @@ import pytest
 
 from vitvlm import models
 from vitvlm.core.config import ConfigError
-from vitvlm.core.paths import map_with_path
+from vitvlm.core.paths import flatten, map_with_path
 from vitvlm.nn.caches import KVCache, RingCache
-from vitvlm.nn.stacking import stack_blocks
+from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 
 SIZES = {
     "width": 12,
@@ -57,12 +57,30 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_scanned_is_looped(name):
-    model, variables = made(name)
+def scanned(model, variables):
+    """Returns the same model with scanned blocks, and its parameters."""
     P = len(model.pattern)
-    scanned = {"params": stack_blocks(variables["params"], {"": P} if P > 1 else {})}
-    close(jax.jit(model.clone(scan=True).apply)(scanned, tokens()).logits, full(name).logits)
+    return model.clone(scan=True), {"params": stack_blocks(variables["params"], {"": P} if P > 1 else {})}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scanned_and_rematerialised_is_looped_and_gradients_are(name):
+    def run(model, variables):
+        def loss(variables):
+            logits = model.apply(variables, tokens()).logits
+            return jnp.sin(logits).sum(), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    model, variables = made(name)
+    expected, logits = run(model, variables)
+    model, variables = scanned(model, variables)
+    found, scanned_logits = run(model.clone(remat="full"), variables)
+    close(scanned_logits, logits)
+    found, expected = flatten(unstack_blocks(found["params"])), flatten(expected["params"])
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, atol=1e-4, err_msg=path)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -72,9 +90,7 @@ def test_cached_is_uncached_in_one_pass_in_chunks_and_token_by_token(name, room,
     """Windows of 3 tokens are left behind by far."""
     model, variables = made(name)
     if scan:
-        P = len(model.pattern)
-        variables = {"params": stack_blocks(variables["params"], {"": P} if P > 1 else {})}
-        model = model.clone(scan=True)
+        model, variables = scanned(model, variables)
     step = jax.jit(lambda cache, text: model.apply(variables, text, cache=cache))
     text = tokens()
     for chunks in ([L], [4, 2, 2, 1], [1] * L):

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -81,7 +81,7 @@ def measure(model: Any, params: Any, inputs: tuple, direction: np.ndarray) -> di
     """Output, attention weights, gradients of sum(tokens * direction), and dL/dA by zeros added to the weights."""
     apply = functools.partial(model.apply, capture=("attention",))
 
-    shapes = jax.eval_shape(lambda params: apply({"params": params}, *inputs).attention, params)
+    shapes = jax.eval_shape(lambda params: _attention(apply({"params": params}, *inputs)), params)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
 
     @jax.jit
@@ -92,10 +92,15 @@ def measure(model: Any, params: Any, inputs: tuple, direction: np.ndarray) -> di
 
         captured = apply({"params": params}, *inputs)
         d_params, d_weights = jax.grad(loss, (0, 1))(params, zeros)
-        return captured.tokens, captured.attention, d_params, d_weights
+        return captured.tokens, _attention(captured), d_params, d_weights
 
     names = ("tokens", "attention", "gradients", "d_attention")
     return dict(zip(names, jax.device_get(run(params, zeros)), strict=True))
+
+
+def _attention(out: Any) -> Mapping[str, Any]:
+    """The weights by kind, of a stack of blocks, or of a model that has one kind."""
+    return out.attention if isinstance(out.attention, Mapping) else {"attention": out.attention}
 
 
 def looped_gradients(found: dict[str, Any]) -> Any:
