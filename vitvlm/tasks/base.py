@@ -87,6 +87,10 @@ class Task(abc.ABC):
         """The loss in two parts, where it compares all examples of a batch; None where each example has its own."""
         return None
 
+    def on_one_device(self) -> "Task":
+        """Returns the task for batches that lie whole on one device: what its FLOPs are counted with."""
+        return self
+
     def whole_batch(self, batch: Batch) -> Batch:
         """Adds what micro-batches must know of the whole batch (`training.gradients.make_gradients`)."""
         return batch

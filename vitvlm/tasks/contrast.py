@@ -68,6 +68,9 @@ class Contrast(Task):
         loss, metrics = self._compare(self._of_examples(output, batch), output.scale, output.bias, batch)
         return loss, metrics, updated
 
+    def on_one_device(self) -> "Contrast":
+        return dataclasses.replace(self, mesh=None, axes=())
+
     @property
     def pairwise(self) -> Pairwise:
         """The same loss for GradCache."""

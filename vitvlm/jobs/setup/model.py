@@ -180,7 +180,7 @@ class ModelSetup:
             flops.count(
                 lambda variables, rng, loss=loss: loss(variables, self.example_batch, rng, True)[0], variables, key
             )
-            for loss in self.task.losses
+            for loss in self.task.on_one_device().losses
         ]
         return round(sum(counts) / len(counts))
 

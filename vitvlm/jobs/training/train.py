@@ -197,7 +197,7 @@ def backward_share(training: TrainingSetup) -> float:
     model, state = training.model, training.state_shapes
     if not state.frozen:
         return BACKWARD_SHARE
-    gradients = make_gradients(model.task.losses)
+    gradients = make_gradients(model.task.on_one_device().losses)
     collections = {**state.collections, **model.task.constants}
     key = jax.eval_shape(lambda: jax.random.key(0))
     both = flops.count(
