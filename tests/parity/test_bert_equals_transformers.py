@@ -162,10 +162,10 @@ def test_configs_that_are_not_understood(field, tmp_path):
 
 def test_what_no_bert_is(tmp_path):
     model = models.build(
-        "bert", width=8, depth=1, heads=2, mlp_width=8, vocab_size=9, length=5, drop_path=0.1, scan=False
+        "bert", width=8, depth=1, heads=2, mlp_width=8, vocab_size=9, length=5, layer_scale=0.1, scan=False
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), TEXTS[:, :5] % 9)
-    with pytest.raises(ConfigError, match=r"BERT has no drop_path = 0\.1"):
+    with pytest.raises(ConfigError, match=r"BERT has no layer_scale = 0\.1"):
         pretrained.save(pretrained.Pretrained(model, shapes, None, None, {}), tmp_path)
 
 

@@ -20,7 +20,7 @@ from vitvlm.models.t5 import T5
 from vitvlm.models.text import TextTransformer
 from vitvlm.nn.patches import Patches
 from vitvlm.pretrained import huggingface, open_clip, timm, vit
-from vitvlm.pretrained.expressible import ANY, HOW, Expressible, anything
+from vitvlm.pretrained.expressible import ANY, HOW, IN_TRAINING, Expressible, anything
 
 
 def build(exporter, changes):
@@ -167,6 +167,10 @@ def test_fields_that_are_not_named_are_refused(exporter):
     for path, changed in unnamed(exporter.family.expressible, model):
         paths.append(path)
         value = get(changed, path)
+        if path.rpartition(".")[2] in IN_TRAINING:
+            exporter.family.expressible.check(changed)
+            assert exporter.family.expressible.left_out(changed) == [f"{path} = {value!r}"]
+            continue
         with pytest.raises(ConfigError) as refused:
             exporter.family.described(changed, {})
         assert f"{path} = {value!r}" in str(refused.value), path
@@ -224,10 +228,42 @@ def test_an_exporter_without_names_is_no_exporter():
         dataclasses.replace(vit.CLASSIFIER, expressible=None)
 
 
-def test_what_training_alone_needs_is_told_so(tmp_path):
-    model = models.build("vit", **VIT, scan=False, drop_path=0.1)
-    loaded = pretrained.Pretrained(model, random_variables(model), None, None, {})
-    with pytest.raises(
-        ConfigError, match=r"ViT has no drop_path = 0\.1 \(which training alone needs: load it with drop"
-    ):
-        pretrained.save(loaded, tmp_path)
+def test_what_acts_in_training_alone_is_left_out_and_named(tmp_path, caplog):
+    """The weights answer as before; what the format can say beside it is still said."""
+    model = models.build("vit", **VIT, scan=False, drop_path=0.1, dropout=0.2)
+    variables = random_variables(model)
+    with caplog.at_level("WARNING"):
+        pretrained.save(pretrained.Pretrained(model, variables, None, None, {}), tmp_path)
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        "format hf: ViT has no drop_path = 0.1: left out, as training alone needs it"
+    ]
+    back = pretrained.load(tmp_path)
+    assert (back.model.drop_path, back.model.dropout) == (0.0, 0.2)
+    images = inputs_of(model)[0]
+    found, expected = (
+        each.apply(vars_, images).tokens for each, vars_ in ((back.model, back.variables), (model, variables))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_matters_is_still_refused_beside_it(tmp_path):
+    model = models.build("vit", **VIT, scan=False, drop_path=0.1, qk_norm=True)
+    with pytest.raises(ConfigError, match=r"has no qk_norm = True") as refused:
+        pretrained.save(pretrained.Pretrained(model, random_variables(model), None, None, {}), tmp_path)
+    assert "drop_path" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", sorted(IN_TRAINING))
+def test_what_is_called_training_alone_changes_nothing_in_use(field):
+    """Each field of that list, in every model that has it: with train=False the output is the same to the bit."""
+    tested = 0
+    for exporter in EXPORTERS.values():
+        model = build(exporter, {})
+        for path in [each for each in fields_of(model) if each.rpartition(".")[2] == field]:
+            if exporter.model in ("vit", "bert", "text", "resnet", "efficientnet", "swin") and tested < 3:
+                variables = random_variables(model)
+                other = changed(model, path.split("."), 0.3)
+                found, expected = (jax.jit(each.apply)(variables, *inputs_of(model)) for each in (other, model))
+                jax.tree.map(np.testing.assert_array_equal, found, expected)
+                tested += 1
+    assert tested or field == "embed_dropout"  # of language models

@@ -1,7 +1,8 @@
 """Fields of a model that another code base's format can say. Everything else must be as it is by default.
 
 So a field that a model is given tomorrow is never left out of a file in silence: until a format names it, a model that
-sets it is refused.
+sets it is refused. What acts in training alone (IN_TRAINING) changes no answer of the weights: where a format cannot
+say it, it is left out with a warning that names it.
 """
 
 import dataclasses
@@ -16,8 +17,8 @@ from vitvlm.models.registry import module_fields
 # How a model is computed, which no format says and which changes no result.
 HOW = frozenset({"scan", "remat", "unroll", "attention", "dtype", "param_dtype"})
 
-# What matters in training alone.
-IN_TRAINING = frozenset({"drop_path", "dropout", "attention_dropout", "norm_momentum"})
+# What acts in training alone: with `train=False` a model computes the same without it.
+IN_TRAINING = frozenset({"drop_path", "dropout", "attention_dropout", "embed_dropout", "norm_momentum"})
 
 
 class Anything:
@@ -43,7 +44,7 @@ class Expressible:
       kind: the module.
       fields: the fields that it can say, each with the values that it may have: ANY; a tuple of them; a function of the
         module that tells whether the value is one; or, for a module inside, another Expressible. Fields that are not
-        named, but for those of HOW, must have their default.
+        named, but for those of HOW and IN_TRAINING, must have their default.
     """
 
     format: str
@@ -57,15 +58,13 @@ class Expressible:
             raise TypeError(f"{self.format}: {', '.join(sorted(wrong))}: no field of {self.kind.__name__}, or required")
 
     def check(self, model: nn.Module) -> None:
-        """Raises ConfigError that lists the fields, with their values, that the format cannot say."""
-        found = dict(self.problems(model))
-        if not found:
-            return
-        idle = [name for name in found if name.rpartition(".")[2] in IN_TRAINING]
-        defaults = _defaults(self.kind)
-        hint = ", ".join(f"{name}={defaults[name]!r}" for name in idle if name in defaults)
-        remedy = f" (which training alone needs: load it with {hint})" if hint and len(idle) == len(found) else ""
-        raise ConfigError(f"{self.format} has no {', '.join(found.values())}{remedy}")
+        """Raises ConfigError that lists the fields, with their values, that the format cannot say and that matter."""
+        if found := [field for name, field in self.problems(model) if not _acts_in_training_alone(name)]:
+            raise ConfigError(f"{self.format} has no {', '.join(found)}")
+
+    def left_out(self, model: nn.Module) -> list[str]:
+        """Fields that act in training alone and that the format cannot say, with their values."""
+        return [field for name, field in self.problems(model) if _acts_in_training_alone(name)]
 
     def problems(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Yields each field that cannot be said, by its path in the model, and the field with its value."""
@@ -81,6 +80,10 @@ class Expressible:
                 yield from inner[name].problems(value, f"{prefix}{name}.")
             elif not (name in HOW or _is_among(self.fields.get(name, (defaults[name],)), value, model)):
                 yield f"{prefix}{name}", f"{prefix}{name} = {value!r}"
+
+
+def _acts_in_training_alone(path: str) -> bool:
+    return path.rpartition(".")[2] in IN_TRAINING
 
 
 def _is_among(values: Values, value: Any, model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import linen as nn
 
 from vitvlm import models
@@ -79,7 +80,10 @@ class Family:
             raise TypeError(f"family of {self.model}: what writes a config has to name the fields that it can express")
 
     def described(self, model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns their config for a model. Raises ConfigError that names the fields which they cannot express."""
+        """Returns their config for a model, without what acts in training alone and they cannot express.
+
+        Raises ConfigError that names the other fields which they cannot express.
+        """
         self.expressible.check(model)
         return self.config(model, params)
 
@@ -116,7 +120,7 @@ def assemble(
 def take_apart(
     families: Mapping[str, Family], model: nn.Module, variables: Mapping[str, Any], format: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the tensors of the first family that can express the model. Raises ConfigError if none can."""
+    """The config and the tensors of the family that says most of the model; see `expressing`."""
     looped = unstack_blocks(variables)
     family, config = expressing(families, model, looped["params"], format)
     return config, Table(family.rows(model, ())).write(looped)
@@ -125,7 +129,9 @@ def take_apart(
 def expressing(
     families: Mapping[str, Family], model: nn.Module, params: Mapping[str, Any], format: str
 ) -> tuple[Family, dict[str, Any]]:
-    """The first family that can express the model, whose parameters are looped, and its config.
+    """The first family that says most of the model, whose parameters are looped, and its config.
+
+    A warning names the fields that act in training alone and that the format cannot say; they are left out.
 
     Args:
       families: in order of preference.
@@ -133,13 +139,22 @@ def expressing(
     Raises ConfigError that says, for each family of this kind of model, why it cannot, the nearest first.
     """
     reasons = []
+    found: list[tuple[list[str], Family, dict[str, Any]]] = []
     for family in {id(each): each for each in families.values() if each.kind is type(model)}.values():
         try:
-            return family, family.described(model, params)
+            found.append((family.expressible.left_out(model), family, family.described(model, params)))
         except ConfigError as error:
             reasons.append(str(error))
-    why = "; ".join(sorted(dict.fromkeys(reasons), key=len)) or f"no architecture there is a {type(model).__name__}"
-    raise ConfigError(f"format {format}: {why}")
+    if not found:
+        why = "; ".join(sorted(dict.fromkeys(reasons), key=len)) or f"no architecture there is a {type(model).__name__}"
+        raise ConfigError(f"format {format}: {why}")
+    left_out, family, config = min(found, key=lambda one: len(one[0]))
+    if left_out:
+        logging.warning(
+            "format %s: %s has no %s: left out, as training alone needs it",
+            *(format, family.expressible.format, ", ".join(left_out)),
+        )
+    return family, config
 
 
 def still_describes(
