@@ -15,6 +15,7 @@ from vitvlm.data import sources, stat_data
 from vitvlm.data.batches import train_batches
 from vitvlm.data.errors import DataError
 from vitvlm.data.identity import Identity, load
+from vitvlm.data.sources import prepared
 
 OPS = "decode|resize((6, 5))|normalize"
 
@@ -243,3 +244,48 @@ def test_every_source_tells_what_it_reads(spec):
     identity = Identity.of(sources.open(spec, "train"))
     assert identity.digest == Identity.of(sources.open(spec, "train")).digest
     assert bool(identity.items) == (spec == "emoji")
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """A copy of the embedded emoji, as another installation has it."""
+    monkeypatch.setattr(prepared, "EMOJI", shutil.copytree(prepared.EMOJI, tmp_path / "installed"))
+    return tmp_path / "installed"
+
+
+def test_another_installation_of_the_embedded_data_changes_nothing(embedded, tmp_path, monkeypatch):
+    before = Identity.of(sources.open("emoji", "train"))
+    for path in embedded.iterdir():
+        os.utime(path, (1, 1))
+    stat_data._content.cache_clear()
+    assert Identity.of(sources.open("emoji", "train")).digest == before.digest
+    again = shutil.copytree(embedded, tmp_path / "again", copy_function=shutil.copy)
+    monkeypatch.setattr(prepared, "EMOJI", again)
+    assert Identity.of(sources.open("emoji", "train")).digest == before.digest
+
+
+def test_other_embedded_data_are_a_change_though_of_the_same_size_and_time(embedded, tmp_path):
+    lists = epath.Path(tmp_path)
+    before = Identity.of(sources.open("emoji", "train"))
+    before.save(lists)
+    file = embedded / "group.labels.txt"
+    content, then = file.read_bytes(), file.stat()
+    file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+    stat_data._content.cache_clear()
+    now = Identity.of(sources.open("emoji", "train"))
+    assert "1 file has changed, though not in size: group.labels.txt" in now.changes(before.summary(), lists)
+
+
+def test_a_list_of_times_by_an_earlier_version_is_the_same_embedded_data(embedded, tmp_path):
+    """Unless the size is another; and a folder's times still tell."""
+    lists, now = epath.Path(tmp_path), Identity.of(sources.open("emoji", "train"))
+    files = {path.name: path for path in embedded.iterdir()}
+    before = Identity(now.classes, stat_data.described(files))
+    before.save(lists)
+    assert before.digest != now.digest and now.changes(before.summary(), lists) == ""
+    shorter = before.items | {"tokenizer.json": f"9 {before.items['tokenizer.json'].split()[1]}"}
+    other = Identity(now.classes, shorter)
+    other.save(lists)
+    assert "1 file has changed: tokenizer.json" in now.changes(other.summary(), lists)
+    assert not stat_data.same("5 100", "5 101") and stat_data.same("5 100", "5 100")

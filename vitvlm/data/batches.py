@@ -152,11 +152,10 @@ class TrainBatches(Iterator[Batch]):
 
     def _changes(self, before: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Lists what differs from the data of a state, by name. Raises DataError unless changes are accepted."""
-        changes = {
-            name: identity.changes(before[name], self._lists)
-            for name, identity in self._data.items()
-            if name in before and before[name]["digest"] != identity.digest
+        found = {
+            name: identity.changes(before[name], self._lists) for name, identity in self._data.items() if name in before
         }
+        changes = {name: said for name, said in found.items() if said}
         if changes and not self._accept_changes:
             raise DataError(
                 f"{changed(changes)}. Put them back, start in a new workdir, or go on with --accept_changed_data"

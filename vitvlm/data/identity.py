@@ -1,7 +1,7 @@
 """Identity of a training's data, kept with its checkpoints, so that a change of the data is noticed when it resumes.
 
 Files are not read: the identity holds each file's name, size and time of its last change, and the text of each row of a
-list.
+list. The data that come with this package are told by their contents instead, as another installation has other times.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from vitvlm.data import stat_data
 from vitvlm.data.sources.base import Source
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +52,12 @@ class Identity:
         return {"digest": self.digest, "classes": list(self.classes), "items": len(self.items)}
 
     def changes(self, summary: Mapping[str, Any], folder: epath.Path | None) -> str:
-        """Lists in words what differs from a `summary`; names files if `save` has listed them in `folder`."""
+        """Lists in words what differs from a `summary`, "" for nothing; names files that `save` has listed in `folder`.
+
+        A file that was listed with its time, by an earlier version, and is told by its content now is one file.
+        """
+        if summary["digest"] == self.digest:
+            return ""
         before = None if folder is None else load(folder, summary["digest"])
         found, renamed = _classes(summary["classes"], self.classes)
         if before is None:
@@ -116,7 +122,7 @@ def _items(before: Mapping[str, str], now: Mapping[str, str], renamed: Mapping[s
 
     before = {moved(name): stamp for name, stamp in before.items()}
     gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
-    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    changed = sorted(name for name in before.keys() & now.keys() if not stat_data.same(before[name], now[name]))
     found = []
     for names, (one, many) in ((gone, ("is gone", "are gone")), (new, ("is new", "are new"))):
         if names:

@@ -155,11 +155,18 @@ class TfdsSource(Source):
         return _contents(fields, "id")[0].decode() if "id" in self._texts else f"{self._prefix}-{index}"
 
 
+class EmojiSource(TfdsSource):
+    """The embedded emoji: they are installed with this package, so that times tell of the installation alone."""
+
+    def stamps(self) -> Mapping[str, str]:
+        return stat_data.contents({path.name: path for path in sorted(EMOJI.iterdir()) if path.is_file()})
+
+
 def open_emoji(label: str, split: str) -> Source:
     """The embedded set, labelled by "group" or "subgroup"."""
     if label not in ("group", "subgroup"):
         raise ConfigError(f"data source 'emoji:{label}': {suggest(label, ('group', 'subgroup'))}")
-    return TfdsSource(tfds.builder_from_directory(EMOJI), split, label, EMOJI_SEPARATORS)
+    return EmojiSource(tfds.builder_from_directory(EMOJI), split, label, EMOJI_SEPARATORS)
 
 
 def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
