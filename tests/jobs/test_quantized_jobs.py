@@ -69,7 +69,7 @@ def test_evaluated_afterwards_it_gives_what_the_training_saw(undisturbed, tmp_pa
 def test_its_weights_are_those_that_it_computes_with(undisturbed):
     """Loaded as weights, matrices are float32: what the blocks made of them, not what they were before."""
     config, folder, _ = undisturbed
-    state = load_state(setup(config), folder)
+    state = load_state(setup(config).training, folder)
     wanted = flatten(storage.whole(state.variables(ema=True)["params"]))
     found = flatten(pretrained.load(folder).variables["params"])
     assert found.keys() == wanted.keys()
@@ -83,15 +83,15 @@ def test_it_teaches(undisturbed):
     config, folder, _ = undisturbed
     student = golden.load("configs/deit_imagenet.py", f"debug,teacher={folder},distillation=soft")
     job = setup(student)
-    teacher = job.task.distillation.teacher
+    teacher = job.model.task.distillation.teacher
     own = setup(config)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    expected = own.task.model.apply(load_state(own, folder).variables(ema=True), images).logits
+    expected = own.model.task.model.apply(load_state(own.training, folder).variables(ema=True), images).logits
     found = teacher.model.apply(teacher.variables, images).logits
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    with train.open_batches(job) as batches:
-        batch = sharding.put_batch(next(batches), job.mesh)
-    _, metrics = train.compiled_step(job)(train.first_state(job), batch)
+    with job.data.batches() as batches:
+        batch = sharding.put_batch(next(batches), job.model.mesh)
+    _, metrics = train.compiled_step(job.training)(train.first_state(job.training), batch)
     assert np.isfinite(metrics["loss"]) and metrics["distillation_loss"] > 0
 
 

@@ -120,9 +120,17 @@ def assemble(
 def take_apart(
     families: Mapping[str, Family], model: nn.Module, variables: Mapping[str, Any], format: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the tensors of the family that says most of the model; see `expressing`."""
+    """The config and the tensors of the family that says most of the model; see `expressing`.
+
+    A warning names the fields that act in training alone and that the format cannot say; they are left out.
+    """
     looped = unstack_blocks(variables)
     family, config = expressing(families, model, looped["params"], format)
+    if left_out := family.expressible.left_out(model):
+        told = ", ".join(left_out)
+        logging.warning(
+            "format %s: %s has no %s: left out, as training alone needs it", format, family.expressible.format, told
+        )
     return config, Table(family.rows(model, ())).write(looped)
 
 
@@ -130,8 +138,6 @@ def expressing(
     families: Mapping[str, Family], model: nn.Module, params: Mapping[str, Any], format: str
 ) -> tuple[Family, dict[str, Any]]:
     """The first family that says most of the model, whose parameters are looped, and its config.
-
-    A warning names the fields that act in training alone and that the format cannot say; they are left out.
 
     Args:
       families: in order of preference.
@@ -148,12 +154,7 @@ def expressing(
     if not found:
         why = "; ".join(sorted(dict.fromkeys(reasons), key=len)) or f"no architecture there is a {type(model).__name__}"
         raise ConfigError(f"format {format}: {why}")
-    left_out, family, config = min(found, key=lambda one: len(one[0]))
-    if left_out:
-        logging.warning(
-            "format %s: %s has no %s: left out, as training alone needs it",
-            *(format, family.expressible.format, ", ".join(left_out)),
-        )
+    _, family, config = min(found, key=lambda one: len(one[0]))
     return family, config
 
 

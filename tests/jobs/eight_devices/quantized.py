@@ -22,11 +22,11 @@ def test_a_step_under_fsdp_is_that_of_one_device(kind):
     for count in (1, 8):
         mesh = sharding.make_mesh({"data": 1, "fsdp": count, "tensor": 1}, devices=jax.devices()[:count])
         job = setup(config, mesh=mesh)
-        with train.open_batches(job) as batches:
+        with job.data.batches() as batches:
             batch = sharding.put_batch(next(batches), mesh)
-        state = train.first_state(job)
+        state = train.first_state(job.training)
         before = jax.tree.map(np.asarray, state.frozen)
-        stepped[count] = state, metrics = train.compiled_step(job)(state, batch)
+        stepped[count] = state, metrics = train.compiled_step(job.training)(state, batch)
         jax.tree.map(np.testing.assert_array_equal, state.frozen, before)
         up = state.frozen["blocks"]["mlp"]["up"]["kernel"]
         assert isinstance(up, storage.Quantized)
