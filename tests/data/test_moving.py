@@ -96,7 +96,7 @@ def test_a_box_is_clipped_and_says_how_much_of_it_is_seen():
     np.testing.assert_allclose(twice["boxes_visible"], [0.2, 0, 0, 0], atol=1e-6)
     left = run("central_crop((10, 10))|drop_hidden('boxes', 'things', min_visible=0.5)", example)
     assert left["things"] == ("b", "d") and left["boxes"].tolist() == [[0, 0, 3, 10], [1, 2, 3, 4]]
-    assert left["@dropped"] == 2
+    assert left["@dropped"] == {"rows of 'boxes' of which 0.5 or less is seen (drop_hidden)": 2}
 
 
 def test_what_is_left_out_is_counted_over_batches_and_padded_rows_are_masked():
@@ -112,7 +112,10 @@ def test_what_is_left_out_is_counted_over_batches_and_padded_rows_are_masked():
     boxes = np.concatenate([batch["boxes"] for batch in seen])[:6]
     assert not boxes[mask == 0].any() and (boxes[mask == 1][:, 2] > boxes[mask == 1][:, 0]).all()
     whole = sum(len(source[i]["boxes"]) for i in range(6))
-    assert batches.dropped > 0 and mask.sum() < whole
+    hidden = "rows of 'boxes' of which 0.3 or less is seen (drop_hidden)"
+    surplus = "rows of 'boxes' beyond the first 3 (pad)"
+    assert batches.dropped[hidden] > 0
+    assert mask.sum() == whole - batches.dropped[hidden] - batches.dropped.get(surplus, 0)
     for batch in seen:
         np.testing.assert_array_equal(batch["boxes_mask"], batch["masks_mask"])
 

@@ -12,12 +12,13 @@ and the state of the iterator is the number of batches taken. Of a streamed sour
 the numbers of processes and workers too, index is the shard and the byte, and the state is the place in the shards.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -51,7 +52,8 @@ class TrainBatches(Iterator[Batch]):
     Attributes:
       bad: the unreadable images among the batches taken so far.
       skipped: batches without a single readable image, which are not given out.
-      dropped: rows of fields, boxes for one, that operations left out (`drop_hidden`, `pad`) in the batches taken.
+      dropped: how many rows of fields, boxes for one, operations left out (`drop_hidden`, `pad`) in the batches taken,
+        by what they were and why.
       changes: how the data differ from those of the state that `set_state` was given; empty where they do not.
       say: receives messages: each unreadable image when it is found, each batch that is skipped. The log by default.
       image_shape: (H, W, C); None for batches without images.
@@ -68,7 +70,7 @@ class TrainBatches(Iterator[Batch]):
     ):
         self.bad = bad
         self.skipped = 0
-        self.dropped = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
         self.changes: dict[str, str] = {}
         self._data, self._accept_changes, self._lists = data or {}, accept_changes, lists
         self._naming = _Naming(_LOG.warning)
@@ -94,7 +96,8 @@ class TrainBatches(Iterator[Batch]):
         for lost in itertools.count(1):
             batch, dropped = _take(self._running[0], self.bad, self._naming)
             self._step += 1
-            self.dropped += dropped
+            self._naming.first(dropped.keys() - self.dropped.keys())
+            self.dropped.update(dropped)
             if self._plan.process_count > 1 or batch["example_mask"].any():
                 return batch
             self.skipped += 1
@@ -117,7 +120,7 @@ class TrainBatches(Iterator[Batch]):
             "step": self._step,
             "bad": self.bad.state(),
             "skipped": self.skipped,
-            "dropped": self.dropped,
+            "dropped": dict(self.dropped),
             "made_for": self._plan.identity(),
             "data": {name: identity.summary() for name, identity in self._data.items()},
         }
@@ -148,7 +151,7 @@ class TrainBatches(Iterator[Batch]):
         _close(self._running)
         self._step, self._place = saved["step"], saved.get("place")
         self.bad, self.skipped = self.bad.restored(saved["bad"]), saved.get("skipped", 0)
-        self.dropped = saved.get("dropped", 0)
+        self.dropped = collections.Counter(saved["dropped"] if isinstance(saved.get("dropped"), dict) else {})
 
     def _changes(self, before: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Lists what differs from the data of a state, by name. Raises DataError unless changes are accepted."""
@@ -188,13 +191,13 @@ class EvalBatches:
 
     Attributes:
       bad: the unreadable images of the current or last pass.
-      dropped: rows of fields, boxes for one, that operations left out of it (`drop_hidden`, `pad`).
+      dropped: how many rows of fields operations left out of it, as of `TrainBatches`.
       image_shape: (H, W, C); None for batches without images.
     """
 
     def __init__(self, plan: EvalPlan, workers: int, bad: Unreadable):
         self.bad = bad
-        self.dropped = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
         self.image_shape = plan.loader.image_shape
         self._plan = plan
         self._workers = workers
@@ -206,15 +209,21 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Workers end with the pass, and also when the iteration is left early."""
         self.bad = dataclasses.replace(self.bad, seen=0, count=0, names={}, epochs={})
-        self.dropped = 0
+        self.dropped = collections.Counter()
         batches = running.iterate(self._plan, self._workers, start=0)
         try:
             for _ in range(len(self)):
                 batch, dropped = _take(batches, self.bad, self._naming)
-                self.dropped += dropped
+                self.dropped.update(dropped)
                 yield batch
         finally:
             batches.close()
+
+
+def left_out(dropped: Mapping[str, int]) -> str:
+    """Says in words what operations left out of examples; "" for nothing."""
+    told = ", ".join(f"{count:,} {why}" for why, count in sorted(dropped.items()))
+    return f"left out by operations: {told}" if told else ""
 
 
 def changed(changes: Mapping[str, str]) -> str:
@@ -312,8 +321,8 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
         batches.pop().close()
 
 
-def _take(batches: Iterator[dict[str, Any]], bad: Unreadable, naming: "_Naming") -> tuple[Batch, int]:
-    """Returns the next batch, and how many rows of its examples' fields operations left out."""
+def _take(batches: Iterator[dict[str, Any]], bad: Unreadable, naming: "_Naming") -> tuple[Batch, dict[str, int]]:
+    """Returns the next batch, and how many rows of its examples' fields operations left out, by what and why."""
     batch = dict(next(batches))
     unreadable, epochs, dropped = batch.pop(UNREADABLE), batch.pop(EPOCHS), batch.pop(DROPPED)
     naming.name(bad.add(epochs[epochs >= 0].tolist(), unreadable))
@@ -333,6 +342,11 @@ class _Naming:
                 self._said.add(bad.name)
                 more = "" if len(self._said) < _NAMED else "; further ones are counted, and not named one by one"
                 self.say(f"cannot be read: {bad.name}: {bad.reason}{more}")
+
+    def first(self, dropped: Iterable[str]) -> None:
+        """Says what operations leave out when it is met for the first time; the end of the training says how often."""
+        for why in sorted(dropped):
+            self.say(f"operations leave out {why}: they are counted")
 
 
 def _check(source: Source, batch_size: int, seed: int, workers: int, process_index: int, process_count: int) -> None:

@@ -3,6 +3,7 @@
 Which examples stand in a batch is for `plans` and `streams` to say.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -112,7 +113,7 @@ class Loader:
         images = [name for name in self.pipeline.images if name in arrays and arrays[name].ndim == 4]
         strings: dict[str, list[Any]] = {name: [""] * len(rows) for name in self.strings}
         labels, mask = self._no_labels(len(rows)), np.zeros(len(rows), np.float32)
-        unreadable, dropped = [], 0
+        unreadable, dropped = [], collections.Counter()
         for row, make in enumerate(rows):
             try:
                 example = None if make is None else make(out={name: arrays[name][row] for name in images})
@@ -124,7 +125,7 @@ class Loader:
                     arrays[name][row] = 0
                 continue
             mask[row] = 1
-            dropped += example.get(DROPPED, 0)
+            dropped.update(example.get(DROPPED, {}))
             for name, array in arrays.items():
                 self._put(array, row, name, example)
             for name in strings:
@@ -135,7 +136,7 @@ class Loader:
                 labels[row] = example["label"]
         epochs, index = np.array(places, np.int64).T
         batch = {"labels" if self.source.multi_label else "label": labels} if self.labelled else {}
-        batch |= {"example_mask": mask, "index": index, UNREADABLE: unreadable, EPOCHS: epochs, DROPPED: dropped}
+        batch |= {"example_mask": mask, "index": index, UNREADABLE: unreadable, EPOCHS: epochs, DROPPED: dict(dropped)}
         return arrays | batch | {name: as_array(text) for name, text in strings.items()}
 
     def _no_labels(self, rows: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from vitvlm.data.operations import tracing
 from vitvlm.data.operations.moving import visible
 from vitvlm.data.operations.parsing import example_operation
 
-DROPPED = "@dropped"  # entry of an example: how many rows of its fields were left out
+DROPPED = "@dropped"  # entry of an example: how many rows of its fields were left out, by what and why
 FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -167,7 +167,9 @@ def drop_hidden(example: dict[str, Any], *names: str, min_visible: float = 0.0) 
     count = len(_field(example, names[0]))
     seen = example.get(visible(names[0]), np.ones(count, np.float32))
     stays = np.asarray(seen) > min_visible
-    new: dict[str, Any] = {DROPPED: example.get(DROPPED, 0) + int((~stays).sum())}
+    share = f"{min_visible:g} or less" if min_visible else "nothing"
+    why = f"rows of {names[0]!r} of which {share} is seen (drop_hidden)"
+    new: dict[str, Any] = _dropped(example, why, int((~stays).sum()))
     for name in names:
         for each in (name, visible(name)):
             if each == name or each in example:
@@ -205,7 +207,7 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
     if visible(field) in example:
         seen = np.asarray(example[visible(field)], np.float32)[:size]
         new[visible(field)] = np.pad(seen, (0, size - len(seen)))
-    return {**example, **new, DROPPED: example.get(DROPPED, 0) + left_out}
+    return {**example, **new, **_dropped(example, f"rows of {field!r} beyond the first {size} (pad)", left_out)}
 
 
 def as_array(values: Sequence[str | tuple[str, ...]]) -> np.ndarray:
@@ -221,6 +223,12 @@ def as_array(values: Sequence[str | tuple[str, ...]]) -> np.ndarray:
 def declared(fields: Fields, names: Mapping[str, str]) -> dict[str, Field]:
     """The kinds of the fields that operations read, where nothing but the operations says what they are."""
     return {name: fields.get(name) or Field(kind) for name, kind in names.items()}
+
+
+def _dropped(example: Mapping[str, Any], why: str, count: int) -> dict[str, dict[str, int]]:
+    """Returns the entry DROPPED with `count` more rows; nothing if there are none."""
+    before = example.get(DROPPED, {})
+    return {DROPPED: {**before, why: before.get(why, 0) + count}} if count else {}
 
 
 def _field(example: Mapping[str, Any], name: str) -> Any:

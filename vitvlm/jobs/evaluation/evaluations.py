@@ -18,6 +18,7 @@ from flax import linen as nn
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations, sources
+from vitvlm.data.batches import EvalBatches, left_out
 from vitvlm.data.loader import Loader
 from vitvlm.data.operations import colour, text
 from vitvlm.data.texts import check_texts, texts_rule
@@ -57,13 +58,18 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluator with its name in the config, its schedule, its data, and the end of its protocol."""
+    """An evaluator with its name in the config, its schedule, its data, and the end of its protocol.
+
+    Attributes:
+      left_out: says what operations left out of the examples of the last pass; "" for nothing.
+    """
 
     name: str
     when: Section
     evaluator: evaluation.Evaluator
     source: sources.Source
     note: str = ""
+    left_out: Callable[[], str] = str
 
     def run(self, predict: Predictor, variables: Mapping[str, Any], folder: epath.Path) -> evaluation.Result:
         """Evaluates into `folder`, where the result is also written as result.json.
@@ -75,7 +81,7 @@ class Evaluation:
                 return self.evaluator.run(predict, variables, epath.Path(elsewhere))
         folder.mkdir(parents=True, exist_ok=True)
         result = self.evaluator.run(predict, variables, folder)
-        result = dataclasses.replace(result, protocol=result.protocol + evaluation.notes(self.note))
+        result = dataclasses.replace(result, protocol=result.protocol + evaluation.notes(self.note, self.left_out()))
         described = {"name": self.name, "protocol": result.protocol, "metrics": result.metrics}
         (folder / "result.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
         return result
@@ -90,6 +96,23 @@ def build(
     Raises ConfigError that names the field.
     """
     return tuple(_build(model, data, name, section, note) for name, section in sections.items())
+
+
+@dataclasses.dataclass
+class _Pass:
+    """Starts an exact pass over a split at each call, and knows what operations left out of the last one."""
+
+    start: Callable[[], EvalBatches]
+    last: EvalBatches | None = None
+
+    def __call__(self) -> EvalBatches:
+        self.last = self.start()
+        return self.last
+
+    def left_out(self) -> str:
+        count = jax.process_count()
+        told = left_out(self.last.dropped) if self.last is not None else ""
+        return f"{told} (of the first of {count} processes' shares)" if told and count > 1 else told
 
 
 def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Section, note: str) -> Evaluation:
@@ -108,8 +131,9 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
     labels = _labels(model.head, when.type, own, split, train_split, where)
     source = labels.source
     check_texts(source, pipeline, f"{where}.data")
+    batches = _Pass(data.evaluation_pass(split, source, when.batch_size))
     given: dict[str, Any] = {
-        "batches": data.evaluation_pass(split, source, when.batch_size),
+        "batches": batches,
         "train_batches": data.evaluation_pass(train_split, labels.train_source, when.batch_size),
         "random_variables": functools.partial(_random_variables, model),
         "example_id": source.ids.__getitem__,
@@ -127,7 +151,8 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
         predictions=tuple(model.task.predict_fns),
     )
     evaluation.check(evaluator, facts, where)
-    return Evaluation(name, when, evaluator, source, note if split.ops == shared.eval.get("ops") else "")
+    note = note if split.ops == shared.eval.get("ops") else ""
+    return Evaluation(name, when, evaluator, source, note, batches.left_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Data of a job from its config: the splits, the opened source of the training, and batches of both."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations, sources
-from vitvlm.data.batches import TrainBatches, eval_batches, train_batches, zero_batch
+from vitvlm.data.batches import EvalBatches, TrainBatches, eval_batches, train_batches, zero_batch
 from vitvlm.data.shapes import OpenShapeError, batch_shapes
 from vitvlm.data.texts import check_texts
 from vitvlm.jobs import fields
@@ -122,7 +122,7 @@ class DataSetup:
         split: fields.Split,
         opened: sources.Source | Callable[[], sources.Source],
         batch_size: int | None = None,
-    ) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    ) -> Callable[[], EvalBatches]:
         """Returns a function that starts one exact pass over a split; its source may be opened only when needed."""
         return lambda: eval_batches(
             opened() if callable(opened) else opened,

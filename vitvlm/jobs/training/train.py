@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.data.batches import TRAINING, changed
+from vitvlm.data.batches import TRAINING, changed, left_out
 from vitvlm.data.identity import Identity
 from vitvlm.jobs import data_files
 from vitvlm.jobs.evaluation import evaluations
@@ -115,6 +115,8 @@ def train(
             begun=claim,
         )
         final = checkpoints.metrics(training.clock.total_steps)
+        if batches.dropped:
+            progress.note(left_out(batches.dropped))
         if batches.bad.count:
             skipped = f"; {batches.skipped} batches without a readable one were skipped" if batches.skipped else ""
             progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}{skipped}")
