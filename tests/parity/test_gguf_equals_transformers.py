@@ -162,6 +162,33 @@ def test_unknown_types_and_architectures(path, tmp_path):
         pretrained.load(ggufs.gguf_writing.write(tmp_path / "bad.gguf", "llama", good, tensors))
 
 
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_written_with_its_tokenizer(tmp_path, add_bos):
+    model = ggufs.build("llama")
+    words = ["<s>", "</s>", "<pad>", "<|mine|>", *"abcdefghijklmnopqrstuvwxyzĠĊ", *"0123456789.,;:!?-", "ab", "Ġa"]
+    words += [f"<{i}>" for i in range(ggufs.VOCAB - len(words))]
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "padding_token_id": 2, "add_bos_token": add_bos}
+    types = [3, 3, 3, 4, *[1] * (len(words) - 4)]
+    found = ggufs.gguf_writing.vocabulary(words, types, pre="llama-bpe", merges=["a b", "Ġ a"], **ids)
+    found["tokenizer.chat_template"] = "{% for m in messages %}{{ bos_token + m.content }}{% endfor %}"
+    metadata = ggufs.metadata("llama", model) | found
+    loaded = pretrained.load(
+        ggufs.gguf_writing.write(tmp_path / "x.gguf", "llama", metadata, dict(ggufs.tensors("llama", model)))
+    )
+    assert loaded.tokenizer.add_bos == add_bos and loaded.tokenizer.length == 64
+    pretrained.save(loaded, tmp_path / "hf")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"), pretrained.load(tmp_path / "hf")
+    for text in ("ab a cab", "a<|mine|>b\n 1234", "</s>", ""):
+        ids = loaded.tokenizer.whole([text])[0]
+        assert theirs(text).input_ids == ids == ours.tokenizer.whole([text])[0]
+        assert theirs.decode(ids) == "<s>" * add_bos + text
+    chat = [{"role": "user", "content": "ab"}]
+    rendered = loaded.chat_template.render(chat).text
+    assert (
+        rendered == theirs.apply_chat_template(chat, tokenize=False) == ours.chat_template.render(chat).text == "<s>ab"
+    )
+
+
 def test_without_the_package(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"pip install 'vitvlm\[gguf\]'"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitvlm.data import tokenizers
+from vitvlm.data.tokenizers import gguf as gguf_tokenizers
 
 Rules = Mapping[str, Any]
 
@@ -13,6 +14,7 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -84,8 +86,14 @@ Reader = Callable[[Path, int, int], Rules | None]
 
 
 def copy_files(rules: Rules, folder: Path) -> None:
-    """The files of the tokenizer that these rules open, if they are a Hugging Face folder's, into another folder."""
+    """The files of the tokenizer that these rules open, if they are a Hugging Face folder's, into another folder.
+
+    Of a tokenizer inside a GGUF file such files are written.
+    """
     if (place := tokenizers.place(rules["tokenizer"])) is None:
+        return
+    if rules["tokenizer"].startswith("gguf:"):
+        gguf_tokenizers.write(place, folder)
         return
     source = place if place.is_dir() else place.parent
     for name in FILES:

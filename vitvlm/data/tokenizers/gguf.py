@@ -3,6 +3,7 @@
 The file holds the vocabulary and names the rules around it; these are built of Hugging Face's `tokenizers`.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,29 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
         "add_eos": bool(header.metadata.get("tokenizer.ggml.add_eos_token", False)),
     }
     return FastTokenizer(fast), {name: value for name, value in found.items() if value is not None}
+
+
+def write(path: Path, folder: Path) -> None:
+    """Writes the tokenizer of a file as a Hugging Face folder has it, with its chat template.
+
+    Raises DataError as `read`.
+    """
+    from tokenizers import processors
+
+    (model, rules), header = read(str(path)), header_of(path)
+    tokens, ids = _texts(header, "tokenizer.ggml.tokens"), special_ids(header)
+    before, after = ([tokens[rules[f"{name}_id"]]] * rules[f"add_{name}"] for name in ("bos", "eos"))
+    if before or after:
+        added = [(token, tokens.index(token)) for token in {*before, *after}]
+        model.fast.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after], pair=[*before, "$A", *after, *before, "$B", *after], special_tokens=added
+        )
+    model.fast.save(str(folder / "tokenizer.json"))
+    config = {f"{name}_token": tokens[i] for name, i in ids.items()} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {"clean_up_tokenization_spaces": False, "model_max_length": rules.get("length")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    if (template := header.metadata.get("tokenizer.chat_template")) is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def header_of(path: str | Path) -> gguf.Header:

@@ -112,7 +112,12 @@ def compare(loaded: Pretrained, peer: Peer, count: int, pairs: Sequence[Pair] = 
         ids, ours = log_probs(loaded, text)
         theirs = peer.log_probs(ids)
         result["paragraphs"].append(
-            {"tokens": len(theirs), "ours": ours.mean(), "theirs": theirs.mean(), "largest": np.abs(ours - theirs).max()}
+            {
+                "tokens": len(theirs),
+                "ours": ours.mean(),
+                "theirs": theirs.mean(),
+                "largest": np.abs(ours - theirs).max(),
+            }
         )
     ids = loaded.tokenizer.whole([PROMPT], add_eos=False)[0]
     ours, theirs = greedy(loaded, ids, count), peer.greedy(ids, count)
