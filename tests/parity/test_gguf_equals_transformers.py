@@ -144,6 +144,8 @@ def test_unknown_types_and_architectures(path, tmp_path):
         ({"llama.block_count": 2**31}, "the config asks for more than"),
         ({"llama.embedding_length": 2**20}, "asks for|of another shape"),
         ({"llama.expert_count": 8}, r"says llama\.expert_count = 8, which is not read for this architecture"),
+        ({"llama.attention.causal": False}, r"says llama\.attention\.causal = False, which is not read"),
+        ({"llama.rope.scaling.attn_factor": 2.0}, r"says llama\.rope\.scaling\.attn_factor = 2\.0"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, r"llama\.attention\.head_count_kv differs by layer"),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "scaled by 'longrope'"),
         ({"tokenizer.ggml.tokens": ["a"] * 65}, "a tokenizer of 65 tokens, and vectors of 64"),
@@ -154,6 +156,8 @@ def test_unknown_types_and_architectures(path, tmp_path):
         with pytest.raises(WeightsError, match=message) as caught:
             pretrained.load(written)
         assert "\n" not in str(caught.value)
+    idle = {"llama.attention.causal": True, "llama.rope.scaling.attn_factor": 1.0, "llama.expert_count": 0}
+    pretrained.open(ggufs.gguf_writing.write(tmp_path / "bad.gguf", "llama", good | idle, tensors))
     factors = tensors | {"rope_freqs.weight": np.full(8, 3, np.float32)}
     with pytest.raises(WeightsError, match="not LLaMA 3's factors"):
         pretrained.load(ggufs.gguf_writing.write(tmp_path / "bad.gguf", "llama", good, factors))

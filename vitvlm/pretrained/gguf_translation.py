@@ -19,7 +19,8 @@ Translation = tuple[str, Shape, Change]  # name and shape in `transformers`, and
 BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 ROPE_FACTORS = "rope_freqs.weight"  # by which frequencies are divided, of LLaMA 3.1
 # What files say and a model does not need to know.
-IDLE = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal", "rope.scaling.attn_factor"}
+IDLE = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
+NEUTRAL = {"attention.causal": True, "rope.scaling.attn_factor": 1.0}  # the only values that are understood
 MISSING = object()
 
 
@@ -49,7 +50,12 @@ class Metadata:
 
     def check_all_read(self) -> None:
         """Raises WeightsError for a key that nobody asked for: the model would be another one."""
-        left = [key for key, value in self.values.items() if key not in self.read | IDLE and np.any(value)]
+        known = self.read | IDLE
+        left = [
+            key
+            for key, value in self.values.items()
+            if key not in known and (value != NEUTRAL[key] if key in NEUTRAL else np.any(value))
+        ]
         if left:
             value = self.values[left[0]]
             raise WeightsError(f"says {self.name}.{left[0]} = {value!r:.60}, which is not read for this architecture")
