@@ -120,6 +120,16 @@ def test_what_is_left_out_is_counted_over_batches_and_padded_rows_are_masked():
         np.testing.assert_array_equal(batch["boxes_mask"], batch["masks_mask"])
 
 
+def test_no_row_is_padded_to_the_shape_of_some():
+    """The first example of a set, whose shapes are the batches', may be the one without a box."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    for boxes in (np.zeros((0, 4), np.float32), np.ones((1, 4), np.float32)):
+        found = run("pad('boxes', 2)", {"image": image, "boxes": boxes})
+        assert found["boxes"].shape == (2, 4) and found["boxes_mask"].sum() == len(boxes)
+    none = run("pad('masks', 2)", {"image": image, "masks": np.zeros((0, 8, 8), bool)})
+    assert none["masks"].shape == (2, 8, 8) and none["masks"].dtype == bool
+
+
 def test_named_points_and_relations_swap_left_and_right_in_mirror_images():
     names = "('nose', 'left_eye', 'right_eye')"
     example = {

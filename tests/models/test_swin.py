@@ -64,7 +64,17 @@ def test_remat_recomputes(images, variables):
         gradient = jax.grad(lambda variables: model.apply(variables, images).logits.sum())
         return len(programs.products(jax.make_jaxpr(gradient)(variables).jaxpr))
 
-    assert products("full") > products("dots") > products("none")
+    assert products("full") > products("dots") > products("none") == products("all_dots")
+
+
+def test_remat_keeps_what_its_name_says(images, variables):
+    """By "all_dots" the products and attention's weights stay, and norms and activations are computed again."""
+
+    def kept(remat):
+        model = make("swin", num_classes=5, remat=remat)
+        return programs.kept_bytes(lambda variables: model.apply(variables, images).logits.sum(), variables)
+
+    assert kept("none") > kept("all_dots") > kept("dots") > kept("full")
 
 
 def test_parameter_paths(images):

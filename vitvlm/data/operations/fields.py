@@ -190,7 +190,8 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
     """
     if surplus not in ("first", "error") or size < 1:
         raise ValueError(f"surplus={surplus!r} is 'first' or 'error', and size={size} at least 1")
-    rows = list(_field(example, field))
+    value = _field(example, field)
+    rows = list(value)
     if len(rows) > size and surplus == "error":
         raise ValueError(
             f"{field!r} has {len(rows)} rows: write size={len(rows)} instead of {size}, or surplus='first'"
@@ -201,8 +202,10 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
             raise ValueError(f"{field!r} has rows of {shapes[0]} and of {shapes[1]}: add resize or a crop")
         whole = np.zeros((size, *shapes[0]), np.asarray(rows[0]).dtype)
         whole[: len(rows)] = rows
+    elif isinstance(value, np.ndarray):
+        whole = np.zeros((size, *value.shape[1:]), value.dtype)
     else:  # of what shape, other examples say
-        whole = np.zeros((0, *np.shape(example[field])[1:]), np.float32)
+        whole = np.zeros(0, np.float32)
     new = {field: whole, f"{field}_mask": (np.arange(size) < len(rows)).astype(np.int32)}
     if visible(field) in example:
         seen = np.asarray(example[visible(field)], np.float32)[:size]
