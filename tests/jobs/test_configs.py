@@ -106,6 +106,17 @@ def test_a_mesh_of_chips_that_are_not_here_shards_the_state():
         assert math.prod(placed.shard_shape(whole.shape)) * 256 == math.prod(whole.shape)
 
 
+def test_a_mesh_that_would_cut_a_head_is_refused_before_anything_is_made():
+    plain = config_lib.plain(golden.load("configs/vit_imagenet.py")) | {"sharding": "tensor"}
+    plain["model"] |= {"num_classes": 1000, "variant": "S/16"}  # 6 heads
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "tensor"))
+    with pytest.raises(
+        config_lib.ConfigError, match=r"config\.sharding: .*: 6 heads of .* cannot be split over tensor"
+    ):
+        ModelSetup.of(plain, mesh=mesh)
+    ModelSetup.of(plain, mesh=jax.sharding.AbstractMesh((4, 2), ("data", "tensor")))
+
+
 @pytest.fixture
 def fashion_mnist(tmp_path, monkeypatch):
     """Files like Debian's, with made-up pictures: the real ones are installed on few machines."""

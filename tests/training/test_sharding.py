@@ -11,7 +11,7 @@ from vitvlm import models
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.core.rules import RuleError
-from vitvlm.training import sharding
+from vitvlm.training import heads, sharding
 
 
 def mesh_of(**axes):
@@ -75,6 +75,72 @@ def test_swiglu_is_split_as_an_mlp_is():
     tree = {"mlp": {name: {"kernel": np.zeros((8, 4))} for name in ("gate", "up", "down")}}
     expected = {"gate": P(None, "tensor"), "up": P(None, "tensor"), "down": P("tensor", None)}
     assert specs(tree, "tensor") == {f"mlp/{name}/kernel": spec for name, spec in expected.items()}
+
+
+def language_shapes(name="decoder", **fields):
+    sizes = {"width": 16, "depth": 2, "heads": 4, "mlp_width": 32, "vocab_size": 12} | fields
+    return jax.eval_shape(models.build(name, **sizes).init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+
+
+def test_language_models_split_heads_hidden_layers_and_words():
+    decoder = specs(language_shapes(length=8, kv_heads=2, head_bias=True), "fsdp+tensor")
+    assert decoder["embed/embedding"] == P("tensor", "fsdp") and decoder["head/kernel"] == P("fsdp", "tensor")
+    assert decoder["head_bias"] == P("tensor")
+    assert decoder["blocks/attention/key/kernel"] == decoder["blocks/mlp/gate/kernel"] == P(None, "fsdp", "tensor")
+    t5 = specs(language_shapes("t5", tied=False), "tensor")
+    for side, kinds in (("encoder", ["attention"]), ("decoder", ["attention", "cross"])):
+        assert t5[f"{side}/relative_buckets"] == P(None, "tensor")
+        for kind in kinds:
+            assert t5[f"{side}/blocks/{kind}/query/kernel"] == P(None, None, "tensor")
+            assert t5[f"{side}/blocks/{kind}/out/kernel"] == P(None, "tensor", None)
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole():
+    found = specs(language_shapes(length=8, vocab_size=13, head_bias=True), "fsdp+tensor")
+    assert found["embed/embedding"] == P(None, "fsdp") and found["head/kernel"] == P("fsdp", None)
+    assert found["head_bias"] == P(None)
+
+
+def test_a_rule_may_name_a_preset_and_an_axis_that_need_not_divide():
+    keys = r"(.*/)?attention/(key|value)/.*"
+    found = specs(language_shapes(length=8, qkv_bias=True), [(keys, "replicate"), (".*", "tensor")])
+    by_preset = specs(language_shapes(length=8, qkv_bias=True), "tensor")
+    changed = {path for path in found if found[path] != by_preset[path]}
+    names = ("key/kernel", "key/bias", "value/kernel", "value/bias")
+    assert changed == {f"blocks/attention/{name}" for name in names} and {found[path] for path in changed} == {P()}
+    tree = {"a": np.zeros((8, 5)), "b": np.zeros((7, 6))}
+    assert specs(tree, [(".*", ("fsdp?", "tensor?"))]) == {"a": P("fsdp", None), "b": P(None, "tensor")}
+    with pytest.raises(ConfigError, match=r"the mesh has no axis 'tensr'"):
+        specs(tree, [(".*", ("fsdp?", "tensr?"))])
+
+
+def check_heads(by, mesh, **fields):
+    model = models.build("decoder", width=16, depth=2, heads=4, mlp_width=32, vocab_size=12, length=8, **fields)
+    init, inputs = model.init, (jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    found = heads.heads_of(init, *inputs)
+    heads.check_heads(found, sharding.shardings(jax.eval_shape(init, *inputs)["params"], by, mesh))
+    return found
+
+
+@pytest.mark.parametrize("fields", [{}, {"scan": False}, {"pattern": ("local", "global"), "local": 2}])
+def test_a_head_that_would_be_cut_is_an_error_that_says_what_to_do(fields):
+    """16 columns of keys divide by 4, but they are 2 heads; along axes of the batch a head may be cut."""
+    four, whole = mesh_of(data=2, tensor=4), [[".*(attention|cross)/(key|value)/.*", "replicate"], [".*", "tensor"]]
+    found = check_heads("tensor", mesh_of(data=4, tensor=2), kv_heads=2, **fields)
+    assert len(found) in (3, 6) and set(found.values()) == {2, 4}
+    check_heads(whole, four, kv_heads=2, **fields)
+    check_heads("fsdp", mesh_of(fsdp=8), kv_heads=2, **fields)
+    check_heads("tensor", four, **fields)
+    with pytest.raises(
+        ConfigError, match=r"/key/kernel': 2 heads of keys and values cannot be split over tensor = 4: "
+    ):
+        check_heads("tensor", four, kv_heads=2, **fields)
+    with pytest.raises(ConfigError, match=r"begin the rules with .*replicate"):
+        check_heads("tensor", four, kv_heads=2, **fields)
+    with pytest.raises(
+        ConfigError, match=r"/query/kernel': 4 heads of queries cannot be split over tensor = 8: change"
+    ):
+        check_heads(whole, mesh_of(tensor=8), kv_heads=2, **fields)
 
 
 def test_fsdp_splits_the_largest_dimension_that_divides_and_never_the_depth():

@@ -3,7 +3,9 @@
 A rule is `(regex, value)`, see core.rules. A value is
   "replicate": every device holds the whole parameter;
   "fsdp": its largest dimension that the fsdp axis divides is split over that axis (none divides: it stays whole);
-  a tuple with a mesh axis, a tuple of mesh axes, or None for each dimension, such as `("fsdp", "tensor")`.
+  a tuple with a mesh axis, a tuple of mesh axes, or None for each dimension, such as `("fsdp", "tensor")`; with a
+    question mark, "tensor?", only a dimension that the axis divides is split;
+  the name of a preset: as that has it for this path.
 Dimensions are those of one layer: the leading depth axis of scanned blocks is never split, so the same rules hold for
 scanned and for looped layers. PRESETS are rule lists by name.
 """
@@ -37,16 +39,20 @@ BATCH_AXES = ("data", "fsdp")
 
 def _megatron(rows: str | None, rest: str) -> rules.Rules:
     """Columns of the first product and rows of the second over "tensor", so that a pair ends in one sum over devices
-    (Shoeybi et al. 2019, section 3); the other dimension over `rows`."""
+    (Shoeybi et al. 2019, section 3), and the words of a vocabulary, if it divides; the other dimension over `rows`."""
     return (
-        (r"(.*/)?attention/(query|key|value)/kernel", (rows, "tensor")),
-        (r"(.*/)?attention/(query|key|value)/bias", ("tensor",)),
-        (r"(.*/)?attention/out/kernel", ("tensor", rows)),
-        (r"(.*/)?mlp/(gate|up)/kernel", (rows, "tensor")),
-        (r"(.*/)?mlp/(gate|up)/bias", ("tensor",)),
-        (r"(.*/)?mlp/down/kernel", ("tensor", rows)),
-        (r"lora/(.*/)?(attention/(query|key|value)|mlp/(gate|up))/kernel/b", (None, "tensor")),
-        (r"lora/(.*/)?(attention/out|mlp/down)/kernel/a", ("tensor", None)),
+        (r"(.*/)?(attention|cross)/(query|key|value)/kernel", (rows, "tensor")),
+        (r"(.*/)?(attention|cross)/(query|key|value)/bias", ("tensor",)),
+        (r"(.*/)?(attention|cross)/out/kernel", ("tensor", rows)),
+        (r"(.*/)?relative_buckets", (None, "tensor")),
+        (r"(.*/)?(text_)?mlp/(gate|up)/kernel", (rows, "tensor")),
+        (r"(.*/)?(text_)?mlp/(gate|up)/bias", ("tensor",)),
+        (r"(.*/)?(text_)?mlp/down/kernel", ("tensor", rows)),
+        (r"(.*/)?embed/embedding", ("tensor?", rows and f"{rows}?")),
+        (r"(.*/)?head/kernel", (rows and f"{rows}?", "tensor?")),
+        (r"(.*/)?(head/bias|head_bias|mlm_bias)", ("tensor?",)),
+        (r"lora/(.*/)?((attention|cross)/(query|key|value)|(text_)?mlp/(gate|up))/kernel/b", (None, "tensor")),
+        (r"lora/(.*/)?((attention|cross)/out|(text_)?mlp/down)/kernel/a", ("tensor", None)),
         (".*", rest),
     )
 
@@ -96,13 +102,12 @@ def shardings(tree: Tree, by: str | rules.Rules, mesh: AnyMesh, where: str = "co
     if isinstance(by, str):
         if by not in PRESETS:
             raise ConfigError(f"{where}: no preset {by!r}; {suggest(by, PRESETS)}")
-        # Unlike in rules.match, rules may be idle: a probe has no attention, and needs no preset of its own.
-        chosen = {path: next(v for pattern, v in PRESETS[by] if re.fullmatch(pattern, path)) for path in paths}
+        chosen = dict.fromkeys(paths, by)
     else:
         chosen = rules.match(by, paths, where)
 
     def place(path: str, leaf: Any) -> Any:
-        spec = _spec(path, tuple(leaf.shape), chosen[path], mesh, where)
+        spec = _spec(path, tuple(leaf.shape), _of_preset(path, chosen[path]), mesh, where)
         if not is_quantized(leaf):
             return NamedSharding(mesh, spec)
         return jax.tree.map(lambda part: NamedSharding(mesh, _fitting(spec, part.shape, mesh)), leaf)
@@ -211,6 +216,13 @@ def keep_examples_split(function: Callable[..., T], mesh: Mesh) -> Callable[...,
     return pinned
 
 
+def _of_preset(path: str, value: Any) -> Any:
+    """The value of a preset's first rule for this path, if the value is its name; rules that match nothing are idle."""
+    if not isinstance(value, str) or value not in PRESETS:
+        return value
+    return next(each for pattern, each in PRESETS[value] if re.fullmatch(pattern, path))
+
+
 def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: str) -> PartitionSpec:
     lead, layer = ((None,), shape[1:]) if is_scanned(path) else ((), shape)
     if value == "replicate":
@@ -218,10 +230,16 @@ def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: s
     if value == "fsdp":
         return PartitionSpec(*lead, *_split_largest(layer, _axis_size("fsdp", mesh, where)))
     if isinstance(value, str):
-        raise ConfigError(f'{where}: {value!r} for {path!r}; write "replicate", "fsdp" or a tuple of mesh axes')
+        raise ConfigError(
+            f'{where}: {value!r} for {path!r}; write "replicate", the name of a preset ({", ".join(PRESETS)}), or a '
+            "tuple of mesh axes"
+        )
     if len(value) != len(layer):
         raise ConfigError(f"{where}: {tuple(value)} for {path!r} does not fit the dimensions {layer} of one layer")
-    spec = tuple(tuple(axes) if isinstance(axes, list) else axes for axes in value)
+    spec = tuple(
+        _if_divided(axes, size, mesh, where) if isinstance(axes, str) else None if axes is None else tuple(axes)
+        for axes, size in zip(value, layer)
+    )
     for size, axes in zip(layer, spec):
         names = () if axes is None else (axes,) if isinstance(axes, str) else axes
         parts = math.prod(_axis_size(name, mesh, where) for name in names)
@@ -231,6 +249,12 @@ def _spec(path: str, shape: tuple[int, ...], value: Any, mesh: AnyMesh, where: s
                 f"{' x '.join(names)} = {parts}; change the mesh, or the rule for this path"
             )
     return PartitionSpec(*lead, *spec)
+
+
+def _if_divided(axis: str, size: int, mesh: AnyMesh, where: str) -> str | None:
+    """The name of the axis; None if it ends in a question mark and does not divide the dimension."""
+    name = axis.removesuffix("?")
+    return name if name == axis or size % _axis_size(name, mesh, where) == 0 else None
 
 
 def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:

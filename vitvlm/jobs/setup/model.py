@@ -22,7 +22,7 @@ from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.nn.lora import Lora, attach
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.tasks import TASKS, Task
-from vitvlm.training import adapters, freezing, optimizer, sharding, storage
+from vitvlm.training import adapters, freezing, heads, optimizer, sharding, storage
 
 Tree = Any
 
@@ -115,7 +115,8 @@ class ModelSetup:
             raise
         except ValueError as error:
             raise config_lib.ConfigError(f"config.model on {data.train.source}: {error}") from error
-        _ = self.target
+        if any(size > 1 for axis, size in self.mesh.shape.items() if axis not in sharding.BATCH_AXES):
+            heads.check_heads(heads.heads_of(self.init_variables, jax.random.key(0)), self.shardings["params"])
         return self
 
     def roles(self) -> dict[str, Role]:
@@ -166,9 +167,14 @@ class ModelSetup:
         return jax.eval_shape(stored, self.variable_shapes)
 
     @functools.cached_property
+    def shardings(self) -> dict[str, Any]:
+        """The place of each of the stored variables on the mesh."""
+        return sharding.variables_by(self.shard_by, self.mesh)(self.stored_shapes)
+
+    @property
     def target(self) -> dict[str, Any]:
         """The stored shapes with their shardings: what a checkpoint's variables are restored onto."""
-        return placed(self.stored_shapes, sharding.variables_by(self.shard_by, self.mesh)(self.stored_shapes))
+        return placed(self.stored_shapes, self.shardings)
 
     @functools.cached_property
     def forward_flops(self) -> int:
