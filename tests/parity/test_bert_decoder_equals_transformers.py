@@ -17,6 +17,7 @@ from tests.nn.references import softmaxes
 from vitvlm import models, pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.generation import Options, Writer
 from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.objectives import next_token
 
@@ -146,6 +147,21 @@ def test_steps_with_a_cache_equal_the_whole(case, scan):
     last = model.apply(loaded.variables, TEXTS, MASK, logits="last", **context(CASES[case])[0]).logits[:, 0]
     all_of_them = model.apply(loaded.variables, TEXTS, MASK, **context(CASES[case])[0]).logits
     close(last, np.asarray(all_of_them)[np.arange(B), [3, L - 1, L - 1]], "last")
+
+
+def test_vectors_in_place_of_tokens_and_texts_that_are_written():
+    """Greedy ids of prompts of other lengths are those of `transformers`."""
+    folder, *_ = expectation("alone")
+    loaded = pretrained.load(folder)
+    params = loaded.variables["params"]
+    embedded = jax.jit(loaded.model.apply)(loaded.variables, None, MASK, embeddings=params["embed"]["embedding"][TEXTS])
+    close(embedded.logits, np.asarray(loaded.model.apply(loaded.variables, TEXTS, MASK).logits), "logits")
+    theirs = BertLMHeadModel.from_pretrained(folder).eval()
+    for length in (2, 4):
+        options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        expected = theirs.generate(long(TEXTS[:, :length]), attention_mask=long(np.ones((B, length))), **options)
+        found = Writer(loaded).write_ids(TEXTS[:, :length].tolist(), Options(max_new_tokens=5, stop_ids=()))
+        assert [list(text.ids) for (text,) in found] == expected[:, length:].tolist()
 
 
 def test_an_encoder_with_cross_attention_is_the_decoder_that_sees_all():

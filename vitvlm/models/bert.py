@@ -64,13 +64,13 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
 
     def _embed(
         self,
-        text_tokens: Int[Array, "B L"],
+        text: Int[Array, "B L"] | Float[Array, "B L D"],
         positions: Int[Array, "B L"] | None,
         segment_ids: Int[Array, "B L"] | None,
         train: bool,
     ) -> tuple[Float[Array, "B L D"], nn.Embed]:
-        """Returns what the first block is given, and the table of tokens."""
-        L = text_tokens.shape[1]
+        """Returns what the first block is given, of ids or of vectors in their place, and the table of tokens."""
+        L = text.shape[1]
         if self.length < L:
             raise ValueError(f"texts of {L} tokens; there are {self.length} positions: cut them or raise model.length")
         init = nn.initializers.normal(0.02)  # their own code's
@@ -79,7 +79,8 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
         rows = table[:L] if positions is None else table.at[positions].get(mode="fill", fill_value=jnp.nan)
         segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
         segment = segments[0] if segment_ids is None else segments[segment_ids]
-        x = embed(text_tokens) + rows.astype(self.dtype) + segment.astype(self.dtype)
+        tokens = embed(text) if text.ndim == 2 else text.astype(self.dtype)
+        x = tokens + rows.astype(self.dtype) + segment.astype(self.dtype)
         x = self.make_norm()(name="embed_norm")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x), embed
 
@@ -192,12 +193,15 @@ class BertDecoder(BertBlocks, kw_only=True):
     Its parameters are those of a `Bert` with a head for masked tokens, by the same names; see `BertBlocks`.
     """
 
+    writes: ClassVar[str] = "continuation"
+
     @nn.compact
     def __call__(
         self,
-        text_tokens: Int[Array, "B L"],
+        text_tokens: Int[Array, "B L"] | None = None,
         mask: Shaped[Array, "B M"] | None = None,
         *,
+        embeddings: Float[Array, "B L D"] | None = None,
         segment_ids: Int[Array, "B L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
         attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
@@ -213,6 +217,7 @@ class BertDecoder(BertBlocks, kw_only=True):
 
         Args:
           mask, positions, attention_mask, cache, logits, capture: see `models.decoder.Decoder`.
+          embeddings: in place of text_tokens, vectors to which those of positions and segments are added.
           segment_ids [B, L]: in [0, segments); all 0 by default.
           context, context_mask [B, S]: what cross-attention looks at, and 1 or True where it may; all by default. Calls
             with a cache that has seen the context need the mask alone.
@@ -220,15 +225,18 @@ class BertDecoder(BertBlocks, kw_only=True):
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
-        Raises ValueError for longer texts than there are positions for, ConfigError for an unknown capture or kind of
+        Raises ValueError for both or none of text_tokens and embeddings, and for longer texts than there are positions
+        for, ConfigError for an unknown capture or kind of
         logits, or a context that is missing or that nothing looks at. A position behind the last makes NaN.
         """
         check_logits(logits)
-        B, L = text_tokens.shape
+        if (text_tokens is None) == (embeddings is None):
+            raise ValueError("give text_tokens or embeddings, one of them")
+        B, L = (text_tokens if embeddings is None else embeddings).shape[:2]
         places = (0 if cache is None else cache["attention"].length[0]) + jnp.arange(L)
         if positions is None:
             positions = count_positions(mask, places, B)
-        x, embed = self._embed(text_tokens, positions, segment_ids, train)
+        x, embed = self._embed(text_tokens if embeddings is None else embeddings, positions, segment_ids, train)
         keys = {"mask": over_keys(mask, attention_mask), "context": context, "context_mask": over_keys(context_mask)}
         call = Call(**keys, train=train, capture=capture)
         stacked = self._run_blocks(x, call, causal=True, cache=cache, perturb=perturb)
@@ -246,8 +254,10 @@ class BertDecoder(BertBlocks, kw_only=True):
             cache=stacked.cache,
         )
 
-    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None) -> Cache:
+    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None, taken_back: int = 0) -> Cache:
         """The cache that the first call takes, for texts of up to `room` tokens, padding included.
+
+        Any number of tokens can be taken back by setting `length` back.
 
         Raises ValueError for more room than there are positions.
         """
