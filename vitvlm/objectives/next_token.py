@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from vitvlm.core.lowering import by_platform
+
 # Of a chunk's logits [tokens, words] in float32: 128 MiB.
 TOKENS, WORDS = 4096, 8192
 
@@ -106,10 +108,8 @@ def _backward(soft_cap, saved, d_losses):
             d_kernel, d_bias = d_words
             d_bias = d_bias + d_logits.sum((0, 1))
             d_logits = d_logits.astype(x.dtype)
-            d_kernel = d_kernel + jnp.einsum("BLD,BLV->DV", x, d_logits, preferred_element_type=jnp.float32)
-            return (d_kernel, d_bias), jnp.einsum(
-                "BLV,DV->BLD", d_logits, words.kernel, preferred_element_type=jnp.float32
-            )
+            d_kernel = d_kernel + _product("BLD,BLV->DV", x, d_logits)
+            return (d_kernel, d_bias), _product("BLV,DV->BLD", d_logits, words.kernel)
 
         start = (jnp.zeros(words.kernel.shape, jnp.float32), jnp.zeros(words.kernel.shape[1], jnp.float32))
         d_words, parts = jax.lax.scan(some_tokens, start, cut)
@@ -122,6 +122,19 @@ def _backward(soft_cap, saved, d_losses):
 
 
 _cross_entropy.defvjp(_forward, _backward)
+
+
+def _product(product: str, left: Array, right: Array) -> Array:
+    """Computes an einsum that is summed in float32. A CPU's program widens halves first: it has no such product of all
+    layouts of them."""
+
+    def summed(left: Array, right: Array) -> Array:
+        return jnp.einsum(product, left, right, preferred_element_type=jnp.float32)
+
+    def widened(left: Array, right: Array) -> Array:
+        return summed(left.astype(jnp.float32), right.astype(jnp.float32))
+
+    return summed(left, right) if left.dtype == jnp.float32 else by_platform(summed, left, right, cpu=widened)
 
 
 def _sum(logits: Float[Array, "B l v"], here: Array) -> Float[Array, "B l"]:
@@ -183,7 +196,7 @@ class _Chunks:
         self, x: Float[Array, "B l D"], label: Int[Array, "B l"], words: _Words
     ) -> tuple[Float[Array, "B l v"], Shaped[Array, "B l v"]]:
         """Returns the logits of some words, -inf for padding, and which is the label."""
-        logits = jnp.einsum("BLD,DV->BLV", x, words.kernel, preferred_element_type=jnp.float32)
+        logits = _product("BLD,DV->BLV", x, words.kernel)
         if words.bias is not None:
             logits = logits + words.bias
         if self.soft_cap is not None:
