@@ -103,7 +103,7 @@ def test_frames_of_a_video_have_one_draw_and_one_number(tmp_path):
     ("rows", "message"),
     [
         ([{"text": "a"}, {"image": "x.png"}], "line 2: has an 'image', and the first row has none"),
-        ([{"text": "a"}, {"Text": "b"}], "line 2: has none of 'text', 'images', 'video'; it has Text"),
+        ([{"text": "a"}, {"Text": "b"}], "line 2: has none of 'text', .*, 'prompt', 'instruction'; it has Text"),
         ([{"images": "a.png"}], "line 1: 'images' is not a list of paths"),
         ([{"video": [3]}], "line 1: 'video' is not a list of paths"),
         ([{"text": "a", "label": "x"}, {"text": "b"}], "'.*' has no label, and others have"),

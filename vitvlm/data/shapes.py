@@ -12,7 +12,6 @@ from vitvlm.data.errors import DataError
 from vitvlm.data.kinds import STANDARD, Field, Fields
 from vitvlm.data.loader import shapes_of
 from vitvlm.data.operations.parsing import Pipeline, parse
-from vitvlm.data.operations.text import tokenize
 
 
 class OpenShapeError(ConfigError):
@@ -88,8 +87,8 @@ def _tried(pipeline: Pipeline, known: Fields, H: int, W: int, C: int, n: int) ->
             example[name] = _made_up(field, *image.shape[:2], C, n)
     rng = np.random.default_rng(0)
     for operation in pipeline.bind(known).operations:
-        if operation.function is tokenize:
-            example |= _tokens(operation.arguments)
+        if shapes := getattr(operation.function, "shapes", None):
+            example |= shapes(operation.arguments)
         else:
             example = operation(example, rng)
     return shapes_of(example, pipeline)[0]
@@ -108,11 +107,6 @@ def _made_up(field: Field, H: int, W: int, C: int, n: int) -> Any:
     if field.kind == "masks":
         return np.ones((n, H, W), bool)
     return np.zeros((n,), np.float32) if field.kind == "array" else "a"
-
-
-def _tokens(given: dict[str, Any]) -> dict[str, np.ndarray]:
-    shape = (given["length"],) if given["max_texts"] == 1 else (given["max_texts"], given["length"])
-    return {f"{given['to']}_{what}": _zeros(shape, np.int32) for what in ("tokens", "mask")}
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from vitvlm.evaluation import (
     geometry,
     knn,
     multi_label,
+    perplexity,
     probes,
     reconstruction,
     retrieval,
@@ -46,6 +47,7 @@ EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
 EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
 EVALUATORS.register("multi_label")(multi_label.MultiLabel)
+EVALUATORS.register("perplexity")(perplexity.Perplexity)
 EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
 EVALUATORS.register("retrieval")(retrieval.Retrieval)
 EVALUATORS.register("zero_shot")(zero_shot.ZeroShot)

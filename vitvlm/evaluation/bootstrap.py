@@ -34,6 +34,22 @@ def mean(values: Values, seed: int = 0, resamples: int = RESAMPLES, confidence: 
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def ratio(
+    values: Values, sizes: Values, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
+    """sum(values) / sum(sizes), such as a sum per token, with its percentile interval, the examples resampled.
+
+    Raises ValueError if there is no example.
+    """
+    values, sizes = (np.asarray(each, np.float64) for each in (values, sizes))
+    if not len(values):
+        raise ValueError("no examples to resample")
+    rng, n, tail = np.random.default_rng(seed), len(values), (1 - confidence) / 2
+    drawn = (rng.integers(n, size=n) for _ in range(resamples))
+    low, high = np.quantile([values[i].sum() / sizes[i].sum() for i in drawn], [tail, 1 - tail])
+    return Interval(float(values.sum() / sizes.sum()), float(low), float(high))
+
+
 def difference(
     first: Values, second: Values, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Interval:

@@ -99,6 +99,7 @@ class T5(Transformer, ModelFacts, kw_only=True):
       start_id: the token that every decoded text begins with.
     """
 
+    writes: ClassVar[str] = "answer"
     roles: ClassVar[Roles] = (
         *under("embed/", EMBED, "embedding"),
         *under("(encoder|decoder)/", T5Stack.roles),

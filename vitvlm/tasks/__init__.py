@@ -5,19 +5,23 @@ import functools
 from flax import linen as nn
 
 from vitvlm.core.registry import Registry
+from vitvlm.models.decoder import Decoder
 from vitvlm.models.mae import MAE
+from vitvlm.models.t5 import T5
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.coca import CoCa
 from vitvlm.tasks.contrast import Contrast
 from vitvlm.tasks.encode import Encode
+from vitvlm.tasks.next_token import NextToken
 from vitvlm.tasks.reconstruct import Reconstruct
 
 TASKS = Registry("task")
 TASKS.register("classify")(Classify)
 TASKS.register("coca")(CoCa)
 TASKS.register("contrast")(Contrast)
+TASKS.register("next_token")(NextToken)
 TASKS.register("reconstruct")(Reconstruct)
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "CoCa",
     "Contrast",
     "Encode",
+    "NextToken",
     "PredictFn",
     "Reconstruct",
     "Task",
@@ -53,3 +58,9 @@ def _(model: MAE) -> Task:
 @task_for.register(TwoTowers)
 def _(model: TwoTowers) -> Task:
     return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
+
+
+@task_for.register(Decoder)
+@task_for.register(T5)
+def _(model: Decoder | T5) -> Task:
+    return NextToken(model)

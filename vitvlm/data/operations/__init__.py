@@ -1,6 +1,6 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
-from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, patches, randaugment, text
+from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, language, patches, randaugment, text
 from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "erasing",
     "fields",
     "geometry",
+    "language",
     "parse",
     "patches",
     "randaugment",

@@ -206,6 +206,7 @@ def example_operation(
     writes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
     makes: Callable[[Arguments], tuple[str, ...]] = lambda given: (),
     declares: Callable[[Fields, Arguments], Fields] | None = None,
+    shapes: Callable[[Arguments], Mapping[str, np.ndarray]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `function(example, arguments…, [*, rng]) -> example`.
 
@@ -216,10 +217,13 @@ def example_operation(
       writes: from the arguments, the fields that it makes for batches.
       makes: from the arguments, the fields that it makes for other operations.
       declares: from the kinds of fields before it and the arguments, the kinds of the fields that it makes.
+      shapes: from the arguments, zeros shaped as the arrays that it makes, where these are known without running it:
+        it reads a tokenizer's files.
     """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         function.reads, function.writes, function.makes, function.declares = reads, writes, makes, declares
+        function.shapes = shapes
         return _register(name, random, function, on_image=False)
 
     return add

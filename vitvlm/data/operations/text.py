@@ -44,10 +44,16 @@ def pick_text(
     return {**example, to: texts[rng.integers(len(texts))]}
 
 
+def _shapes(given: Arguments) -> dict[str, np.ndarray]:
+    shape = (given["length"],) if given["max_texts"] == 1 else (given["max_texts"], given["length"])
+    return {f"{given['to']}_{what}": np.zeros(shape, np.int32) for what in ("tokens", "mask")}
+
+
 @example_operation(
     "tokenize",
     reads=lambda given: {given["field"]: "text"},
-    writes=lambda given: (f"{given['to']}_tokens", f"{given['to']}_mask"),
+    writes=lambda given: tuple(_shapes(given)),
+    shapes=_shapes,
 )
 def tokenize(
     example: dict[str, Any],

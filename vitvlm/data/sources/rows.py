@@ -11,7 +11,7 @@ from vitvlm.data.names import is_text
 from vitvlm.data.sources.labels import Labelling, written
 
 COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
-RECORD = ("text", "images", "video")  # one of which a row without an image has
+RECORD = ("text", "images", "video", "messages", "prompt", "instruction")  # one of which a row without an image has
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # NaN: no value
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 

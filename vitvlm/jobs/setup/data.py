@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import config as config_lib
 from vitvlm.data import operations, sources
 from vitvlm.data.batches import EvalBatches, TrainBatches, eval_batches, train_batches, zero_batch
+from vitvlm.data.packing import packed
 from vitvlm.data.shapes import OpenShapeError, batch_shapes
 from vitvlm.data.texts import check_texts
 from vitvlm.jobs import fields
@@ -52,7 +53,9 @@ class DataSetup:
         Raises DataError if they are not there, and ConfigError for operations or names of classes that do not fit them.
         """
         source = self._opened()
-        check_texts(source, operations.parse(self.train.ops), "config.data.train")
+        pipeline = operations.parse(self.train.ops)
+        check_texts(source, pipeline, "config.data.train")
+        source = packed(source, pipeline, "config.data.train")
         opened = dataclasses.replace(self, source=source)
         opened.check_class_names()
         return opened

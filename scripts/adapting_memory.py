@@ -1,0 +1,32 @@
+"""Memory of fine-tuning a language model as a whole, by LoRA and by QLoRA, as compiled: nothing is run.
+
+    python scripts/adapting_memory.py --workdir=workdirs/adapting_memory
+    python scripts/adapting_memory.py --recipe=configs/lm_emoji.py --ways=full,lora,qlora --workdir=workdirs/adapting
+
+A row for each way to train, which is the config file's argument `adapt`. Neither data nor weights are opened.
+"""
+
+from absl import flags
+from rich.console import Console
+
+from vitvlm.core import config as config_lib
+from vitvlm.jobs import configs, launch
+from vitvlm.jobs.benchmarks import adapting
+from vitvlm.jobs.benchmarks.loss_memory import devices
+
+RECIPE = flags.DEFINE_string("recipe", "configs/lm_emoji.py", "Config file that takes the argument adapt.")
+WAYS = flags.DEFINE_list("ways", ["full", "lora", "qlora"], "Values of that argument.")
+ARGUMENT = flags.DEFINE_string("argument", "", "Its other arguments, such as debug or rank=8.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology; this machine's first device by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for adapting.json and .md.", required=True)
+
+
+def main() -> None:
+    rest = f",{ARGUMENT.value}" if ARGUMENT.value else ""
+    named = {way: config_lib.plain(configs.load(f"{RECIPE.value}:adapt={way}{rest}", "--recipe")) for way in WAYS.value}
+    measured = adapting.run(named, devices(TOPOLOGY.value)[0], WORKDIR.value)
+    Console(width=160).print(adapting.table(measured))
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,134 @@
+"""Language models: each token of a text is predicted from those before it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from vitvlm.core.config import ConfigError
+from vitvlm.objectives import masked
+from vitvlm.objectives.next_token import cross_entropy
+from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, split_rng
+
+SCALE = "loss_scale"  # [B]: what makes a mean over examples of sums of tokens the mean over the batch's tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken(Task):
+    """Cross-entropy of the tokens that are learned, given those before them: the mean over all such of a batch.
+
+    Batches hold text_tokens, text_mask and text_learned int [B, L] (1 at tokens, and at those that are learned), as the
+    operation `supervise` makes them, and example_mask [B]. Of rows of several texts (`pack`) there are text_segments
+    and text_positions [B, L] too: no token looks at another text's. The logits of the whole vocabulary are never held.
+
+    An encoder-decoder (`models.t5`) encodes text_tokens, and learns all of answer_tokens, answer_mask [B, A].
+
+    Attributes:
+      model: a language model, see `ModelFacts.writes`.
+    """
+
+    model: nn.Module
+
+    def __post_init__(self) -> None:
+        if self.model.writes is None:
+            raise ConfigError(
+                f"task next_token: a {type(self.model).__name__} is no language model: take model decoder"
+            )
+
+    @property
+    def _answers(self) -> bool:
+        return self.model.writes == "answer"
+
+    def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
+        self._check(batch)
+        given = {"decoder_tokens": batch["answer_tokens"]} if self._answers else {}
+        return dict(self.model.init(rng, batch["text_tokens"], batch["text_mask"], **given))
+
+    def loss(
+        self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
+    ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+        """The loss in nats per token. Metrics: learned_tokens, per row, and learned_share, of all places."""
+        batch = self.whole_batch(batch)
+        rngs = split_rng(rng, "dropout")
+        changed = collections(variables) if train else []
+        sums, learned, updated = self._sums(variables, batch, train=train, rngs=rngs, mutable=changed)
+        real = batch["example_mask"]
+        metrics = {
+            "learned_tokens": masked.mean(learned.sum(axis=1), real),
+            "learned_share": masked.mean(learned.mean(axis=1, dtype=jnp.float32), real),
+        }
+        return masked.mean(sums * batch[SCALE], real), metrics, dict(updated)
+
+    def whole_batch(self, batch: Batch) -> Batch:
+        """Adds loss_scale [B]: the number of examples of the batch over that of its learned tokens."""
+        self._check(batch)
+        if SCALE in batch:
+            return batch
+        real = batch["example_mask"].astype(jnp.float32)
+        tokens = jnp.sum(self._learned(batch).sum(axis=1), where=real > 0)
+        scale = real.sum() / jnp.maximum(tokens, 1).astype(jnp.float32)
+        return {**batch, SCALE: jnp.broadcast_to(scale, real.shape)}
+
+    @property
+    def predict_fns(self) -> Mapping[str, PredictFn]:
+        return {"log_likelihood": self._log_likelihood}
+
+    def _log_likelihood(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """log_likelihood [B], in nats, of the tokens that are learned, together; learned_tokens [B], how many."""
+        sums, learned, _ = self._sums(variables, batch)
+        return {"log_likelihood": -sums, "learned_tokens": learned.sum(axis=1)}
+
+    def _sums(
+        self, variables: Variables, batch: Batch, train: bool = False, mutable: Any = False, **call: Any
+    ) -> tuple[Float[Array, "B"], Bool[Array, "B P"], Mapping[str, Any]]:
+        """Sums of the losses of each row, float32; which places are learned; and updated collections."""
+        self._check(batch)
+        model_call = self._answering(batch) if self._answers else self._continuing(batch)
+        output = self.model.apply(
+            variables,
+            batch["text_tokens"],
+            batch["text_mask"],
+            **model_call,
+            logits="none",
+            train=train,
+            mutable=mutable,
+            **call,
+        )
+        output, updated = output if mutable is not False else (output, {})
+        head = {"scale": output.logit_scale, "soft_cap": output.logit_soft_cap}
+        tokens, labels = output.tokens, batch.get("answer_tokens")
+        if not self._answers:
+            tokens, labels = tokens[:, :-1], batch["text_tokens"][:, 1:]
+        losses = cross_entropy(tokens, output.head_kernel, labels, output.head_bias, **head)
+        learned = self._learned(batch)
+        return jnp.sum(losses, axis=1, where=learned), learned, updated
+
+    def _continuing(self, batch: Batch) -> dict[str, Array]:
+        if "text_segments" not in batch:
+            return {}
+        segments = batch["text_segments"]
+        return {
+            "positions": batch["text_positions"],
+            "attention_mask": (segments[:, :, None] == segments[:, None, :])[:, None],
+        }
+
+    def _answering(self, batch: Batch) -> dict[str, Array]:
+        answer = batch["answer_tokens"]
+        start = jnp.full((len(answer), 1), self.model.start_id, answer.dtype)
+        return {"decoder_tokens": jnp.concatenate([start, answer[:, :-1]], axis=1)}
+
+    def _learned(self, batch: Batch) -> Bool[Array, "B P"]:
+        """True at the places whose loss counts; the first token of a text has none before it to be predicted from."""
+        learned: Int[Array, "B P"] = batch["answer_mask"] if self._answers else batch["text_learned"][:, 1:]
+        return learned > 0
+
+    def _check(self, batch: Batch) -> None:
+        wanted = "answer_tokens" if self._answers else "text_learned"
+        if wanted not in batch:
+            how = ", answer_length=L" if self._answers else ""
+            raise ConfigError(
+                f"config.data: task next_token needs {wanted}: add supervise(TOKENIZER, L{how}) to the ops"
+            )
