@@ -50,7 +50,6 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
       head_bias: whether the logits have one.
     """
 
-    writes: ClassVar[str] = "continuation"
     roles: ClassVar[Roles] = (
         *under("embed/", EMBED, "embedding"),
         ("positions", Role("table", "embedding")),

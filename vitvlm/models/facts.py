@@ -15,8 +15,6 @@ class ModelFacts:
       num_classes: S of its logits; 0 without a head.
       captures: what `capture` may ask of it.
       flexible_patches: whether a call takes a `patch_size` other than the model's own.
-      writes: what a language model's texts are: a "continuation" of the text before, or an "answer" to one that an
-        encoder reads; None for other models.
       has_text_tower, has_decoder: whether it embeds texts (`encode_text`), and writes them (`decode`).
       writes: how it writes texts, see `generation.models`: "continuation" of a prompt, or an "answer" to one that it
         encodes; None if it does not.
@@ -26,7 +24,6 @@ class ModelFacts:
     num_classes: int = 0
     captures: tuple[str, ...] = CAPTURES
     flexible_patches: bool = False
-    writes: str | None = None
     has_text_tower: bool = False
     has_decoder: bool = False
     writes: str | None = None
