@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo as checks
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn import attend as attend_file
-from vitvlm.nn import attend_blockwise, attend_kernels, attend_long
+from vitvlm.nn import attend_blockwise, attend_kernels, attend_long, attend_plain
 from vitvlm.nn.attend import attend
+from vitvlm.nn.attention import visible
 
 B, K, N, M, d = 2, 4, 9, 11, 8
 
@@ -83,6 +87,22 @@ def test_memory_of_value_and_gradient(kind):
     assert large < 2 * 4096**2 * 4 / 2  # bytes of half the heads' scores
 
 
+def test_memory_of_a_long_causal_text():
+    """Grouped heads, a window and a soft cap: besides one byte a pair for the mask, memory grows with N."""
+
+    def temporary(n):
+        query, key = (jax.ShapeDtypeStruct((1, heads, n, 16), jnp.float32) for heads in (8, 2))
+
+        def loss(query, key, value):
+            mask = visible(jnp.arange(n), jnp.arange(n), True, 512, False)
+            return jnp.sum(jnp.sin(attend(query, key, value, mask, soft_cap=5.0)))
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key).compile()
+        return compiled.memory_analysis().temp_size_in_bytes - n * n
+
+    assert temporary(4096) < 2.3 * temporary(2048)
+
+
 def test_auto_is_blockwise_for_long_sequences(monkeypatch):
     monkeypatch.setattr(attend_file, "LONG", 64)
     monkeypatch.setattr(attend_blockwise, "BLOCK", 4)
@@ -141,3 +161,82 @@ def test_what_a_kernel_cannot_do(kind, how, lack):
     how = how | {name: array for name, array in (("mask", mask), ("bias", bias)) if name in how}
     with pytest.raises(ConfigError, match=f"attention: '{kind}' cannot do {lack}.*; write 'auto' or 'blockwise'"):
         attend(query, key, value, kind=kind, **how)
+
+
+SIZES = st.sampled_from([1, 8, 9, 11, 64, 72, 129])
+
+
+def free(letter):
+    """A length of an axis of a mask or bias: whole or 1."""
+    return st.sampled_from([letter, 1])
+
+
+@given(
+    sizes=st.tuples(SIZES, SIZES, SIZES),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+    mask=st.none() | st.tuples(free(B), free(K), free("n"), free("m")),
+    bias=st.none() | st.tuples(free(B), free(K), free("n"), free("m")),
+    soft_cap=st.none() | st.just(2.0),
+    same=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_auto_takes_no_kernel_that_would_refuse(sizes, kv_heads, dtype, mask, bias, soft_cap, same):
+    """JAX's own checks of cuDNN's arguments, and splash's trace for a TPU, for all that `_lacks` lets through."""
+    n, m, head = sizes
+    length = {"n": n, "m": m}
+    mask, bias = (None if x is None else tuple(length.get(size, size) for size in x) for x in (mask, bias))
+    value = (B, kv_heads, m, head if same else 6)
+    shapes = [((B, K, n, head), dtype), ((B, kv_heads, m, head), dtype), (value, dtype), (mask, bool), (bias, dtype)]
+    arrays = [None if shape is None else jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes]
+    if attend_kernels.cudnn_lacks(*arrays, soft_cap) is None:
+        query, key, value = (jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), dtype)
+                             for x in arrays[:3])  # fmt: skip
+        biased = mask is not None or bias is not None
+        checks.check_layout(query, key, value, None, *[None] * 6, checks.AttentionLayout.BTNH)
+        checks.check_is_flash_attention(query, key, value, checks.AttentionLayout.BTNH.value, 91000, biased, True)
+    if attend_kernels.splash_lacks(*arrays, soft_cap) is None:
+
+        def loss(query, key, value):
+            return attend_kernels.splash(None, soft_cap, query, key, value, seen).astype(jnp.float32).sum()
+
+        seen = None if mask is None else jnp.ones(mask, bool)
+        jax.eval_shape(jax.grad(loss, (0, 1, 2)), *arrays[:3])
+
+
+HOSTILE = {
+    "one_token": {"n": 1, "m": 1},
+    "one_query": {"n": 1, "m": 7},
+    "one_key": {"n": 5, "m": 1},
+    "odd_head_dim": {"head": 5, "values": 3},
+    "one_kv_head": {"kv_heads": 1},
+    "head_of_one": {"head": 1, "values": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("kind", ["blockwise", "splash", "as_a_tpu"])
+def test_hostile_shapes(monkeypatch, kind, case, dtype):
+    """Value and gradients are those of plain float32, with an example that may look nowhere, and finite."""
+    how = {"kv_heads": 2, "head": 8, "values": 6, "n": 5, "m": 7} | HOSTILE[case]
+    monkeypatch.setattr(attend_blockwise, "BLOCK", 3)
+    keys = jax.random.split(jax.random.key(0), 5)
+    heads = [(K, how["n"], how["head"]), (how["kv_heads"], how["m"], how["head"])]
+    heads += [(how["kv_heads"], how["m"], how["values"]), (K, how["n"], how["values"])]
+    heads = [jax.random.normal(k, (B, *shape)).astype(dtype) for k, shape in zip(keys, heads)]
+    mask = jax.random.bernoulli(keys[4], 0.6, (B, 1, 1, how["m"])).at[0].set(False)
+    exact = [x.astype(jnp.float32) for x in heads]
+    expected = run(attend_of("plain"), *exact[:3], mask, None, exact[3])
+    if kind == "as_a_tpu":
+        monkeypatch.setattr(attend_plain, "TPU_QUERIES", 1)
+        monkeypatch.setattr(attend_plain, "by_platform", lambda default, *args, one_tpu, **cases: one_tpu(*args))
+    found = run(attend_of("plain" if kind == "as_a_tpu" else kind), *heads[:3], mask, None, heads[3])
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        ours = np.asarray(ours.astype(jnp.float32))
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 if dtype == jnp.float32 else 0.06)
+
+
+def attend_of(kind):
+    return functools.partial(attend.__wrapped__, kind=kind)

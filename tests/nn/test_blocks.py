@@ -210,3 +210,15 @@ def test_fields_of_blocks_that_are_wrong(fields, message, tokens):
 def test_an_unknown_norm():
     with pytest.raises(ConfigError, match=r"model\.norm: no norm 'rsm'; did you mean .rms"):
         make_norm("rsm", 1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_under_scan_keeps_one_array(name):
+    """Of what a gradient needs, the input or the output is kept for each layer, not the steps between."""
+
+    def stack(x, scales):
+        return jax.lax.scan(lambda x, scale: (activation(name)(x * scale), None), x, scales)[0]
+
+    kept = jax.eval_shape(lambda *x: jax.vjp(stack, *x)[1], jnp.ones((7, 11)), jnp.ones(5))
+    of_layers = [leaf for leaf in jax.tree.leaves(kept) if leaf.shape == (5, 7, 11)]
+    assert len(of_layers) <= 2  # x and x * scale

@@ -87,9 +87,13 @@ def cudnn_lacks(query, key, value, mask, bias, soft_cap) -> str | None:
         return "a soft cap"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"{query.dtype} (set dtype to bfloat16 or float16)"
-    d, dv = query.shape[3], value.shape[3]
+    (N, d), (M, dv) = query.shape[2:], value.shape[2:]
     if d != dv or d % 8 or d > 128:
         return f"heads of {d} numbers and values of {dv} (one multiple of 8 up to 128 for both)"
+    if (mask is not None or bias is not None) and (N % 2 or M % 2):
+        return f"a mask or bias of {N} queries and {M} keys (only even numbers of them)"
+    if mask is not None and query.dtype == jnp.float16:
+        return "a mask in float16, where its numbers do not outweigh the scores (set dtype to bfloat16)"
     return None
 
 

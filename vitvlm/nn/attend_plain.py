@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -15,8 +16,11 @@ from vitvlm.core.lowering import by_platform
 # On a CPU the batch is cut in so many parts, if each has as many examples as this.
 CPU_PARTS, CPU_PART_SIZE = 2, 4
 
+# On a TPU the weights are not written to memory if there are so many queries.
+TPU_QUERIES = 8
+
 # Names of the arrays that a remat policy saves to spare the backward pass attention's products.
-SAVED = ("attention_weights", "attention_output")
+SAVED = ("attention_weights", "attention_total", "attention_output")
 
 
 def attention_weights(
@@ -39,6 +43,10 @@ def attention_weights(
 
     Raises ValueError if Kv does not divide K.
     """
+    return jax.nn.softmax(_scores(scale, soft_cap, query, key, mask, bias))
+
+
+def _scores(scale, soft_cap, query, key, mask, bias) -> Float[Array, "B K N M"]:
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = over_heads("BKNd,BKMd->BKNM", query, key, preferred_element_type=jnp.float32)
     if soft_cap is not None:
@@ -47,7 +55,7 @@ def attention_weights(
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores)
+    return scores
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -67,6 +75,8 @@ def attend(
 
     On a CPU that is the program's one device the batch is cut in parts that do not depend on each other: its cores work
     on one each, where they would wait for each other in every product of a head, which is too small to share.
+
+    On a TPU alone the weights themselves are not written to memory: see `_shifted_and_output`.
     """
     return _forward(scale, soft_cap, query, key, value, mask, bias)[0]
 
@@ -74,15 +84,18 @@ def attend(
 def _forward(scale, soft_cap, query, key, value, mask, bias):
     function = functools.partial(_weights_and_output, scale, soft_cap)
     batched = (query, key, value, mask, bias)
-    weights, mixed = by_platform(function, *batched, one_cpu=_in_parts(function, query))
-    weights, mixed = (checkpoint_name(x, name) for x, name in zip((weights, mixed), SAVED, strict=True))
-    return mixed, (*batched, weights, mixed)
+    on_tpu = functools.partial(_shifted_and_output, scale, soft_cap)
+    outputs = by_platform(function, *batched, one_cpu=_in_parts(function, query), one_tpu=_of_many(on_tpu, query))
+    weights, total, mixed = (checkpoint_name(x, name) for x, name in zip(outputs, SAVED, strict=True))
+    return mixed, (*batched, weights, total, mixed)
 
 
 def _backward(scale, soft_cap, saved, d_mixed):
-    query, _, _, _, bias, _, _ = saved
+    query, bias = saved[0], saved[4]
     function = functools.partial(_gradients, scale, soft_cap)
-    d_query, d_key, d_value, d_bias = by_platform(function, *saved, d_mixed, one_cpu=_in_parts(function, query))
+    on_tpu = functools.partial(_gradients_of_shifted, scale, soft_cap)
+    cases = {"one_cpu": _in_parts(function, query), "one_tpu": _of_many(on_tpu, query)}
+    d_query, d_key, d_value, d_bias = by_platform(function, *saved, d_mixed, **cases)
     if bias is not None:
         axes = [axis for axis, size in enumerate(bias.shape) if size != d_bias.shape[axis]]
         d_bias = d_bias.sum(axes, keepdims=True, dtype=jnp.float32).astype(bias.dtype)
@@ -93,17 +106,61 @@ attend.defvjp(_forward, _backward)
 
 
 def _weights_and_output(scale, soft_cap, query, key, value, mask, bias):
+    """Returns P, nothing in place of what a TPU keeps beside it, and P V."""
     weights = attention_weights(query, key, mask, bias, scale=scale, soft_cap=soft_cap).astype(value.dtype)
-    return weights, over_heads("BKNM,BKMd->BKNd", weights, value)
+    return weights, jnp.zeros(query.shape[:3], jnp.float32), over_heads("BKNM,BKMd->BKNd", weights, value)
 
 
-def _gradients(scale, soft_cap, query, key, value, mask, bias, weights, mixed, d_mixed):
+def _shifted_and_output(scale, soft_cap, query, key, value, mask, bias):
+    """Returns X = scores - their maximum over the keys, in the dtype of the values, log sum exp X, and P V.
+
+    A TPU is fast at products and slow at passes over N M numbers. So the product that makes the scores subtracts the
+    maximum and sums as it writes X, the only N M numbers that are written, and every product with P = exp(X) / sum
+    takes the exponential of X as it reads it. X as bfloat16 serves as well as P would: it is wrong by 2^-9 |X| at most,
+    exp X then by 2^-9 |X| exp X, less than the 2^-9 of a P near 1.
+    """
+    query, key, value = map(_tokens_in_lanes, (query, key, value))
+    scores = _tokens_in_lanes(_scores(scale, soft_cap, query, key, mask, bias))
+    shifted = (scores - scores.max(axis=-1, keepdims=True)).astype(value.dtype)
+    weights = jnp.exp(shifted.astype(jnp.float32))
+    total = weights.sum(axis=-1)
+    mixed = over_heads("BKNM,BKMd->BKNd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return shifted, jnp.log(total), (_tokens_in_lanes(mixed) / total[..., None]).astype(value.dtype)
+
+
+def _gradients_of_shifted(scale, soft_cap, query, key, value, mask, bias, shifted, log_total, mixed, d_mixed):
+    query, key, value, mixed, d_mixed = map(_tokens_in_lanes, (query, key, value, mixed, d_mixed))
+    weights = jnp.exp(shifted.astype(jnp.float32) - log_total[..., None])
+    saved = (mask, bias, weights, log_total, mixed)
+    place = (lambda x: x) if scale == 1 else _tokens_in_lanes  # times 1 is no computation
+    return _gradients(scale, soft_cap, query, key, value, *saved, d_mixed, place=place)
+
+
+def _of_many(function: Callable[..., Any], query: Array) -> Callable[..., Any] | None:
+    """Returns the function, or None for a few queries, such as one behind a cache: its keys would be copied."""
+    return function if query.shape[2] >= TPU_QUERIES else None
+
+
+def _tokens_in_lanes(x: Float[Array, "B K N _"]) -> Float[Array, "B K N _"]:
+    """Has the compiler lay N along a TPU's lanes; its own choices, for short sequences and for scores, cost copies.
+
+    What is returned from `attend` must not be such an array but computed from it: JAX takes an array that leaves a
+    program in a layout of its own for one in the usual layout.
+    """
+    return with_layout_constraint(x, Layout((0, 1, 3, 2)))
+
+
+def _gradients(scale, soft_cap, query, key, value, mask, bias, weights, _, mixed, d_mixed, place=lambda x: x):
     """Gradients by query, key, value and by the scores with their bias, the last [B, K, N, M] (None without a bias).
 
-    dV and dK are computed transposed: so the products run along the rows of P and dS, as they lie in memory.
+    dV and dK are computed transposed: so the products run along the rows of P and dS, as they lie in memory. `place`
+    says how dQ and dK lie,
+    and dV if it is narrower than the weights.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    d_value = sum_heads("BKNd,BKNM->BKdM", d_mixed, weights, len(value[0])).swapaxes(-1, -2)
+    product = functools.partial(sum_heads, "BKNd,BKNM->BKdM", d_mixed, weights.astype(value.dtype), len(value[0]))
+    d_value = product(preferred_element_type=weights.dtype).swapaxes(-1, -2)
+    d_value = d_value if weights.dtype == value.dtype else place(d_value).astype(value.dtype)
     d_weights = over_heads("BKNd,BKMd->BKNM", d_mixed, value, preferred_element_type=jnp.float32)
     mean = jnp.sum(d_mixed * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
     d_scores = (weights * (d_weights - mean)).astype(value.dtype)
@@ -113,9 +170,9 @@ def _gradients(scale, soft_cap, query, key, value, mask, bias, weights, mixed, d
     if soft_cap is not None:
         scores = over_heads("BKNd,BKMd->BKNM", query * scale, key, preferred_element_type=jnp.float32)
         d_scores = (d_scores * (1 - jnp.tanh(scores / soft_cap) ** 2)).astype(value.dtype)
-    d_query = over_heads("BKNM,BKMd->BKNd", d_scores, key) * scale
-    d_key = sum_heads("BKNd,BKNM->BKdM", query, d_scores, len(key[0])).swapaxes(-1, -2) * scale
-    return d_query, d_key, d_value, d_bias
+    d_query = over_heads("BKNM,BKMd->BKNd", d_scores, key)
+    d_key = sum_heads("BKNd,BKNM->BKdM", query, d_scores, len(key[0])).swapaxes(-1, -2)
+    return place(d_query) * scale, place(d_key) * scale, d_value, d_bias
 
 
 def _in_parts(function: Callable[..., Any], query: Array) -> Callable[..., Any] | None:
