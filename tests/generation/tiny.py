@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tempfile
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-from vitvlm import models
+from vitvlm import models, pretrained
 from vitvlm.core.paths import map_with_path
 from vitvlm.data import tokenizers
 
@@ -63,6 +64,55 @@ def llama(window: int | None = None) -> tuple[Any, Loaded]:
         **({} if window is None else {"pattern": ("local",), "local": window}),
     )
     return theirs, Loaded(model, {"params": _params(theirs)}, source={"config": {"eos_token_id": list(STOPS)}})
+
+
+@functools.cache
+def gemma3() -> tuple[Any, Any]:
+    """A Gemma 3, read from the folder that `transformers` writes: local and global layers, normed queries and keys."""
+    config = transformers.Gemma3TextConfig(
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        intermediate_size=24,
+        max_position_embeddings=POSITIONS,
+        sliding_window=4,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        bos_token_id=1,
+        eos_token_id=list(STOPS),
+        pad_token_id=0,
+    )
+    return _saved(transformers.Gemma3ForCausalLM._from_config(config, attn_implementation="eager"))
+
+
+@functools.cache
+def t5() -> tuple[Any, Any]:
+    """A T5, read from the folder that `transformers` writes."""
+    config = transformers.T5Config(
+        vocab_size=V,
+        d_model=16,
+        d_kv=6,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        eos_token_id=STOPS[0],
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
+    return _saved(transformers.T5ForConditionalGeneration(config))
+
+
+def _saved(theirs: Any) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.eval().save_pretrained(folder)
+        return theirs, pretrained.load(folder)
 
 
 def _params(theirs: Any) -> Any:

@@ -7,6 +7,7 @@ generation.score(loaded, ["A cat sat on the mat."])[0].mean
 
 from vitvlm.generation.options import Options
 from vitvlm.generation.scoring import Scored, choose, score
+from vitvlm.generation.weights import stored
 from vitvlm.generation.writer import Writer, Written
 
-__all__ = ["Options", "Scored", "Writer", "Written", "choose", "score"]
+__all__ = ["Options", "Scored", "Writer", "Written", "choose", "score", "stored"]

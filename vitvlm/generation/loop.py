@@ -93,6 +93,72 @@ def go_on(
     return jax.lax.while_loop(unfinished, step, draft)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "count", "ngram"), donate_argnames=("draft",))
+def speculate(
+    model: LanguageModel,
+    variables: Variables,
+    draft: Draft,
+    choosing: Choosing,
+    keys: Key[Array, "B"],
+    end: Int[Array, ""],
+    *,
+    count: int,
+    ngram: int,
+) -> Draft:
+    """Writes on as `go_on` does, `count` copied tokens at a time, up to `count` places or fewer before `end`.
+
+    What followed the last tokens where the text had them before is read in one pass, and kept as far as it is what the
+    model itself chooses; all texts go on by as many tokens as the one with the fewest (prompt lookup, Saxena 2023).
+    """
+
+    def unfinished(draft: Draft) -> Bool[Array, ""]:
+        return (draft.place + count < end) & ~draft.done.all()
+
+    def step(draft: Draft) -> Draft:
+        place = draft.place
+        copied = looked_up(draft.ids, place, count, ngram)
+        tokens = jnp.concatenate([last_tokens(draft), copied], axis=1)
+        logits, memory = model.go_on(variables, tokens, draft.memory)
+        agrees, kept, done = jnp.ones(len(copied), bool), jnp.zeros(len(copied), jnp.int32), [draft.done]
+        for i in range(count + 1):
+            draft = _write(draft, logits[:, i], choosing, keys)
+            kept, done = kept + agrees, [*done, draft.done]
+            if i < count:
+                written = jax.lax.dynamic_index_in_dim(draft.ids, place + i, axis=1, keepdims=False)
+                agrees &= (written == copied[:, i]) | draft.done
+        kept = kept.min()
+        return draft.replace(
+            memory=memory.taken_back(count + 1 - kept),
+            ids=jnp.where(jnp.arange(draft.ids.shape[1]) < place + kept, draft.ids, -1),
+            place=place + kept,
+            done=jnp.stack(done)[kept],
+            passes=draft.passes + 1,
+        )
+
+    return jax.lax.while_loop(unfinished, step, draft)
+
+
+def looked_up(ids: Int[Array, "B M"], place: Int[Array, ""], count: int, ngram: int) -> Int[Array, "B count"]:
+    """Returns what followed the last tokens where they stood before: of the longest match, up to `ngram`, the latest.
+
+    Where less than `count` followed, it is repeated; without a match, the last token is.
+    """
+    M = ids.shape[1]
+
+    def of_text(ids: Int[Array, "M"]) -> Int[Array, "count"]:
+        start = place - 1
+        for n in range(1, ngram + 1):
+            last = jax.lax.dynamic_slice(ids, (place - n,), (n,))
+            padded = jnp.pad(ids, (0, n), constant_values=-1)
+            found = [(padded[i : i + M] == last[i]) & (last[i] >= 0) for i in range(n)]
+            there = jnp.all(jnp.stack(found), axis=0) & (jnp.arange(M) + n < place) & (place >= n)
+            latest = jnp.max(jnp.where(there, jnp.arange(M), -1))
+            start = jnp.where(latest >= 0, latest + n, start)
+        return jnp.maximum(ids[start + jnp.arange(count) % (place - start)], 0)
+
+    return jax.vmap(of_text)(ids)
+
+
 def last_tokens(draft: Draft) -> Int[Array, "B 1"]:
     """The last token of each text; of those that have ended any."""
     return jnp.maximum(jax.lax.dynamic_slice_in_dim(draft.ids, draft.place - 1, 1, axis=1), 0)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.generation.loaded import Loaded, Tokenizer
-from vitvlm.generation.models import Prompts
+from vitvlm.generation.models import Answer, LanguageModel, Prompts
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:
@@ -62,3 +63,48 @@ def padded(prompts: Sequence[Sequence[int]], length: int) -> Prompts:
         tokens[row, length - len(ids) :] = ids
         mask[row, length - len(ids) :] = True
     return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def answers_of(prompts: Sequence[str], answers: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
+    """A list of answers for each prompt. Raises ConfigError for none, and for another number of lists than prompts."""
+    shared = all(isinstance(each, str) for each in answers)
+    of_prompts = [list(answers)] * len(prompts) if shared else [list(each) for each in answers]
+    if len(of_prompts) != len(prompts):
+        raise ConfigError(f"{len(of_prompts)} lists of answers for {len(prompts)} prompts: give one for each")
+    for i, each in enumerate(of_prompts):
+        if not each:
+            raise ConfigError(f"prompt {i} has no answers to choose from")
+    return of_prompts
+
+
+def contents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts without BOS and EOS."""
+    return [ids[len(_bos(tokenizer)) :] for ids in tokenizer.whole(texts, add_eos=False)]
+
+
+def _bos(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.whole([""], add_eos=False)[0]
+
+
+def behind(tokenizer: Tokenizer, prompt: str, ids: Sequence[int], answer: str, model: LanguageModel) -> tuple[int, ...]:
+    """Ids of an answer as it stands behind a prompt that has these ids; cut apart from it where the two share a token.
+
+    Raises ConfigError for an answer that is empty.
+    """
+    if answer == "":
+        raise ConfigError("an answer is empty: give it a text")
+    if not isinstance(model, Answer):
+        (whole,) = tokenizer.whole([prompt + answer], add_eos=False)
+        if whole[: len(ids)] == list(ids) and len(whole) > len(ids):
+            return tuple(whole[len(ids) :])
+    return tuple(contents(tokenizer, [answer])[0])
+
+
+def in_one(answers: Sequence[Sequence[Sequence[int]]]) -> Int[np.ndarray, "B A T"]:
+    """Answers to each prompt in one array, padded with -1."""
+    count, longest = max(map(len, answers)), max(len(one) for each in answers for one in each)
+    array = np.full((len(answers), count, longest), -1, np.int32)
+    for row, each in enumerate(answers):
+        for i, one in enumerate(each):
+            array[row, i, : len(one)] = one
+    return array

@@ -13,7 +13,7 @@ from vitvlm.core.config import ConfigError, suggest
 from vitvlm.generation import sizes
 from vitvlm.generation.loaded import Loaded, Tokenizer
 from vitvlm.generation.models import Answer, LanguageModel, Variables, language_model
-from vitvlm.generation.prompts import check_ids, stop_ids_of, tokenizer_of
+from vitvlm.generation.prompts import answers_of, check_ids, contents, stop_ids_of, tokenizer_of
 from vitvlm.objectives.next_token import cross_entropy
 
 TOKENS = 2048  # of a batch, padding included
@@ -118,18 +118,6 @@ def choose(
     return chosen
 
 
-def answers_of(prompts: Sequence[str], answers: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-    """A list of answers for each prompt. Raises ConfigError for none, and for another number of lists than prompts."""
-    shared = all(isinstance(each, str) for each in answers)
-    of_prompts = [list(answers)] * len(prompts) if shared else [list(each) for each in answers]
-    if len(of_prompts) != len(prompts):
-        raise ConfigError(f"{len(of_prompts)} lists of answers for {len(prompts)} prompts: give one for each")
-    for i, each in enumerate(of_prompts):
-        if not each:
-            raise ConfigError(f"prompt {i} has no answers to choose from")
-    return of_prompts
-
-
 @dataclasses.dataclass(frozen=True)
 class _Row:
     """Ids of which those from `begun` on are scored, and what an encoder is given."""
@@ -209,15 +197,6 @@ def _joined(tokenizer: Tokenizer, texts: Sequence[str], prefixes: Sequence[str] 
     whole = tokenizer.whole([prefix + text for prefix, text in zip(prefixes, texts)], add_eos=False)
     alone = tokenizer.whole(prefixes, add_eos=False)
     return [(ids, _shared(ids, before)) for ids, before in zip(whole, alone)]
-
-
-def contents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts without BOS and EOS."""
-    return [ids[len(_bos(tokenizer)) :] for ids in tokenizer.whole(texts, add_eos=False)]
-
-
-def _bos(tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.whole([""], add_eos=False)[0]
 
 
 def _shared(ids: Sequence[int], others: Sequence[int]) -> int:

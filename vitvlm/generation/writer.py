@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 from vitvlm.core.config import ConfigError
 from vitvlm.generation import beams, loop, sizes
 from vitvlm.generation.choosing import Choosing, keys_of
-from vitvlm.generation.loaded import Loaded
+from vitvlm.generation.loaded import Loaded, Tokenizer
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.options import Options
-from vitvlm.generation.prompts import check_ids, ids_of, padded, stop_ids_of, tokenizer_of
+from vitvlm.generation.prompts import answers_of, behind, check_ids, ids_of, in_one, padded, stop_ids_of, tokenizer_of
 from vitvlm.generation.sizes import Size
 from vitvlm.generation.text import Stream, cut_at, decoder, needed
 
@@ -37,6 +37,7 @@ class Written:
       log_probs: of the ids, and of the stop token if there is one, by the model before temperature, penalties and
         whatever else; None unless asked for.
       score: of a beam: log-likelihood / tokens^length_penalty; None without beams.
+      answer: which of the answers it is, of `Writer.answer`.
       passes: through the model, for all texts of the batch together, the reading of the prompts included.
     """
 
@@ -46,6 +47,7 @@ class Written:
     log_probs: tuple[float, ...] | None = None
     score: float | None = None
     passes: int = 0
+    answer: int | None = None
 
 
 class Writer:
@@ -64,6 +66,16 @@ class Writer:
         self.variables = loaded.variables
         self.cache = cache
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's. Raises ConfigError if it has none."""
+        return tokenizer_of(self.loaded)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text by the model's own files."""
+        return stop_ids_of(self.loaded)
+
     def write(
         self, prompts: Sequence[str], options: Options = DEFAULTS, on_text: OnText | None = None
     ) -> list[list[Written]]:
@@ -75,25 +87,68 @@ class Writer:
 
         Raises ConfigError for a prompt that is empty or has more tokens than the model positions.
         """
-        add_eos = None if isinstance(self.model, Answer) else False
-        return self.write_ids(ids_of(self.loaded, prompts, add_eos), options, on_text)
+        return self.write_ids(self.ids(prompts), options, on_text)
+
+    def ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Prompts as the model goes on from them. Raises ConfigError for an empty one."""
+        return ids_of(self.loaded, prompts, add_eos=None if isinstance(self.model, Answer) else False)
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str] | Sequence[Sequence[str]],
+        options: Options = DEFAULTS,
+    ) -> list[list[Written]]:
+        """Writes one of several answers after each prompt, token by token; `Written.answer` tells which.
+
+        At each token only those are allowed that go on an answer, or end one. Unlike `choose`, which compares whole
+        answers, greedy choice takes the one that begins best.
+
+        Args:
+          answers: for all prompts, or a list for each; each stands behind the prompt as it is.
+          options: without `max_new_tokens` and `stop`, which the answers are in place of.
+
+        Raises ConfigError as `write`, and for a model whose files name no token that ends a text.
+        """
+        ids, of_prompts = self.ids(prompts), answers_of(prompts, answers)
+        if not (stop := self._stops(options)[:1]):
+            raise ConfigError("answers: the model's files name no token that ends a text; give stop_ids")
+        choices = [
+            [(*behind(self.tokenizer, prompt, own, answer, self.model), *stop) for answer in each]
+            for prompt, own, each in zip(prompts, ids, of_prompts)
+        ]
+        longest = max(len(one) for each in choices for one in each)
+        options = dataclasses.replace(options, max_new_tokens=longest, stop_ids=stop, stop=())
+        texts = self.write_ids(ids, options, answers=choices)
+        return [
+            [dataclasses.replace(text, answer=each.index((*text.ids, *stop))) for text in of_prompt]
+            for of_prompt, each in zip(texts, choices)
+        ]
 
     def write_ids(
-        self, prompts: Sequence[Sequence[int]], options: Options = DEFAULTS, on_text: OnText | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options = DEFAULTS,
+        on_text: OnText | None = None,
+        answers: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[list[Written]]:
-        """The same as `write` for prompts as ids. Without a tokenizer the texts are empty."""
+        """The same as `write` for prompts as ids. Without a tokenizer the texts are empty.
+
+        Args:
+          answers: of each prompt, the only ids that may be written, their stop tokens included.
+        """
         if not len(prompts):
             raise ConfigError("no prompts: give one at least")
         for i, ids in enumerate(prompts):
             check_ids(self.loaded, ids, f"prompt {i}")
         if options.beams > 1:
-            return self._search(prompts, options)
+            return self._search(prompts, options, answers)
         batch, size = self._batch(prompts, options)
         stop_ids = self._stops(options)
         rows = np.repeat(np.arange(len(prompts)), options.samples)
         numbers = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids in prompts]
         keys = keys_of(options.seed, numbers, options.samples)
-        choosing = Choosing.of(options, stop_ids)
+        choosing = Choosing.of(options, stop_ids, None if answers is None else in_one(answers)[rows])
         draft = loop.begin(
             self.model,
             self.variables,
@@ -102,10 +157,11 @@ class Writer:
             choosing,
             keys,
             room=size.room,
+            taken_back=options.draft,
             cache=self.cache,
             log_probs=options.log_probs,
         )
-        watched = [Stream(tokenizer_of(self.loaded), options.stop) for _ in rows] if on_text or options.stop else []
+        watched = [Stream(self.tokenizer, options.stop) for _ in rows] if on_text or options.stop else []
         place, written = size.begun, size.begun + 1
         while True:
             if watched:
@@ -113,8 +169,12 @@ class Writer:
             if written >= size.end or bool(draft.done.all()):
                 break
             place, steps = written, STREAMED_STEPS if watched else STEPS
-            end = jnp.int32(min(written + steps, size.end))
-            draft = loop.go_on(self.model, self.variables, draft, choosing, keys, end)
+            given = (self.model, self.variables, draft, choosing, keys)
+            if options.draft and written + options.draft < size.end:
+                end = jnp.int32(min(written + steps + options.draft, size.end))
+                draft = loop.speculate(*given, end, count=options.draft, ngram=options.ngram)
+            else:
+                draft = loop.go_on(*given, jnp.int32(min(written + steps, size.end)))
             written = int(draft.place)
         for row, stream in enumerate(watched):
             if on_text and (piece := stream.end()):
@@ -171,14 +231,19 @@ class Writer:
                 ids, text, finish = ids[: needed(ids, decode, options.stop)], text[:cut], "string"
         return Written(text, tuple(ids), finish)
 
-    def _search(self, prompts: Sequence[Sequence[int]], options: Options) -> list[list[Written]]:
+    def _search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        answers: Sequence[Sequence[Sequence[int]]] | None,
+    ) -> list[list[Written]]:
         batch, size = self._batch(prompts, options)
         stop_ids = self._stops(options)
         found = beams.search(
             self.model,
             self.variables,
             batch,
-            Choosing.of(options, stop_ids),
+            Choosing.of(options, stop_ids, None if answers is None else in_one(answers)),
             jnp.int32(size.end),
             jnp.float32(options.length_penalty),
             room=size.room,
@@ -198,7 +263,7 @@ class Writer:
         return texts
 
     def _stops(self, options: Options) -> tuple[int, ...]:
-        return stop_ids_of(self.loaded) if options.stop_ids is None else tuple(options.stop_ids)
+        return self.stop_ids if options.stop_ids is None else tuple(options.stop_ids)
 
     def _batch(self, prompts: Sequence[Sequence[int]], options: Options) -> tuple[Prompts, Size]:
         """Prompts in one array, and the sizes of the programs that read them and go on."""

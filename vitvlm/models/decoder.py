@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.meta import AxisMetadata
@@ -15,8 +16,9 @@ from vitvlm.models.facts import ModelFacts
 from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
 from vitvlm.models.outputs import LanguageOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
+from vitvlm.nn import caches
 from vitvlm.nn.blocks import Block, Make
-from vitvlm.nn.caches import KVCache, RingCache
+from vitvlm.nn.caches import Int8Cache, KVCache, RingCache
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
@@ -155,7 +157,10 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             x = x + rows.astype(self.dtype)
         x = nn.Dropout(self.embed_dropout, deterministic=not train)(x)
         call = Call(mask=over_keys(mask, attention_mask), positions=positions, train=train, capture=capture)
-        stacked = self.apply_blocks(x, call, [self._block(kind) for kind in self.pattern], cache=cache, perturb=perturb)
+        blocks = [self._block(kind) for kind in self.pattern]
+        if cache is not None and not self.scan:
+            blocks = [blocks[i % len(blocks)] for i in range(self.depth)]
+        stacked = self.apply_blocks(x, call, blocks, cache=cache, perturb=perturb)
         tokens = self.make_norm()(name="norm")(stacked.tokens) if self.final_norm else stacked.tokens
         if self.embed_width is not None:
             tokens = Dense(self.embed_width, use_bias=False, name="embed_out", **self.dtypes)(tokens)
@@ -179,7 +184,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         A local layer has a `nn.caches.RingCache` if it sees less than that. Tokens beyond the room are NaN.
 
         Args:
-          dtype: of keys and values, by default that of the computation.
+          dtype: of keys and values, by default that of the computation; int8 rounds them, see `nn.caches.Int8Cache`.
           taken_back: how many of the last tokens may be taken back by setting the caches' `length` back.
 
         Raises ValueError for more room than there are learned positions.
@@ -188,13 +193,15 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
         P = len(self.pattern)
 
-        def zeros(kind: str, layers: int) -> KVCache | RingCache:
+        def zeros(kind: str, layers: int) -> KVCache | RingCache | Int8Cache:
             seen = self.local + taken_back if kind == "local" else room
             make, size = (RingCache, seen) if seen < room else (KVCache, room)
-            return make.zeros(layers, batch, heads, size, head_dim, self.dtype if dtype is None else dtype)
+            return caches.empty(make, layers, batch, heads, size, head_dim, self.dtype if dtype is None else dtype)
 
+        if not self.scan:  # each layer's apart, so that a token more copies none of them
+            return {"attention": tuple(zeros(self.pattern[i % P], 1) for i in range(self.depth))}
         kinds = self.pattern[: self.depth]
-        if len({type(zeros(kind, 0)) for kind in kinds}) == 1:
+        if len({jax.tree.structure(zeros(kind, 0)) for kind in kinds}) == 1:
             return {"attention": zeros(kinds[0], self.depth)}
         return {"attention": tuple(zeros(kind, len(range(p, self.depth, P))) for p, kind in enumerate(kinds))}
 
@@ -251,9 +258,10 @@ def _extent(cache: Cache | None, L: int) -> tuple[Int[Array, ""] | int, int | No
     """Returns how many tokens came before, and how many places the sequence has; None if it has no end."""
     if cache is None:
         return 0, L
-    caches = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
-    rooms = [each.key.shape[-2] for each in caches if not isinstance(each, RingCache)]
-    return caches[0].length[0], rooms[0] if rooms else None
+    layers = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
+    layers = [each.values if isinstance(each, Int8Cache) else each for each in layers]
+    rooms = [each.key.shape[-2] for each in layers if not isinstance(each, RingCache)]
+    return layers[0].length[0], rooms[0] if rooms else None
 
 
 def make_rope(rope: Mapping[str, Any] | Rope, where: str = "model.rope") -> Rope:

@@ -14,11 +14,11 @@ from vitvlm.models.language import check_logits, last_real, over_keys
 from vitvlm.models.outputs import EncoderDecoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.models.two_towers import by_part
+from vitvlm.nn import caches
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.caches import ContextCache, KVCache
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
-from vitvlm.nn.quantized import Quantized
 from vitvlm.nn.relative import RelativeBuckets
 from vitvlm.nn.roles import EMBED, NORM, STACK, Roles, under
 from vitvlm.nn.stack import Stacked
@@ -106,6 +106,7 @@ class T5(Transformer, ModelFacts, kw_only=True):
         *under("head/", Dense.roles, "head"),
     )
 
+    writes: ClassVar[str] = "answer"
     length: ClassVar[int] = 512  # that it was trained with: positions are relative, and any other is taken
 
     vocab_size: int
@@ -223,7 +224,8 @@ class T5(Transformer, ModelFacts, kw_only=True):
     def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None) -> dict[str, Any]:
         """The cache that the first call takes, for `room` tokens of the decoder, those of its start included."""
         heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-        own = KVCache.zeros(self.decoder_layers, batch, heads, room, head_dim, self.dtype if dtype is None else dtype)
+        dtype = self.dtype if dtype is None else dtype
+        own = caches.empty(KVCache, self.decoder_layers, batch, heads, room, head_dim, dtype)
         return {"attention": own, "cross": ContextCache()}
 
     def _encode(
@@ -241,8 +243,7 @@ class T5(Transformer, ModelFacts, kw_only=True):
         scale = self.width**-0.5 if self.scale_logits else 1.0
         if logits == "none" and not self.is_initializing():
             kernel = self.embed.embedding.T if self.tied else self.head.variables["params"]["kernel"]
-            kernel = kernel.whole(self.dtype) if isinstance(kernel, Quantized) else kernel
-            return {"head_kernel": kernel, "logit_scale": scale}
+            return {"head_kernel": nn.unbox(kernel), "logit_scale": scale}
         tokens = tokens * scale if self.scale_logits else tokens
         return {"logits": self.embed.attend(tokens) if self.tied else self.head(tokens), "logit_scale": scale}
 

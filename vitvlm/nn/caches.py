@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vitvlm.core.lowering import by_platform
+
 
 @runtime_checkable
 class Cache(Protocol):
@@ -69,7 +71,7 @@ class KVCache:
 
         def put(kept: Array, new: Array) -> Array:
             new = jnp.where(fits, new, jnp.nan).astype(kept.dtype)
-            return jax.lax.dynamic_update_slice(kept, new, (0, 0, self.length, 0))
+            return put_in_place(kept, new, self.length)
 
         return self.replace(key=put(self.key, key), value=put(self.value, value), length=self.length + key.shape[2])
 
@@ -119,7 +121,7 @@ class RingCache:
         def put(kept: Array, new: Array) -> Array:
             new = new[:, :, N - last :].astype(kept.dtype)
             if last == 1:
-                return jax.lax.dynamic_update_slice(kept, new, (0, 0, slots[0], 0))
+                return put_in_place(kept, new, slots[0])
             return kept.at[:, :, slots].set(new)
 
         return self.replace(key=put(self.key, key), value=put(self.value, value), length=self.length + N)
@@ -166,6 +168,80 @@ class Unrolled:
 def _at(mask: Bool[Array, "#B #K #N #P"], places: Int[Array, "M"]) -> Bool[Array, "#B #K #N #M"]:
     """The mask at those places; what it says at place -1 does not matter, as nothing sees it."""
     return mask if mask.shape[-1] == 1 else jnp.take(mask, places, axis=-1, mode="clip")
+
+
+@flax.struct.dataclass
+class Int8Cache:
+    """Cache of a layer whose keys and values are rounded to int8, each token's in each head with a scale of its own.
+
+    Fields: values, of whole numbers from -127 to 127, and scales, of one channel: two caches of the same kind.
+    """
+
+    values: Any
+    scales: Any
+
+    @property
+    def key(self) -> Float[Array, "B Kv M d"]:
+        return self.values.key.astype(jnp.float32) * self.scales.key
+
+    @property
+    def value(self) -> Float[Array, "B Kv M d"]:
+        return self.values.value.astype(jnp.float32) * self.scales.value
+
+    @property
+    def length(self) -> Int[Array, ""]:
+        return self.values.length
+
+    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "Int8Cache":
+        (key, key_scale), (value, value_scale) = _rounded(key), _rounded(value)
+        return Int8Cache(self.values.append(key, value), self.scales.append(key_scale, value_scale))
+
+    def kept(self) -> "Int8Cache":
+        return Int8Cache(self.values.kept(), self.scales.kept())
+
+    def places(self) -> Int[Array, "M"]:
+        return self.values.places()
+
+    def of_places(self, mask: Bool[Array, "#B #K #N #P"]) -> Bool[Array, "#B #K #N #M"]:
+        return self.values.of_places(mask)
+
+
+def _rounded(x: Float[Array, "B Kv N d"]) -> tuple[Int[Array, "B Kv N d"], Float[Array, "B Kv N 1"]]:
+    """The nearest whole numbers from -127 to 127 of x / scale, and the scale."""
+    scale = jnp.abs(x).max(axis=-1, keepdims=True).astype(jnp.float32) / 127
+    return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
+
+
+def empty(
+    kind: type[KVCache] | type[RingCache],
+    depth: int | None,
+    batch: int,
+    heads: int,
+    room: int,
+    head_dim: int,
+    dtype: DTypeLike = jnp.float32,
+) -> KVCache | RingCache | Int8Cache:
+    """An empty cache of a kind, as `KVCache.zeros` makes it; of int8 an `Int8Cache` of that kind."""
+    values = kind.zeros(depth, batch, heads, room, head_dim, dtype)
+    if jnp.dtype(dtype) != jnp.int8:
+        return values
+    return Int8Cache(values, kind.zeros(depth, batch, heads, room, 1))
+
+
+def put_in_place(kept: Float[Array, "B Kv M d"], new: Float[Array, "B Kv N d"], place: Int[Array, ""]) -> Array:
+    """Puts new keys or values behind a place of those kept, in a loop of one step on a CPU.
+
+    Its compiler would otherwise update a copy of all that is kept for each of those that read it.
+    """
+
+    def put(kept: Array, new: Array, place: Array) -> Array:
+        return jax.lax.dynamic_update_slice(kept, new, (0, 0, place, 0))
+
+    def put_once(kept: Array, new: Array, place: Array) -> Array:
+        end = jnp.minimum(place + 1, 1)  # 1, which the compiler does not know
+        return jax.lax.fori_loop(0, end, lambda _, kept: put(kept, new, place), kept)
+
+    return by_platform(put, kept, new, jnp.asarray(place), one_cpu=put_once)
 
 
 @flax.struct.dataclass

@@ -13,6 +13,7 @@ from vitvlm.core.lowering import by_platform
 from vitvlm.nn.lora import Adapted
 from vitvlm.nn.quantized import Quantized, is_narrow, whole
 from vitvlm.nn.roles import LINEAR, Roles
+from vitvlm.nn.rows import Rows
 
 
 class Dense(nn.Module):
@@ -41,8 +42,10 @@ class Dense(nn.Module):
         return y
 
 
-def product_of(x: Float[Array, "... in"], stored: Array | Quantized) -> Float[Array, "... out"]:
+def product_of(x: Float[Array, "... in"], stored: Array | Quantized | Rows) -> Float[Array, "... out"]:
     """Returns x W in the dtype of x, however the kernel is stored."""
+    if isinstance(stored, Rows):
+        return stored.product(x)
     return product_of_stored(x, stored) if is_narrow(stored, x.dtype) else product(x, stored.astype(x.dtype))
 
 

@@ -1,6 +1,6 @@
 """Blocks one after the other: as a Python loop or under `nn.scan`, rematerialised or not, with every layer on view."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -78,7 +78,8 @@ def apply_blocks(
         linear layers' products; "all_dots": all but these and attention's.
       drop_path: of the last block; the first has 0, the others lie evenly between. Or the rate of each.
       cache, perturb: by kind of attention, for the layers that have it, shaped like `Stacked.cache` and
-        `Stacked.attention`; see `calls.PerLayer`. Zeros as perturb, differentiated, are dL/dA.
+        `Stacked.attention`; see `calls.PerLayer`. Zeros as perturb, differentiated, are dL/dA. A cache that is given as
+        a tuple comes back as one: with a pattern of `depth` places no layer's is copied to where all of them are.
 
     Raises ConfigError for an unknown remat policy, capture or kind, or a depth below 1.
     """
@@ -95,7 +96,9 @@ def apply_blocks(
         tokens=y,
         hidden=None if hidden is None else jnp.concatenate([tokens[None], hidden]),
         attention=_by_kind([weights for _, weights, _ in taken]),
-        cache=_by_kind([caches for _, _, caches in taken]),
+        cache=_by_kind(
+            [caches for _, _, caches in taken], [kind for kind in cache or () if isinstance(cache[kind], tuple)]
+        ),
     )
 
 
@@ -194,8 +197,8 @@ def _rates(drop_path: float | Sequence[float], depth: int) -> Float[Array, "dept
     return jnp.asarray(drop_path, jnp.float32) if any(drop_path) else None
 
 
-def _by_kind(of_places: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Joins what the places of a pattern have of each kind; a tuple of it where they are not alike."""
+def _by_kind(of_places: Sequence[Mapping[str, Any] | None], apart: Collection[str] = ()) -> dict[str, Any] | None:
+    """Joins what the places of a pattern have of each kind; a tuple of it where they are not alike or stay apart."""
     if of_places[0] is None:
         return None
     joined = {}
@@ -203,7 +206,7 @@ def _by_kind(of_places: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | 
         having = [of_place[kind] for of_place in of_places if of_place.get(kind) is not None]
         shapes = {(jax.tree.structure(each), *(leaf.shape[1:] for leaf in jax.tree.leaves(each))) for each in having}
         if having:
-            joined[kind] = _in_order(having) if len(shapes) == 1 else tuple(having)
+            joined[kind] = _in_order(having) if len(shapes) == 1 and kind not in apart else tuple(having)
     return joined
 
 
