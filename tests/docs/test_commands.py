@@ -20,6 +20,7 @@ import pytest
 from tests.data import pictures
 from tests.docs import pages
 from tests.jobs import published
+from tests.jobs.tiny_language_model import language_model
 from vitvlm import models, pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.data.sources import stamps
@@ -118,6 +119,7 @@ def place(tmp_path_factory):
             pixels = np.random.default_rng(i).integers(0, 256, (40, 36, 4), np.uint8)
             (root / "stamps" / category / f"photo{i}.png").write_bytes(pictures.encoded(pixels))
             (root / "stamps" / category / f"photo{i}.txt").write_text(f"One of the {category}, number {i}.\n")
+    language_model(root / "path" / "to" / "language_model")
     vit = models.build("vit", num_classes=2, width=16, depth=2, heads=2, mlp_width=24, patch_size=8, image_size=16)
     variables = vit.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
     loaded = pretrained.Pretrained(vit, variables, "decode(3)|resize(16)|normalize('half')", None, {})

@@ -1,0 +1,113 @@
+"""Texts after prompts, from the weights of a language model.
+
+    python scripts/generate.py --weights=PATH --prompt="The cat sat on"
+    python scripts/generate.py --weights=PATH --prompt="What is a patch?" --chat --temperature=0.7 --top_p=0.9
+    python scripts/generate.py --weights=PATH --prompts=prompts.jsonl --out=texts.jsonl --dtype=int8 --batch_size=4
+    python scripts/generate.py --weights=PATH --prompts=- --out=texts.jsonl < prompts.txt
+
+One prompt is answered on the terminal as the text comes; those of a file, a line each, plain or as JSON with "prompt"
+or "messages", in a file of JSON lines, which a second run goes on with. The weights are anything that `pretrained.load`
+reads; see docs/language_models.md.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from vitvlm.core.config import ConfigError
+from vitvlm.generation import Options, choose
+from vitvlm.jobs import generate, launch
+from vitvlm.nn.rows import KINDS
+
+WEIGHTS = flags.DEFINE_string("weights", None, "Weights of a language model.", required=True)
+FIELDS = launch.define_fields()
+PROMPT = flags.DEFINE_string("prompt", None, "A text to go on from.")
+PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts, one a line; - for the standard input.")
+OUT = flags.DEFINE_string("out", None, "File of JSON lines to write the texts of --prompts to.")
+CHAT = flags.DEFINE_bool("chat", False, "Prompts are a user's messages, put in the tokenizer's chat template.")
+SYSTEM = flags.DEFINE_string("system", "", "A system's message before each of them.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Prompts at a time.", lower_bound=1)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, KINDS, "How matrices are stored, by rows for one prompt; default: as they are."
+)
+CACHE = flags.DEFINE_enum("cache", None, ["float32", "bfloat16", "int8"], "How keys and values are cached.")
+ANSWERS = flags.DEFINE_list("answers", [], "The likeliest of these after --prompt is printed, with all likelihoods.")
+NORMALIZE = flags.DEFINE_string("normalize", "none", "Likelihoods of --answers by none, tokens or characters.")
+
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens to write.")
+MIN_NEW_TOKENS = flags.DEFINE_integer("min_new_tokens", 0, "No stop token before so many.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the draws; 0 takes the likeliest token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Only the so many likeliest tokens are drawn; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the likeliest tokens that together have this probability.")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "Only tokens with this share of the likeliest one's probability.")
+REPETITION_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Lowers tokens that the text has already.")
+SAMPLES = flags.DEFINE_integer("samples", 1, "Texts for each prompt; of a beam search the best.")
+BEAMS = flags.DEFINE_integer("beams", 1, "Hypotheses of a beam search; 1: none.")
+LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Beams are ranked by log-likelihood / tokens^this.")
+EARLY_STOPPING = flags.DEFINE_enum("early_stopping", "false", ["true", "false", "never"], "When a beam search ends.")
+STOP = flags.DEFINE_multi_string("stop", [], "A string that ends a text; may be given several times.")
+STOP_TOKENS = flags.DEFINE_list("stop_tokens", [], "Tokens that end a text besides the model's own: <|im_end|>.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+LOG_PROBS = flags.DEFINE_bool("log_probs", False, "Give each token's log-probability.")
+DRAFT = flags.DEFINE_integer("draft", 0, "Tokens copied from the text so far and checked in one pass.")
+
+
+def main() -> None:
+    if (PROMPT.value is None) == (PROMPTS.value is None):
+        raise ConfigError("give --prompt or --prompts, one of them")
+    if PROMPTS.value is not None and OUT.value is None:
+        raise ConfigError("--prompts: give --out, a file for the texts")
+    options = Options(
+        max_new_tokens=MAX_NEW_TOKENS.value,
+        min_new_tokens=MIN_NEW_TOKENS.value,
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        min_p=MIN_P.value,
+        repetition_penalty=REPETITION_PENALTY.value,
+        samples=SAMPLES.value,
+        beams=BEAMS.value,
+        length_penalty=LENGTH_PENALTY.value,
+        early_stopping={"true": True, "false": False, "never": "never"}[EARLY_STOPPING.value],
+        stop=tuple(STOP.value),
+        seed=SEED.value,
+        log_probs=LOG_PROBS.value,
+        draft=DRAFT.value,
+    )
+    fields = launch.named_values(FIELDS.value)
+    prompts = _prompts()
+    writer = generate.load(WEIGHTS.value, DTYPE.value, CACHE.value, **fields)
+    options = dataclasses.replace(options, stop_ids=generate.stop_tokens(writer, STOP_TOKENS.value))
+    if ANSWERS.value:
+        if PROMPT.value is None:
+            raise ConfigError("--answers: are those of one --prompt")
+        ((index, scored),) = choose(writer.loaded, [PROMPT.value], ANSWERS.value, NORMALIZE.value)
+        print(json.dumps({"answer": ANSWERS.value[index], "log_likelihoods": [one.total for one in scored]}))
+    elif OUT.value is None:
+        (ids,) = generate.ids_of(writer, prompts, CHAT.value, SYSTEM.value)
+        generate.to_terminal(writer, ids, options)
+    else:
+        settings = {"weights": WEIGHTS.value, "dtype": DTYPE.value, "cache": CACHE.value, "fields": fields}
+        how = {"batch_size": BATCH_SIZE.value, "chat": CHAT.value, "system": SYSTEM.value}
+        count = generate.to_file(writer, prompts, options, OUT.value, settings, **how)
+        print(f"{count} prompts written to; {len(prompts)} are in {OUT.value}")
+
+
+def _prompts() -> list[generate.Prompt]:
+    if PROMPT.value is not None:
+        if not PROMPT.value:
+            raise ConfigError("--prompt: is empty: give it a text to go on from")
+        return [generate.Prompt(0, "--prompt", PROMPT.value)]
+    if PROMPTS.value == "-":
+        return list(generate.read_prompts(sys.stdin, "standard input"))
+    try:
+        with open(PROMPTS.value, encoding="utf-8") as file:
+            return list(generate.read_prompts(file, PROMPTS.value))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts={PROMPTS.value}: cannot be read: {error}") from None
+
+
+if __name__ == "__main__":
+    launch.run(main)
