@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core.lowering import by_platform
 
@@ -29,7 +29,7 @@ class Cache(Protocol):
     value: Any
     length: Any
 
-    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "Cache":
+    def append(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "Cache":
         """The cache with N tokens more, as these tokens look at it."""
 
     def kept(self) -> "Cache":
@@ -63,7 +63,7 @@ class KVCache:
         empty = jnp.zeros((*lead, batch, heads, room, head_dim), dtype)
         return cls(empty, empty, jnp.zeros(lead, jnp.int32))
 
-    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "KVCache":
+    def append(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "KVCache":
         if key.shape[2] > self.key.shape[2]:
             raise ValueError(f"{key.shape[2]} tokens, but the cache has room for {self.key.shape[2]}: make it larger")
 
@@ -105,14 +105,14 @@ class RingCache:
         """An empty cache, as `KVCache.zeros` makes it."""
         return cls(**vars(KVCache.zeros(depth, batch, heads, room, head_dim, dtype)))
 
-    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache | Unrolled":
+    def append(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "RingCache | Unrolled":
         if key.shape[2] == 1:  # what its key takes the place of is what it sees no more
             return self._put(key, value)
         key, value = key.astype(self.key.dtype), value.astype(self.value.dtype)
         joined = (jnp.concatenate(pair, axis=2) for pair in ((self.key, key), (self.value, value)))
         return Unrolled(*joined, self.length + key.shape[2], self)
 
-    def _put(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache":
+    def _put(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "RingCache":
         """The ring with the last of N tokens that it has room for in the place of the oldest."""
         N, R = key.shape[2], self.key.shape[2]
         last = min(N, R)
@@ -150,7 +150,7 @@ class Unrolled:
     length: Any
     ring: RingCache
 
-    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "RingCache | Unrolled":
+    def append(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "RingCache | Unrolled":
         return self.kept().append(key, value)
 
     def kept(self) -> RingCache:
@@ -192,7 +192,7 @@ class Int8Cache:
     def length(self) -> Int[Array, ""]:
         return self.values.length
 
-    def append(self, key: Float[Array, "B Kv N d"], value: Float[Array, "B Kv N d"]) -> "Int8Cache":
+    def append(self, key: Shaped[Array, "B Kv N d"], value: Shaped[Array, "B Kv N d"]) -> "Int8Cache":
         (key, key_scale), (value, value_scale) = _rounded(key), _rounded(value)
         return Int8Cache(self.values.append(key, value), self.scales.append(key_scale, value_scale))
 
@@ -228,7 +228,7 @@ def empty(
     return Int8Cache(values, kind.zeros(depth, batch, heads, room, 1))
 
 
-def put_in_place(kept: Float[Array, "B Kv M d"], new: Float[Array, "B Kv N d"], place: Int[Array, ""]) -> Array:
+def put_in_place(kept: Shaped[Array, "B Kv M d"], new: Shaped[Array, "B Kv N d"], place: Int[Array, ""]) -> Array:
     """Puts new keys or values behind a place of those kept, in a loop of one step on a CPU.
 
     Its compiler would otherwise update a copy of all that is kept for each of those that read it.
