@@ -1,9 +1,9 @@
 """Times writing text: ours against `transformers` and llama.cpp with the same GGUF file, alternating in one run.
 
     python scripts/benchmark_generation.py --weights=SmolLM2-135M-Instruct.Q4_1.gguf
-    python scripts/benchmark_generation.py --weights=… --systems=vitvlm,transformers --batch_sizes=1 --rounds=1
+    python scripts/benchmark_generation.py --weights=… --systems=float32,int8 --batch_sizes=1 --rounds=1
 
-The peers need `pip install "vitvlm[test]" xllamacpp`. Nothing else should
+Ours are named by how the weights are stored. The peers need `pip install "vitvlm[test]" xllamacpp`. Nothing else should
 run meanwhile.
 """
 
@@ -17,7 +17,9 @@ from vitvlm.jobs import launch
 from vitvlm.jobs.benchmarks import generation
 
 WEIGHTS = flags.DEFINE_string("weights", None, "A GGUF file.", required=True)
-SYSTEMS = flags.DEFINE_list("systems", [generation.OURS, *generation.PEERS], "What is timed: ours, and peers.")
+SYSTEMS = flags.DEFINE_list(
+    "systems", [*generation.OURS, *generation.PEERS], "What is timed: our kinds of weights, and peers."
+)
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "Prompts at once.")
 PROMPT = flags.DEFINE_integer("prompt", 256, "Tokens of a prompt.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens that are written after the first.", lower_bound=1)

@@ -22,12 +22,12 @@ def test_systems_in_turn(weights, monkeypatch):
         return timed(write, prompts, count)
 
     monkeypatch.setattr(generation, "_timed", noted)
-    report = generation.measure(weights, ["vitvlm", "transformers"], [1, 2], prompt=5, tokens=3, rounds=2)
+    report = generation.measure(weights, ["float32", "transformers"], [1, 2], prompt=5, tokens=3, rounds=2)
     assert calls == [(B, 5, count) for _ in range(3) for B in (1, 1, 2, 2) for count in (1, 4)]
     assert [(each.system, each.batch_size, len(each.first), len(each.others)) for each in report.measured] == [
-        ("vitvlm", 1, 2, 2),
+        ("float32", 1, 2, 2),
         ("transformers", 1, 2, 2),
-        ("vitvlm", 2, 2, 2),
+        ("float32", 2, 2, 2),
         ("transformers", 2, 2, 2),
     ]
     table = generation.table(report)

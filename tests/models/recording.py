@@ -125,7 +125,7 @@ def _inputs(name: str, fields: dict) -> tuple:
     text = fields.get("text", fields)
     length = min(text.get("length", L), 8)
     tokens = jnp.asarray(rng.integers(3, 40, size=(B, length)), jnp.int32).at[:, -2].set(2)
-    if name in ("text", "bert", "bert_decoder", "t5"):
+    if name in ("text", "bert", "bert_decoder", "decoder", "t5"):
         mask = jnp.ones((B, length), bool).at[1, -1].set(False)
         return tokens, mask
     return (images, tokens) if "text" in fields else (images,)

@@ -79,7 +79,7 @@ def test_prefill_and_cached_steps_equal_the_full_pass():
         out = step(ids[:, start:end], cache)
         cache = out.cache
         found.append(out.tokens)
-    assert (cache["attention"].length == L).all()
+    assert all((layer.length == L).all() for layer in cache["attention"])
     close(jnp.concatenate(found, axis=1), expected["tokens"], "tokens")
 
 

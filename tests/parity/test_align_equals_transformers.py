@@ -262,7 +262,6 @@ def test_what_no_align_is(tmp_path):
             {"image": image | {"top": True}, "image_projection": "linear"},
             "ALIGN has no image.top = True, image_projection = 'linear'",
         ),
-        ({"image": image | {"dropout": 0.1}}, r"ALIGN has no image.dropout = 0\.1"),
     ]:
         ours = models.build("two_towers", **model | change)
         inputs = np.zeros((1, 9, 9, 3), np.float32), np.zeros((1, 5), np.int32)

@@ -291,7 +291,7 @@ def test_configs_that_are_not_understood(change, message, tmp_path):
 def test_what_no_t5_says(tmp_path):
     model = models.build("t5", width=8, depth=1, heads=2, mlp_width=8, vocab_size=9, scan=False)
     for fields, message in [
-        ({"attention_dropout": 0.1}, "attention_dropout = 0.1"),
+        ({"layer_scale": 0.1}, "layer_scale = 0.1"),
         ({"mlp": "gated", "activation": "gelu"}, "activation = 'gelu'"),
         ({"norm": "layer"}, "norm = 'layer'"),
     ]:

@@ -23,12 +23,13 @@ from rich.table import Table
 
 from vitvlm import generation, pretrained
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.generation.weights import stored
 from vitvlm.jobs.benchmarks import quartiles
 
 Prompts = Sequence[Sequence[int]]
 Write = Callable[[Prompts, int], None]  # writes so many tokens after each prompt
 
-OURS = "vitvlm"  # with the weights as they are loaded
+OURS = ("float32", "bfloat16", "int8")  # how our weights are stored
 PEERS = ("transformers", "llama.cpp")
 
 
@@ -86,8 +87,8 @@ def _timed(write: Write, prompts: Prompts, count: int) -> float:
 @contextlib.contextmanager
 def _system(name: str, weights: Path, loaded: pretrained.Pretrained) -> Iterator[Write]:
     """Makes what writes, ready to be timed. Raises ConfigError."""
-    if name == OURS:
-        writer = generation.Writer(loaded)
+    if name in OURS:
+        writer = generation.Writer(stored(loaded, name))
         yield lambda prompts, count: _ours(writer, prompts, count)
     elif name == "transformers":
         yield _transformers(weights)
@@ -95,7 +96,7 @@ def _system(name: str, weights: Path, loaded: pretrained.Pretrained) -> Iterator
         with _llama_cpp(weights) as write:
             yield write
     else:
-        raise ConfigError(f"system {name!r}; {suggest(name, [OURS, *PEERS])}")
+        raise ConfigError(f"system {name!r}; {suggest(name, [*OURS, *PEERS])}")
 
 
 def _ours(writer: generation.Writer, prompts: Prompts, count: int) -> None:
