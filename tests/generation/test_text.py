@@ -72,7 +72,7 @@ def streamed(tokenizer, parts, stop=()):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_pieces_are_the_text_of_all_ids(tokenizer, data):
-    """Of any ids: half characters, bytes that are none, and texts in which all is well."""
+    """Streams any ids: half characters, bytes that are none, and texts in which all is well."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=12))
     if data.draw(st.booleans()):
         ids += tokenizer.model.encode([data.draw(st.text("ab cdé猫🙂.", max_size=8))])[0]

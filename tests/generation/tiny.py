@@ -30,8 +30,8 @@ class Loaded:
 
 
 @functools.cache
-def llama(window: int | None = None) -> tuple[Any, Loaded]:
-    """A LLaMA; with a window a Mistral, whose layers are all local."""
+def llama(window: int | None = None) -> tuple[Any, Any]:
+    """A LLaMA, read from the folder that `transformers` writes; with a window a Mistral, whose layers are all local."""
     config = (transformers.LlamaConfig if window is None else transformers.MistralConfig)(
         vocab_size=V,
         hidden_size=16,
@@ -45,25 +45,7 @@ def llama(window: int | None = None) -> tuple[Any, Loaded]:
         pad_token_id=0,
         **({} if window is None else {"sliding_window": window}),
     )
-    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
-    model = models.build(
-        "decoder",
-        width=16,
-        depth=2,
-        heads=4,
-        kv_heads=2,
-        mlp_width=24,
-        vocab_size=V,
-        length=POSITIONS,
-        norm_eps=config.rms_norm_eps,
-        scan=False,
-        rope={"base": config.rope_parameters["rope_theta"]},
-        **({} if window is None else {"pattern": ("local",), "local": window}),
-    )
-    return theirs, Loaded(model, {"params": _params(theirs)}, source={"config": {"eos_token_id": list(STOPS)}})
+    return _saved(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 
 @functools.cache
@@ -113,27 +95,6 @@ def _saved(theirs: Any) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.eval().save_pretrained(folder)
         return theirs, pretrained.load(folder)
-
-
-def _params(theirs: Any) -> Any:
-    state = {name: jnp.asarray(value.numpy()) for name, value in theirs.state_dict().items()}
-    params = {
-        "embed": {"embedding": state["model.embed_tokens.weight"]},
-        "norm": {"scale": state["model.norm.weight"]},
-        "head": {"kernel": state["lm_head.weight"].T},
-    }
-    for i in range(theirs.config.num_hidden_layers):
-        of_layer = {name.removeprefix(f"model.layers.{i}."): value for name, value in state.items()}
-        projections = {"query": "q", "key": "k", "value": "v", "out": "o"}
-        params[f"blocks_{i}"] = {
-            "attention_norm": {"scale": of_layer["input_layernorm.weight"]},
-            "mlp_norm": {"scale": of_layer["post_attention_layernorm.weight"]},
-            "attention": {
-                name: {"kernel": of_layer[f"self_attn.{q}_proj.weight"].T} for name, q in projections.items()
-            },
-            "mlp": {name: {"kernel": of_layer[f"mlp.{name}_proj.weight"].T} for name in ("gate", "up", "down")},
-        }
-    return params
 
 
 @functools.cache

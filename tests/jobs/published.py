@@ -5,8 +5,10 @@ from pathlib import Path
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package."""
-    (folder,) = importlib.util.find_spec(name).submodule_search_locations
+    """The folder of an installed package; scripts/test.sh installs them all."""
+    found = importlib.util.find_spec(name)
+    assert found is not None, f"the package {name} is not installed: see scripts/test.sh"
+    (folder,) = found.submodule_search_locations
     return Path(folder)
 
 

@@ -109,7 +109,7 @@ LARGE = 256_000
 
 @pytest.mark.parametrize("name", ["Gemma", "OPT", "T5", "Flan-T5"])
 def test_a_vocabulary_of_256_000_is_never_held_in_logits(name):
-    """Of the training loss with tied heads, Gemma's cap, T5's scaling and a bias: no [B, L, V], and less memory."""
+    """The training loss with tied heads, Gemma's cap, T5's scaling and a bias holds no [B, L, V], and less memory."""
     length = 64
     fields = {"length": length} if MODELS[name][0] == "decoder" else {}
     model = build(name, vocab_size=LARGE, **fields)

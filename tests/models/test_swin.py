@@ -68,7 +68,7 @@ def test_remat_recomputes(images, variables):
 
 
 def test_remat_keeps_what_its_name_says(images, variables):
-    """By "all_dots" the products and attention's weights stay, and norms and activations are computed again."""
+    """The policy "all_dots" keeps the products and attention's weights, and computes norms and activations again."""
 
     def kept(remat):
         model = make("swin", num_classes=5, remat=remat)

@@ -214,7 +214,7 @@ def test_an_unknown_norm():
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_under_scan_keeps_one_array(name):
-    """Of what a gradient needs, the input or the output is kept for each layer, not the steps between."""
+    """Each layer keeps the input or the output for the gradient, not the steps between."""
 
     def stack(x, scales):
         return jax.lax.scan(lambda x, scale: (activation(name)(x * scale), None), x, scales)[0]

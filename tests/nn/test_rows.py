@@ -36,7 +36,7 @@ def test_a_block_of_zeros_stays():
 @pytest.mark.parametrize("tokens", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_with_stored_rows_is_one_with_the_matrix(kind, tokens):
-    """Of one token, whose product is computed in parts, and of several; outputs that are prime have as many parts."""
+    """Products of one token are computed in parts, of several whole; outputs that are prime have as many parts."""
     for inputs, outputs in ((64, 12), (10, 7), (6, 1)):
         layer, stored = Dense(outputs), rows(matrix(inputs, outputs), kind)
         x, bias = matrix(*tokens, inputs) * 0.1, matrix(outputs)

