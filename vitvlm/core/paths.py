@@ -46,6 +46,16 @@ def path_string(path: tuple[Any, ...]) -> str:
     return "/".join(_name(key) for key in path)
 
 
+def count_values(tree: Tree) -> int:
+    """Counts the numbers in all arrays of a tree; shapes suffice."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: Tree) -> int:
+    """Counts the bytes of all arrays of a tree; shapes and dtypes suffice."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _name(key: Any) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):

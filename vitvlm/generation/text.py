@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from vitvlm.generation.loaded import Tokenizer
 
 BROKEN = "\ufffd"  # stands for bytes that are no character
-# Of a byte that begins a character and ends none, by the names that byte-level BPE and SentencePiece give it.
+# Names that byte-level BPE and SentencePiece give a byte that begins a character and ends none.
 LONE_BYTES = ("â", "<0xE2>")
 
 Decode = Callable[[Sequence[int]], str]

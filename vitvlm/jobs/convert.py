@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from vitvlm import pretrained
 from vitvlm.core.config import ConfigError
-from vitvlm.core.paths import flatten
+from vitvlm.core.paths import count_values, flatten
 from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import Pretrained
 
@@ -34,7 +33,7 @@ def convert(source: str, target: str, format: str, **fields: Any) -> Pretrained:
 
 def described(loaded: Pretrained) -> str:
     """One line: format, model, number of parameters, preprocessing."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
+    count = count_values(loaded.variables["params"])
     name = type(loaded.model).__name__
     return (
         f"{loaded.source['format']}: {name}, {count:,} parameters; {loaded.preprocessing or 'no preprocessing given'}"

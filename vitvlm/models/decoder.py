@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core.meta import AxisMetadata
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -228,8 +227,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
         if logits == "none" and not (head is not None and self.is_initializing()):
             kernel = self.embed.embedding.T if self.tied else head.variables["params"]["kernel"]
-            kernel = kernel.unbox() if isinstance(kernel, AxisMetadata) else kernel  # quantized, or with an adapter
-            return {"head_kernel": kernel, "head_bias": bias}
+            return {"head_kernel": nn.unbox(kernel), "head_bias": bias}
         product = self.embed.attend(tokens) if self.tied else head(tokens)
         if bias is not None:
             product = product + bias.astype(self.dtype)

@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from flax.core import meta
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from vitvlm.core.config import ConfigError
 from vitvlm.nn import quantized
+from vitvlm.nn.boxed import Boxed
 
 Tree = Any
 ROOT = "lora"  # name of the adapters' tree beside a model's own parameters
@@ -87,7 +87,7 @@ class Lora:
         return made | ({"dropout": jnp.full(lead, self.dropout, jnp.float32)} if self.dropout else {})
 
 
-class Adapted(struct.PyTreeNode, meta.AxisMetadata):
+class Adapted(Boxed):
     """A matrix W [..., in, out] with an adapter; a convolution's kernel has several axes of inputs.
 
     Attributes:
@@ -109,14 +109,6 @@ class Adapted(struct.PyTreeNode, meta.AxisMetadata):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -144,12 +136,6 @@ class Adapted(struct.PyTreeNode, meta.AxisMetadata):
 
     def replace_boxed(self, val: Array) -> "Adapted":
         raise TypeError("an adapted matrix is never replaced: its parts are")
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Adapted":
-        return self
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Adapted":
-        return self
 
     @property
     def _lead(self) -> int:

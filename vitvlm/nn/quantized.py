@@ -6,17 +6,15 @@ layer whole at a time.
 """
 
 import itertools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from flax.core import meta
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core.config import ConfigError
+from vitvlm.nn.boxed import Boxed
 
 BLOCK = 64  # numbers that share a scale, as in QLoRA
 KINDS = ("int8", "nf4")
@@ -29,7 +27,7 @@ NF4 = (
 )
 
 
-class Quantized(struct.PyTreeNode, meta.AxisMetadata):
+class Quantized(Boxed):
     """A matrix W [..., in, out], in blocks of 64 inputs of each output; every block has its own scale.
 
     Attributes:
@@ -52,14 +50,6 @@ class Quantized(struct.PyTreeNode, meta.AxisMetadata):
         return (*lead, rows * 2 if self.kind == "nf4" else rows, outputs)
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
     def dtype(self) -> jnp.dtype:
         """The dtype of W made whole."""
         return jnp.dtype(jnp.float32)
@@ -75,12 +65,6 @@ class Quantized(struct.PyTreeNode, meta.AxisMetadata):
 
     def replace_boxed(self, val: Float[Array, "... in out"]) -> "Quantized":
         return quantize(val, self.kind)
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Quantized":
-        return self
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Quantized":
-        return self
 
 
 def is_narrow(stored: Array | Quantized, dtype: DTypeLike) -> bool:

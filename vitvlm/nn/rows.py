@@ -9,18 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from flax.core import meta
 from jaxtyping import Array, Float
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.nn.boxed import Boxed
 
 KINDS = ("float32", "bfloat16", "int8")
 BLOCK = 64  # inputs that share a scale, or fewer, a divisor of them all
 PART = 2**22  # values of a part at most
 
 
-class Rows(struct.PyTreeNode, meta.AxisMetadata):
+class Rows(Boxed):
     """A matrix W [..., in, out] as its transpose.
 
     Attributes:
@@ -36,14 +35,6 @@ class Rows(struct.PyTreeNode, meta.AxisMetadata):
         """The shape of W."""
         *lead, outputs, inputs = self.values.shape
         return (*lead, inputs, outputs)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return self.values.ndim
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -89,12 +80,6 @@ class Rows(struct.PyTreeNode, meta.AxisMetadata):
     def kind(self) -> str:
         """The name in `KINDS` of how the values are stored."""
         return {"float32": "float32", "int16": "bfloat16", "int8": "int8"}[self.values.dtype.name]
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Rows":
-        return self
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Rows":
-        return self
 
 
 def rows(matrix: Float[Array, "... in out"], kind: str) -> Rows:

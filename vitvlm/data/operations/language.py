@@ -273,10 +273,8 @@ def _pair(
 
 @example_operation(
     "pack",
-    writes=lambda given: (*ARRAYS, "text_segments", "text_positions"),
-    shapes=lambda given: dict.fromkeys(
-        (*ARRAYS, "text_segments", "text_positions"), np.zeros(given["length"], np.int32)
-    ),
+    writes=lambda given: PACKED,
+    shapes=lambda given: dict.fromkeys(PACKED, np.zeros(given["length"], np.int32)),
 )
 def pack(example: dict[str, Any], length: int) -> dict[str, Any]:
     """Puts several records in one row of `length` tokens; after supervise, in training, which chooses them by length.

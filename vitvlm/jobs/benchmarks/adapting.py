@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh
 from rich.table import Table
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import count_bytes, count_values
+from vitvlm.jobs.benchmarks import tables
 from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import TrainingSetup
@@ -63,10 +65,10 @@ def measure(name: str, config: Mapping[str, Any], device: Any) -> Measured:
     memory = train.compiled_step(training).lower(state, batch).compile().memory_analysis()
     return Measured(
         name=name,
-        trains=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        frozen=_bytes(state.frozen),
-        trained=_bytes(state.params),
-        moments=_bytes((state.opt_state, state.ema)),
+        trains=count_values(state.params),
+        frozen=count_bytes(state.frozen),
+        trained=count_bytes(state.params),
+        moments=count_bytes((state.opt_state, state.ema)),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
     )
@@ -85,10 +87,8 @@ def run(configs: Mapping[str, Mapping[str, Any]], device: Any, workdir: str) -> 
     facts = {"device": device.device_kind, **{name: metadata.version(name) for name in ("jax", "flax")}}
     cases = [dataclasses.asdict(one) | {"state": one.state, "total": one.total} for one in measured]
     (folder / "adapting.json").write_text(json.dumps({"environment": facts, "cases": cases}, indent=2) + "\n")
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(measured)]
-    cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = ", ".join(f"{name} {value}" for name, value in facts.items())
-    (folder / "adapting.md").write_text(f"{cells}\n\nMB of a step, as compiled, nothing was run; {where}.\n")
+    note = f"MB of a step, as compiled, nothing was run; {tables.listed(facts)}."
+    (folder / "adapting.md").write_text(tables.markdown(COLUMNS, rows(measured), note))
     return measured
 
 
@@ -112,11 +112,4 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 def table(measured: Sequence[Measured]) -> Table:
     """Makes the table for the terminal."""
-    shown = Table(*COLUMNS, title="MB of a training step on one device, as compiled")
-    for row in rows(measured):
-        shown.add_row(*row)
-    return shown
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return tables.terminal(COLUMNS, rows(measured), "MB of a training step on one device, as compiled")

@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh
 from rich.table import Table
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.core.paths import count_bytes, count_values
+from vitvlm.jobs.benchmarks import tables
 from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import TrainingSetup
@@ -138,7 +140,7 @@ def measure(sizes: Sizes, stored: str, way: str, device: Any) -> Measured:
         name: jax.ShapeDtypeStruct((sizes.batch_size // accumulate, *row.shape[1:]), row.dtype)
         for name, row in batch.items()
     }
-    trained = _count(state.params)
+    trained = count_values(state.params)
     frozen = model.parameter_count - trained
     return Measured(
         way=way,
@@ -148,12 +150,12 @@ def measure(sizes: Sizes, stored: str, way: str, device: Any) -> Measured:
         outputs=memory.output_size_in_bytes,
         alias=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        parameters=_bytes(state.params),
-        frozen=_bytes(state.frozen),
-        moments=_bytes(state.opt_state),
-        ema=_bytes(state.ema),
-        batch=_bytes((batch, state.step, jax.eval_shape(jax.random.key_data, state.rng))),
-        gradients=_bytes(state.params),
+        parameters=count_bytes(state.params),
+        frozen=count_bytes(state.frozen),
+        moments=count_bytes(state.opt_state),
+        ema=count_bytes(state.ema),
+        batch=count_bytes((batch, state.step, jax.eval_shape(jax.random.key_data, state.rng))),
+        gradients=count_bytes(state.params),
         buffer=4 * trained if accumulate > 1 else 0,
         activations=kept(training, micro_batch),
     )
@@ -225,25 +227,12 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 def table(measured: Sequence[Measured]) -> Table:
     """Makes the table for the terminal."""
-    shown = Table(*COLUMNS, title="MB of a training step on one device, as compiled")
-    for row in rows(measured):
-        shown.add_row(*row)
-    return shown
+    return tables.terminal(COLUMNS, rows(measured), "MB of a training step on one device, as compiled")
 
 
 def markdown(measured: Sequence[Measured], sizes: Sizes, facts: Mapping[str, str]) -> str:
     """The table as it can be pasted into a page."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(measured)]
-    cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = ", ".join(f"{name} {value}" for name, value in facts.items())
-    shape = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
+    shape = tables.listed(dataclasses.asdict(sizes))
     share = f"{100 * max(one.frozen_share for one in measured):.1f} % of the parameters frozen"
-    return f"{cells}\n\nMB, as compiled, nothing was run; {share}; {shape}; {where}.\n"
-
-
-def _bytes(tree: Tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _count(tree: Tree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    note = f"MB, as compiled, nothing was run; {share}; {shape}; {tables.listed(facts)}."
+    return tables.markdown(COLUMNS, rows(measured), note)

@@ -24,7 +24,7 @@ from rich.table import Table
 from vitvlm import generation, pretrained
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.generation.weights import stored
-from vitvlm.jobs.benchmarks import quartiles
+from vitvlm.jobs.benchmarks import quartiles, tables
 
 Prompts = Sequence[Sequence[int]]
 Write = Callable[[Prompts, int], None]  # writes so many tokens after each prompt
@@ -162,7 +162,7 @@ def _environment() -> dict[str, str]:
 
 def table(report: Report) -> Table:
     """A row per system and batch size: tokens per second, and the time to the first token."""
-    where = ", ".join(f"{name} {value}" for name, value in report.environment.items())
+    where = tables.listed(report.environment)
     title = f"{report.weights}: {report.tokens} tokens after prompts of {report.prompt}"
     shown = Table(
         "batch", "system", "tokens/s", "to the first token, ms", "times transformers", title=title, caption=where

@@ -24,7 +24,7 @@ from rich.table import Table
 from vitvlm import models
 from vitvlm.core import compiling
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs.benchmarks import awake, peers, quartiles
+from vitvlm.jobs.benchmarks import awake, peers, quartiles, tables
 from vitvlm.models.vit import SIZES
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.reconstruct import Reconstruct
@@ -241,9 +241,8 @@ def table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """The table as it can be pasted into a README."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(report.measured)]
-    cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{cells}\n\nForward and backward, float32: medians [quartiles]. {_facts(report)}.\n"
+    note = f"Forward and backward, float32: medians [quartiles]. {_facts(report)}."
+    return tables.markdown(COLUMNS, rows(report.measured), note)
 
 
 def as_json(report: Report) -> dict[str, Any]:

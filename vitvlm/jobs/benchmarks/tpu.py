@@ -23,7 +23,7 @@ from rich.table import Table
 from vitvlm import models
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.jobs.benchmarks import plain_models
+from vitvlm.jobs.benchmarks import plain_models, tables
 from vitvlm.jobs.benchmarks.loss_memory import devices
 from vitvlm.models.vit import SIZES
 from vitvlm.objectives import contrastive
@@ -206,15 +206,9 @@ def rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 def table(measured: Sequence[Measured]) -> Table:
     """Makes the table for the terminal."""
-    shown = Table(*COLUMNS, title="A training step on one chip, as compiled")
-    for row in rows(measured):
-        shown.add_row(*row)
-    return shown
+    return tables.terminal(COLUMNS, rows(measured), "A training step on one chip, as compiled")
 
 
 def markdown(measured: Sequence[Measured], facts: Mapping[str, str]) -> str:
     """The table as it can be pasted into a page."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(measured)]
-    cells = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return f"{cells}\n\nAs compiled, nothing was run; {where}.\n"
+    return tables.markdown(COLUMNS, rows(measured), f"As compiled, nothing was run; {tables.listed(facts)}.")

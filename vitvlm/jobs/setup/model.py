@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vitvlm import models
 from vitvlm.core import config as config_lib
 from vitvlm.core import flops
-from vitvlm.core.paths import flatten
+from vitvlm.core.paths import count_values, flatten
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import fields
@@ -142,7 +142,7 @@ class ModelSetup:
     @property
     def parameter_count(self) -> int:
         """Number of the model's parameters, trained and frozen."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.variable_shapes["params"]))
+        return count_values(self.variable_shapes["params"])
 
     @functools.cached_property
     def parameter_shapes(self) -> dict[str, Any]:

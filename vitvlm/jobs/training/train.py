@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.core.paths import count_values
 from vitvlm.data.batches import TRAINING, changed, left_out
 from vitvlm.data.identity import Identity
 from vitvlm.jobs import data_files
@@ -216,7 +217,7 @@ def describe(job: Setup, start: resume.Start) -> str:
     """One line: what trains, on what, from where."""
     model, training, source = job.model, job.training, job.data.source
     parameters = model.parameter_count
-    learning = sum(leaf.size for leaf in jax.tree.leaves(training.state_shapes.params))
+    learning = count_values(training.state_shapes.params)
     trains = "" if learning == parameters else f" of which {learning:,} train"
     mesh = " x ".join(f"{name} {size}" for name, size in model.mesh.shape.items())
     weights, names = model.task.class_weights, model.head.names if model.head else ()
