@@ -67,3 +67,18 @@ def test_a_rule_that_never_wins_is_an_error():
 def test_a_pattern_that_is_no_regex_is_an_error():
     with pytest.raises(rules.RuleError, match=r"'\(' is not a regular expression"):
         rules.match([("(", 1)], ["a"], "test")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (".*", r"x\.rules: '\.\*' is no list of rules"),
+        ((".*", None), r"x\.rules: '\.\*' is no pair \(pattern, value\)"),
+        ((("a", 1, 2),), r"x\.rules: \('a', 1, 2\) is no pair"),
+        (({"a": 1},), r"x\.rules: \{'a': 1\} is no pair"),
+        (7, r"x\.rules: 7 is no list of rules"),
+    ],
+)
+def test_what_is_no_rule_is_said(given, message):
+    with pytest.raises(rules.RuleError, match=message):
+        rules.match(given, ["a"], "x.rules")

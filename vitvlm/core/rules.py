@@ -24,14 +24,14 @@ def match(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:
       paths: parameter paths such as "blocks/mlp/up/kernel".
       where: the config field that the rules come from, for error messages ("optimizer.freeze").
 
-    Raises RuleError for a bad pattern, an uncovered path (all are listed) or an unused rule (all are listed).
+    Raises RuleError for what is no pair, a bad pattern, an uncovered path or an unused rule (all of which are listed).
     """
     return {path: rules[index][1] for path, index in match_indices(rules, paths, where).items()}
 
 
 def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, int]:
     """Returns the index of the first rule that matches each path; arguments and errors are those of `match`."""
-    patterns = [_compile(pattern, where) for pattern, _ in rules]
+    patterns = compiled(rules, where)
     winners: dict[str, int] = {}
     uncovered = []
     for path in paths:
@@ -51,11 +51,21 @@ def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, i
     return winners
 
 
+def compiled(rules: Rules, where: str) -> list[re.Pattern[str]]:
+    """Returns the patterns of rules. Raises RuleError for what is no pair, or no regular expression."""
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
+        raise RuleError(f"{where}: {rules!r:.60} is no list of rules; write pairs such as (('.*', value),)")
+    for rule in rules:
+        if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
+            raise RuleError(f"{where}: {rule!r:.60} is no pair (pattern, value); one pair alone is written ((…, …),)")
+    return [_compile(pattern, where) for pattern, _ in rules]
+
+
 def _compile(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise RuleError(f"{where}: {pattern!r} is not a regular expression: {error}") from None
+        raise RuleError(f"{where}: {pattern!r:.60} is not a regular expression: {error}") from None
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

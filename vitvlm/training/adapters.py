@@ -5,7 +5,6 @@ and each adapter's scale. See `nn.lora` for the trees.
 """
 
 import math
-import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -46,8 +45,8 @@ def plan(
     given = shared.pop("rules", None)
     if not given:
         raise config.ConfigError(f'{where}.rules: missing; pairs such as ((".*attention/(query|value)/kernel", {{}}),)')
-    leaves = flatten(shapes)
-    covered = [path for path in leaves if any(re.fullmatch(pattern, path) for pattern in _patterns(given, where))]
+    leaves, patterns = flatten(shapes), rules.compiled(given, f"{where}.rules")
+    covered = [path for path in leaves if any(pattern.fullmatch(path) for pattern in patterns)]
     planned = {}
     for path, fields in rules.match(given, covered, f"{where}.rules").items():
         if fields is None:
@@ -119,13 +118,6 @@ def begun(state: TrainState) -> TrainState:
     params = map_with_path(begin, state.params)
     ema = None if state.ema is None else map_with_path(begin, state.ema)
     return state.replace(params=params, ema=ema)
-
-
-def _patterns(given: rules.Rules, where: str) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(pattern) for pattern, _ in given]
-    except (re.error, TypeError, ValueError) as error:
-        raise rules.RuleError(f"{where}.rules: pairs (regular expression, fields) are needed: {error}") from None
 
 
 def _check(path: str, shape: tuple[int, ...], adapter: Lora, role: Role, where: str) -> None:
