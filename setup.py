@@ -69,6 +69,7 @@ setup(
         ],
         "gguf": ["gguf>=0.17"],
         "emoji": ["fonttools>=4.50"],
+        "meteor": ["pycocoevalcap>=1.2"],
         "onnx": ["onnx>=1.17"],
         "sentencepiece": ["sentencepiece>=0.2"],
         "gpu": ["jax[cuda13]"],
