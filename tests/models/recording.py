@@ -51,6 +51,8 @@ MODELS = {
     "multiscale": {"name": "multiscale", "num_classes": CLASSES}
     | {"backbone": {"name": "fpn", "width": 12, "backbone": {"name": "resnet", **RESNET}}}
     | {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24},
+    "qwen_vit": {"name": "qwen_vit", "width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch_size": 4}
+    | {"drop_path": 0.2, "num_classes": CLASSES},
     "resnet": {"name": "resnet", **RESNET, "num_classes": CLASSES},
     "fpn": {"name": "fpn", "backbone": {"name": "resnet", **RESNET}, "width": 12, "extra_levels": 1},
     "efficientnet": {"name": "efficientnet", "width_factor": 0.25, "widths": (16, 24), "depths": (1, 2)}

@@ -99,3 +99,9 @@ def test_bert(variant, parameters):
     texts = jax.ShapeDtypeStruct((1, 3), jnp.int32)
     shapes = jax.eval_shape(models.build("bert", variant=variant).init, jax.random.key(0), texts)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+def test_qwen2_vls_image_encoder_has_as_many_as_the_reference_without_its_connector():
+    """The class of `transformers` at the published size has 665,271,296, 34,085,376 of them in its merger's maps."""
+    model = models.build("qwen_vit", width=1280, depth=32, heads=16, mlp_width=5120, patch_size=14)
+    assert count(model) == 665_271_296 - (5120 * 5120 + 5120 + 5120 * 1536 + 1536) == 631_185_920

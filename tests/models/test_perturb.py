@@ -39,6 +39,7 @@ def sides(output):
 CASES = {
     "vit": ({**VIT, "remat": "full"}, (IMAGES,), own, lambda out: out.pooled),
     "naflex": ({**SIZES, "patch_size": 4, "scan": False}, (IMAGES,), own, lambda out: out.pooled),
+    "qwen_vit": ({**SIZES, "patch_size": 2}, (IMAGES,), own, lambda out: out.pooled),
     "text": (TEXT, (TEXTS,), own, lambda out: out.pooled),
     "decoder": ({**TEXT, "pattern": ("local", "global"), "local": 3}, (TEXTS,), own, lambda out: out.logits),
     "bert": (TEXT, (TEXTS,), own, lambda out: out.pooled),

@@ -48,6 +48,7 @@ MODELS = {
     "bert_decoder": TEXT | {"scan": False, "context_width": 4},
     "t5": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "scan": False, "tied": False},
     "naflex": NAFLEX | {"num_classes": 3},
+    "qwen_vit": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "patch_size": 2, "num_classes": 3, "scan": False},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
     "coca": TOWERS
     | {"text": TOWERS["text"] | {"pool": "cls"}, "queries": 3, "pool_heads": 2}
@@ -115,6 +116,7 @@ LAYERS = {
     "multiscale": (inside("backbone", SWIN_LAYERS), 4),
     "text": (TEXT_LAYERS, 3),
     "naflex": (VIT_LAYERS, 3),
+    "qwen_vit": (VIT_LAYERS, 3),
     "decoder": (TEXT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
     "bert_decoder": (TEXT_LAYERS, 3),

@@ -13,7 +13,8 @@ with install_import_hook("vitvlm", "beartype.beartype"):
 
 VIT = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3), image_size=(4, 9))
 SWIN = dict(width=8, depths=(2, 1, 1), heads=(2, 2, 4), window=2, patch_size=(2, 1))
-SIZES = dict(vit=VIT, deit=VIT, mae=VIT, swin=SWIN)
+QWEN = dict(width=8, depth=2, heads=2, mlp_width=12, patch_size=(2, 3))
+SIZES = dict(vit=VIT, deit=VIT, mae=VIT, swin=SWIN, qwen_vit=QWEN)
 images = jnp.ones((2, 8, 6, 3))
 rngs = {name: jax.random.key(0) for name in ("params", "mask", "dropout")}
 everything = dict(train=True, capture=("hidden", "attention"))
@@ -27,6 +28,7 @@ RUNS = [
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="block", positions="learned")),
     ("mae", dict(decoder_width=8, decoder_depth=1, decoder_heads=2, masking="grid", norm_pix=False)),
     ("vit", dict(pre_norm=True, norm_pooled=True, patch_bias=False, crop=True)),
+    ("qwen_vit", dict(merge=1, num_classes=3, drop_path=0.1, dropout=0.1)),
     ("swin", dict(num_classes=3, drop_path=0.1, dropout=0.1, remat="dots")),
     ("swin", dict(positions="learned", image_size=(4, 6), always_partition=True)),
 ]

@@ -13,6 +13,7 @@ from vitvlm.models import fpn as fpn
 from vitvlm.models import mae as mae
 from vitvlm.models import multiscale as multiscale
 from vitvlm.models import naflex as naflex
+from vitvlm.models import qwen_vit as qwen_vit
 from vitvlm.models import resnet as resnet
 from vitvlm.models import swin as swin
 from vitvlm.models import t5 as t5

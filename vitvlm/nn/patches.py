@@ -138,8 +138,11 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W C"], keep: Int[Array, "B n"] | None = None, patch: Pair | None = None
-    ) -> Float[Array, "B n D"]:
+        self,
+        images: Float[Array, "B H W C"] | Float[Array, "B N PPC"],
+        keep: Int[Array, "B n"] | None = None,
+        patch: Pair | None = None,
+    ) -> Float[Array, "B _n D"]:
         patches = patchify(images, patch or self.patch) if self.cut else images
         channels = images.shape[-1] if self.cut else images.shape[-1] // math.prod(self.patch)
         if keep is not None:

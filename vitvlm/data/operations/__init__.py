@@ -1,6 +1,17 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
-from vitvlm.data.operations import colour, decoding, erasing, fields, geometry, language, patches, randaugment, text
+from vitvlm.data.operations import (
+    colour,
+    decoding,
+    erasing,
+    fields,
+    geometry,
+    language,
+    patches,
+    randaugment,
+    text,
+    tiling,
+)
 from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 
 __all__ = [
@@ -17,4 +28,5 @@ __all__ = [
     "patches",
     "randaugment",
     "text",
+    "tiling",
 ]

@@ -1,16 +1,20 @@
-"""Images that keep their shape as rows of patches (SigLIP 2's NaFlex: Tschannen et al. 2025, section 2.4)."""
+"""Images that keep their shape as rows of patches: of SigLIP 2's NaFlex (Tschannen et al. 2025, section 2.4), and of
+Qwen2-VL (Wang et al. 2024, section 2.1)."""
 
 import math
 from typing import Any
 
 import numpy as np
 
+from vitvlm.core.mrope import multimodal_positions
+from vitvlm.data.operations import tracing
 from vitvlm.data.operations.geometry import Shape
 from vitvlm.data.operations.parsing import example_operation, geometric_operation
 from vitvlm.data.operations.steps import Resize, Steps
 
 PRECISION = 1e-5  # of the scale that is searched for
 LARGEST_SCALE = 100.0
+MERGED = ("images_patch_mask", "images_patch_grid", "image_times")  # beside the patches of several images
 
 
 @geometric_operation("fit_patches")
@@ -67,3 +71,111 @@ def fitting_size(height: int, width: int, patch_size: int, max_patches: int) -> 
         count = scaled(scale, height) // patch_size * (scaled(scale, width) // patch_size)
         low, high = (scale, high) if count <= max_patches else (low, scale)
     return scaled(low, height), scaled(low, width)
+
+
+@geometric_operation("smart_resize")
+def smart_resize(
+    shape: Shape, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 1_003_520, method: str = "bicubic"
+) -> Steps:
+    """Resizes both sides to multiples of `factor`, so that there are min_pixels to max_pixels, as Qwen2-VL does.
+
+    The aspect ratio is kept as far as that allows. Raises ValueError for a side 200 times the other.
+    """
+    return [Resize(shape[:2], smart_size(*shape[:2], factor, min_pixels, max_pixels), method)]
+
+
+@example_operation(
+    "merge_patches",
+    reads=lambda given: {given["field"]: given["field"]},
+    writes=lambda given: ("images", *MERGED),
+    makes=lambda given: ("image_texts", "image_rows"),
+)
+def merge_patches(
+    example: dict[str, Any],
+    patch_size: int,
+    max_patches: int,
+    merge: int = 2,
+    frames: int = 1,
+    image_token: str = "<|image_pad|>",
+    field: str = "images",
+) -> dict[str, Any]:
+    """Cuts images of any shapes into patches, as Qwen2-VL reads them: those that become one token follow each other.
+
+    `images` becomes arrays [max_patches, patch_size^2, frames * C], the rest zeros; `images_patch_mask` is 1 at patches
+    of each, `images_patch_grid` its rows and columns of patches, `image_times` its number in a video. With
+    field="video", whose last frame is repeated until `frames` divide them, each `frames` of them are one such image,
+    and the video has one marker; else an image is `frames` times the same. `image_texts` and `image_rows` are those of
+    `operations.tiling`. Put smart_resize and normalize before it.
+    """
+    if merge < 1 or max_patches % merge**2:
+        raise ValueError(f"max_patches={max_patches} must be a multiple of merge x merge, {merge**2}")
+    value = example[field]
+    images = list(value) if tracing.several(value) else [value]
+    slices = _slices(images, frames) if field == "video" else [np.tile(image, frames) for image in images]
+    rows_of_each, start, rows = max_patches // merge**2, 0, []
+    new: dict[str, Any] = {"images": [], **{name: [] for name in MERGED}}
+    for number, image in enumerate(slices):
+        patches, grid = _merge_by_merge(image, patch_size, max_patches, merge)
+        count = grid[0] * grid[1]
+        new["images"].append(patches)
+        new["images_patch_mask"].append((np.arange(max_patches) < count).astype(np.int32))
+        new["images_patch_grid"].append(np.array(grid, np.int32))
+        new["image_times"].append(np.int32(number if field == "video" else 0))
+        rows.append(np.arange(start, start + count // merge**2, dtype=np.int32))
+        start += rows_of_each
+    if field == "video":
+        rows = [np.concatenate(rows)]
+    new |= {"image_rows": tuple(rows), "image_texts": tuple(image_token * len(each) for each in rows)}
+    return {name: each for name, each in example.items() if name != field} | new
+
+
+@example_operation("mrope", writes=lambda given: ("text_positions",))
+def mrope(example: dict[str, Any], merge: int = 2) -> dict[str, Any]:
+    """Adds text_positions int32 [L, 3], Qwen2-VL's M-RoPE; after supervise, and before pack, which cannot do it.
+
+    Not needed without pack: the model finds them itself. See `core.mrope`.
+    """
+    images = list(example["images"])
+    found = multimodal_positions(
+        np.asarray(example["text_mask"])[None],
+        np.asarray(example["image_index"])[None],
+        np.stack(example["images_patch_grid"])[None] // merge,
+        np.stack(example["image_times"])[None],
+        len(images[0]) // merge**2,
+    )
+    return {**example, "text_positions": found[0]}
+
+
+def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size (height, width) that `smart_resize` gives an image."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"an image of {height}x{width}: one side is more than 200 times the other")
+    size = tuple(round(side / factor) * factor for side in (height, width))
+    if size[0] * size[1] > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        return tuple(max(factor, math.floor(side / scale / factor) * factor) for side in (height, width))
+    if size[0] * size[1] < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        return tuple(math.ceil(side * scale / factor) * factor for side in (height, width))
+    return size
+
+
+def _slices(frames: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """Frames [H, W, C] of a video as images [H, W, count * C], the last one repeated to fill up."""
+    if not frames:
+        raise ValueError("a video without a frame")
+    frames = [*frames, *[frames[-1]] * (-len(frames) % count)]
+    return [np.concatenate(frames[i : i + count], axis=-1) for i in range(0, len(frames), count)]
+
+
+def _merge_by_merge(image: np.ndarray, P: int, max_patches: int, m: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Patches [max_patches, P^2, C] in groups of m x m, row by row, and the grid."""
+    H, W, C = image.shape
+    h, w = H // (P * m), W // (P * m)
+    if H % (P * m) or W % (P * m) or h * w * m * m > max_patches:
+        raise ValueError(
+            f"an image of {H}x{W} is not at most {max_patches} patches of {P}x{P} in groups of {m}x{m}: put "
+            f"smart_resize({P * m}, max_pixels={max_patches * P * P}) first"
+        )
+    cut = image.reshape(h, m, P, w, m, P, C).transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, P * P, C)
+    return np.pad(cut, [(0, max_patches - len(cut)), (0, 0), (0, 0)]), (h * m, w * m)
