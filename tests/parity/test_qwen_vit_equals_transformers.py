@@ -28,7 +28,7 @@ ROOM = 32
 
 @pytest.fixture(scope="module")
 def tower():
-    """Theirs; our encoder and its variables, from their tensors by the rows of the family."""
+    """Returns their encoder, ours, and its variables, from their tensors by the rows of the family."""
     theirs = Qwen2VLForConditionalGeneration._from_config(
         Qwen2VLConfig(vision_config=VISION, text_config={"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1,
                       "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8}),

@@ -98,7 +98,7 @@ def test_tokens_of_several_images_count_on():
 
 
 def nanovlm(image, tile, longest, enlarge):
-    """Its grid and tiles [n, tile, tile, C], the whole image first, by Pillow and slicing."""
+    """Returns the grid and the tiles [n, tile, tile, C], the whole image first, by Pillow and slicing."""
     H, W, _ = image.shape
     long = longest if enlarge else min(longest, -(-max(H, W) // tile) * tile)
     short = max(tile, math.ceil(min(H, W) * (long / max(H, W)) / tile) * tile)

@@ -25,7 +25,7 @@ NEWLINE = -1  # in the rows of one image: the model's newline vector
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How one image is cut.
+    """Plan of how one image is cut.
 
     Fields:
       shared: steps that come first, done once; tiles: those that each tile takes from there.
