@@ -71,6 +71,17 @@ MODELS = {
     | {"decoder_heads": 2, "pooling": "cascade"}
     | {"image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, "pool": "cls", "scan": False}},
 }
+DECODER = {"name": "decoder", **TEXT, "length": 40, "kv_heads": 1}
+MODELS |= {
+    "vlm-scanned": {
+        "name": "vlm",
+        "image": {"name": "vit", **VIT, "image_size": (8, 16)},
+        "connector": {"name": "pixel_shuffle"},
+    }
+    | {"text": {**DECODER, **RATES}, "features": (1, -2), "image_token": 1},
+    "vlm-none-looped": {"name": "vlm", "image": {"name": "vit", **VIT}, "connector": {"name": "none"}}
+    | {"text": {**DECODER, "tied": True}, "image_token": 1, "scan": False},
+}
 CAPTURED = {"multiscale": ("hidden",), "resnet": (), "fpn": (), "efficientnet": ()}  # of other models: all there is
 CASES = sorted([*MODELS, *golden.CONFIGS])
 
@@ -130,6 +141,10 @@ def _inputs(name: str, fields: dict) -> tuple:
     if name in ("text", "bert", "bert_decoder", "decoder", "t5"):
         mask = jnp.ones((B, length), bool).at[1, -1].set(False)
         return tokens, mask
+    if name == "vlm":
+        patch = image.get("patch_size", 14)
+        count = models.build(name, **fields).connector.count((height // patch, width // patch))
+        return images[:, None], jnp.concatenate([tokens, jnp.full((B, count), fields["image_token"]), tokens], axis=1)
     return (images, tokens) if "text" in fields else (images,)
 
 

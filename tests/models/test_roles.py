@@ -53,6 +53,8 @@ MODELS = {
     "coca": TOWERS
     | {"text": TOWERS["text"] | {"pool": "cls"}, "queries": 3, "pool_heads": 2}
     | {"decoder_depth": 2, "decoder_heads": 2, "pooling": "cascade"},
+    "vlm": {"image": TOWERS["image"], "connector": {"name": "mlp"}, "own_tokens": 2, "image_token": 0}
+    | {"text": {"name": "decoder", **TEXT, "scan": False}},
 }
 
 
@@ -69,6 +71,7 @@ def shapes_of(name):
         "t5": (texts,),
         "two_towers": (images, texts),
         "coca": (images, texts),
+        "vlm": (images, texts),
     }
     rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     return model, jax.eval_shape(model.init, rngs, *inputs.get(name, (images,)))["params"]
@@ -123,6 +126,7 @@ LAYERS = {
     "t5": ([("embed/.*", 0), *T5_LAYERS], 3),
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
+    "vlm": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
 }
 
 

@@ -20,6 +20,7 @@ from vitvlm.models import t5 as t5
 from vitvlm.models import text as text
 from vitvlm.models import two_towers as two_towers
 from vitvlm.models import vit as vit
+from vitvlm.models import vlm_build as vlm_build
 from vitvlm.models.registry import MODELS
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.models.decoder_variants import VARIANTS
 from vitvlm.models.facts import ModelFacts
-from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
+from vitvlm.models.language import Cache, check_logits, count_positions, extent, last_real, over_keys
 from vitvlm.models.outputs import LanguageOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn import caches
@@ -26,8 +26,6 @@ from vitvlm.nn.transformer import Transformer
 
 POSITIONS = ("rotary", "learned")
 LAYERS = ("global", "local")
-
-Cache = Mapping[str, Any]  # {"attention": the layers' caches}, as `nn.stack.Stacked.cache` is
 
 
 class Decoder(Transformer, ModelFacts, kw_only=True):
@@ -93,7 +91,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     def setup(self) -> None:
         self._check()
         init = nn.initializers.normal(0.02)  # GPT-2's, and everybody's since
-        self.embed = nn.Embed(self.vocab_size, self.embed_width or self.width, embedding_init=init, **self.dtypes)
+        self.embed = nn.Embed(self.vocab_size, self.embedding_width, embedding_init=init, **self.dtypes)
         self.embed.embedding  # noqa: B018 (made even if the first call brings embeddings)
         if self.positions == "learned":
             shape = (self.position_offset + self.length, self.width)
@@ -108,6 +106,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         embeddings: Float[Array, "B L E"] | None = None,
         positions: Int[Array, "B L *axes"] | None = None,
         attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
+        prefix_mask: Shaped[Array, "B L"] | None = None,
         cache: Cache | None = None,
         logits: str = "all",
         train: bool = False,
@@ -123,7 +122,9 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
           embeddings [B, L, E]: in place of text_tokens, as `embed_text` gives them.
           positions [B, L]: of the tokens; by default real ones are counted from 0, those in the cache included.
           attention_mask [#B, #K, L, M]: True where a query may look besides (texts packed in one row, prefixes).
-            Causality holds in any case.
+            Causality holds in any case, but for:
+          prefix_mask [B, L]: 1 or True at tokens of this call that see each other whatever the order, where the masks
+            let them (PaliGemma's prefix of image and prompt).
           cache: what `empty_cache` or the last call gave; these L tokens follow those in it.
           logits: "all" [B, L, V]; "last" [B, 1, V], of each text's last real token in this call; "none", and the
             matrix that they are the product with in their place.
@@ -141,7 +142,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             raise ValueError("give text_tokens or embeddings, one of them")
         x = self.embed_text(text_tokens) if embeddings is None else embeddings.astype(self.dtype)
         B, L = x.shape[:2]
-        before, room = _extent(cache, L)
+        before, room = extent(cache, L)
         if mask is not None and room is not None and mask.shape[1] != room:
             what = f"{L} tokens" if cache is None else f"a cache with room for {room}"
             raise ValueError(f"a mask of {mask.shape[1]} places for {what}: it goes over all places of the sequence")
@@ -155,7 +156,13 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             rows = self.position_table.at[positions + self.position_offset].get(mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
         x = nn.Dropout(self.embed_dropout, deterministic=not train)(x)
-        call = Call(mask=over_keys(mask, attention_mask), positions=positions, train=train, capture=capture)
+        call = Call(
+            mask=over_keys(mask, attention_mask),
+            prefix=None if prefix_mask is None else prefix_mask.astype(bool),
+            positions=positions,
+            train=train,
+            capture=capture,
+        )
         blocks = [self._block(kind) for kind in self.pattern]
         if cache is not None and not self.scan:
             blocks = [blocks[i % len(blocks)] for i in range(self.depth)]
@@ -171,6 +178,11 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             logit_soft_cap=self.logit_soft_cap,
             **self._head(last_real(tokens, mask, places) if logits == "last" else tokens, logits),
         )
+
+    @property
+    def embedding_width(self) -> int:
+        """E: width of the embeddings that the call takes."""
+        return self.embed_width or self.width
 
     def embed_text(self, text_tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         """Returns the tokens' vectors, as the call takes them for `embeddings`; an unknown id's are NaN."""
@@ -250,16 +262,6 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     def _check_length(self, count: int) -> None:
         if self.positions == "learned" and count > self.length:
             raise ValueError(f"texts of {count} tokens; there are {self.length} positions: cut them")
-
-
-def _extent(cache: Cache | None, L: int) -> tuple[Int[Array, ""] | int, int | None]:
-    """Returns how many tokens came before, and how many places the sequence has; None if it has no end."""
-    if cache is None:
-        return 0, L
-    layers = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
-    layers = [each.values if isinstance(each, Int8Cache) else each for each in layers]
-    rooms = [each.key.shape[-2] for each in layers if not isinstance(each, RingCache)]
-    return layers[0].length[0], rooms[0] if rooms else None
 
 
 def make_rope(rope: Mapping[str, Any] | Rope, where: str = "model.rope") -> Rope:

@@ -16,6 +16,9 @@ class ModelFacts:
       captures: what `capture` may ask of it.
       flexible_patches: whether a call takes a `patch_size` other than the model's own.
       has_text_tower, has_decoder: whether it embeds texts (`encode_text`), and writes them (`decode`).
+      sees_images: whether its language call takes images among the text, see `models.vlm.VLM`.
+      reads: fields of a batch that its language call takes by keyword, besides the tokens and images.
+      prefix_lm: whether what is not learned of a text, the prompt, is read both ways, not only by what follows it.
       writes: how it writes texts, see `generation.models`: "continuation" of a prompt, or an "answer" to one that it
         encodes; None if it does not.
       normalizes_targets: whether its reconstruction's target is normalised per patch; None if it reconstructs nothing.
@@ -26,6 +29,9 @@ class ModelFacts:
     flexible_patches: bool = False
     has_text_tower: bool = False
     has_decoder: bool = False
+    sees_images: bool = False
+    reads: tuple[str, ...] = ()
+    prefix_lm: bool = False
     writes: str | None = None
     has_cls: bool = False
     prefix_count: int = 0

@@ -1,11 +1,17 @@
 """Shared parts of language models: masks over the places of a sequence, positions, whose logits are asked for."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.nn.caches import Int8Cache, RingCache
 
 LOGITS = ("all", "last", "none")
+
+Cache = Mapping[str, Any]  # {"attention": the layers' caches}, as `nn.stack.Stacked.cache` is
 
 
 def check_logits(logits: str) -> None:
@@ -22,6 +28,16 @@ def over_keys(
         return besides
     keys = mask.astype(bool)[:, None, None, :]
     return keys if besides is None else keys & besides
+
+
+def extent(cache: Cache | None, L: int) -> tuple[Int[Array, ""] | int, int | None]:
+    """Returns how many tokens came before, and how many places the sequence has; None if it has no end."""
+    if cache is None:
+        return 0, L
+    layers = cache["attention"] if isinstance(cache["attention"], tuple) else (cache["attention"],)
+    layers = [each.values if isinstance(each, Int8Cache) else each for each in layers]
+    rooms = [each.key.shape[-2] for each in layers if not isinstance(each, RingCache)]
+    return layers[0].length[0], rooms[0] if rooms else None
 
 
 def count_positions(mask: Shaped[Array, "B M"] | None, places: Int[Array, "L"], B: int) -> Int[Array, "B L"]:

@@ -114,6 +114,28 @@ class EncoderDecoderOutput(LanguageOutput):
 
 
 @flax.struct.dataclass
+class VLMOutput(EncoderDecoderOutput):
+    """Output of a vision-language model: that of its language model, and what that has of the images.
+
+    Fields, besides those of `EncoderDecoderOutput`, whose encoder is the language model's, if it has one:
+      image_tokens [B, I, M, D]: of each image, as the connector makes them; None in a call without images.
+      image: the image encoder's output, of all B * I images one after the other; None in a call without images.
+      connector_attention: weights of the connector's attention to the features of the B * I images; None unless
+        captured, or without any.
+      mask [B, S]: True at real tokens that may be looked at: those given, without images that are not there, over all
+        places of the sequence; None if all may be.
+      next_position [B]: of the token behind each text; None in a call with a cache and no images, and for an
+        encoder-decoder.
+    """
+
+    image_tokens: Float[Array, "B I M D"] | None = None
+    image: EncoderOutput | None = None
+    connector_attention: Any = None
+    mask: Bool[Array, "B S"] | None = None
+    next_position: Int[Array, "B"] | None = None
+
+
+@flax.struct.dataclass
 class TwoTowersOutput:
     """Embeddings and similarities of B images and T texts. All fields but the towers' own outputs are float32.
 

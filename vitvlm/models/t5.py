@@ -133,6 +133,15 @@ class T5(Transformer, ModelFacts, kw_only=True):
             self.head = Dense(self.vocab_size, use_bias=False, kernel_init=init, **self.dtypes)
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings that the call takes."""
+        return self.width
+
+    def embed_text(self, text_tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """Returns the tokens' vectors, as the call takes them for `embeddings`."""
+        return self.embed(text_tokens)
+
+    @property
     def decoder_layers(self) -> int:
         """Number of the decoder's blocks."""
         return self.depth if self.decoder_depth is None else self.decoder_depth

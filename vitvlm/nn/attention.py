@@ -161,11 +161,14 @@ class Attention(nn.Module):
                 query, key = part.rotate(query, key, positions)
         mask, key_places = call.mask, places
         if cache is not None:
-            seen = cache.append(key, value)
-            key, value, key_places = seen.key.astype(key.dtype), seen.value.astype(value.dtype), seen.places()
-            mask = None if mask is None else seen.of_places(mask)
-            cache = seen.kept()
-        mask = _both(mask, visible(places, key_places, self.causal, self.local, cache is not None))
+            kept = cache.append(key, value)
+            key, value, key_places = kept.key.astype(key.dtype), kept.value.astype(value.dtype), kept.places()
+            mask = None if mask is None else kept.of_places(mask)
+            cache = kept.kept()
+        seen = visible(places, key_places, self.causal, self.local, cache is not None)
+        if seen is not None and call.prefix is not None:
+            seen = seen | within(call.prefix, key_places - before)
+        mask = _both(mask, seen)
         biases = [call.bias, *(part.bias(self.param, unrotated, places, key_places) for part in self.positional)]
         biases = [bias for bias in biases if bias is not None]
         return query, key, value, mask, sum(biases[1:], biases[0]) if biases else None, cache
@@ -189,6 +192,17 @@ def visible(
     if local is not None:
         conditions.append(jnp.abs(behind) < local)
     return jnp.all(jnp.stack(conditions), axis=0)[None, None] if conditions else None
+
+
+def within(prefix: Bool[Array, "B N"], key_places: Int[Array, "M"]) -> Bool[Array, "B 1 N M"]:
+    """True where query and key are both tokens of the prefix.
+
+    Args:
+      key_places: of the keys among the N tokens; others are not of the call.
+    """
+    of_call = (key_places >= 0) & (key_places < prefix.shape[1])
+    keys = jnp.take(prefix, key_places, axis=1, mode="clip") & of_call
+    return prefix[:, None, :, None] & keys[:, None, None, :]
 
 
 def _both(mask: Array | None, other: Array | None) -> Array | None:

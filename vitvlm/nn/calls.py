@@ -18,6 +18,8 @@ class Call:
     Fields:
       mask: True where a query may look at a key, broadcastable to [B, K, N, M]; of self-attention. With a cache, its
         last axis goes over the places of the whole sequence, those before the new tokens included.
+      prefix: True at tokens of the call that see each other whatever their order and distance, [B, N] (a prefix LM);
+        `mask` holds for them too.
       bias: added to the scores of self-attention, broadcastable likewise (T5's, which all layers share).
       positions: of the tokens, [B, N], or for positions of several axes [B, N, axes]; by default 0, 1, … N - 1, or
         behind the tokens of the cache.
@@ -27,6 +29,7 @@ class Call:
     """
 
     mask: Bool[Array, "#B #K #N #M"] | None = None
+    prefix: Bool[Array, "B N"] | None = None
     bias: Float[Array, "#B #K #N #M"] | None = None
     positions: Int[Array, "B N *axes"] | Float[Array, "B N *axes"] | None = None
     context: Float[Array, "B S E"] | None = None

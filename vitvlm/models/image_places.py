@@ -1,0 +1,47 @@
+"""Places of images in texts, as arrays: which row of the image tokens stands where, and whose places these are.
+
+An index [B, L] says which of a text's image tokens, those of all its images one after the other, stands at each place;
+-1 where a token of the text does. Rows behind those of the images are vectors of the model's own.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def in_order(text_tokens: Int[Array, "B L"], image_token: int) -> Int[Array, "B L"]:
+    """Index by which the image tokens stand, in their order, wherever a text has the token of an image."""
+    here = text_tokens == image_token
+    return jnp.where(here, jnp.cumsum(here, axis=1) - 1, -1)
+
+
+def put(rows: Float[Array, "B R D"], texts: Float[Array, "B L D"], index: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Puts image tokens where the index has them; a row that is not there is NaN."""
+    taken = jnp.take_along_axis(rows, index[:, :, None], axis=1, mode="fill", fill_value=jnp.nan)
+    return jnp.where(index[:, :, None] >= 0, taken.astype(texts.dtype), texts)
+
+
+def images_at(index: Int[Array, "B L"], images: int, M: int) -> Int[Array, "B L"]:
+    """Number of the image that each place belongs to, of so many with M tokens each; -1 at places of text.
+
+    A vector of the model's own, such as the newline between rows of tokens, belongs to the image before it.
+    """
+    own = index >= images * M
+    number = jnp.where(own, -1, index // M)
+    place = jnp.where(number >= 0, jnp.arange(index.shape[1]), 0)
+    before = jnp.take_along_axis(number, jax.lax.cummax(place, axis=1), axis=1)
+    return jnp.where(own, before, number)
+
+
+def visible(image_at: Int[Array, "B L"], image_mask: Bool[Array, "B I"]) -> Bool[Array, "B L"]:
+    """True at places of text, and at those of images that are there."""
+    there = jnp.take_along_axis(image_mask, jnp.maximum(image_at, 0), axis=1, mode="fill", fill_value=False)
+    return (image_at < 0) | there
+
+
+def positions_without(positions: Int[Array, "B L"], visible: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """Positions that do not count the places that are not visible; they restart wherever the given ones are 0."""
+    missing = jnp.cumsum(~visible, axis=1)
+    start = jax.lax.cummax(jnp.where(positions == 0, jnp.arange(positions.shape[1]), 0), axis=1)
+    before = missing - (~visible).astype(missing.dtype)  # without the place itself
+    return jnp.maximum(positions - before + jnp.take_along_axis(before, start, axis=1), 0)

@@ -1,0 +1,331 @@
+"""Vision-language models: an image encoder, a connector and a language model, each any there is (Liu et al. 2023)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from vitvlm.core import config
+from vitvlm.models import image_places
+from vitvlm.models.connectors import Connector, ConnectorOutput
+from vitvlm.models.facts import ModelFacts
+from vitvlm.models.language import Cache, count_positions, extent
+from vitvlm.models.outputs import EncoderOutput, VLMOutput
+from vitvlm.models.two_towers import by_part
+from vitvlm.nn.calls import check_capture
+from vitvlm.nn.pyramids import ScaleTokens
+from vitvlm.nn.roles import Role, Roles, under
+
+PARTS = ("image", "connector", "text")
+FEATURES = ("tokens", "pyramid")
+
+
+class VLM(nn.Module, ModelFacts):
+    """Images to features, features to image tokens, and a language model that reads these and a text.
+
+    By the connector's fusion, image tokens stand among those of the text, or the language model looks at them by
+    cross-attention. Without an image encoder (`connectors.none`), the language model reads the patches themselves.
+
+    Fields:
+      image: an image encoder. connector: see `models.connectors`. text: a decoder, or an encoder-decoder whose encoder
+        reads images and prompt.
+      image_token: id at whose places image tokens stand where a call has no image_index; None: calls have one.
+      features: what the connector is given: "tokens", after the encoder's final norm; numbers, those of its `hidden`,
+        of which -2 are the tokens before the last block; several are put together along the channels. Or "pyramid"
+        alone: all levels of the encoder's pyramid as one sequence, see `nn.pyramids.ScaleTokens`.
+      keep_prefix: whether CLS and registers are among them, before the others.
+      own_tokens: learned vectors [own_tokens, D] that may stand among image tokens; their rows in an image_index are
+        those behind the images' (LLaVA-NeXT's newline).
+      prefix_lm: whether prompts, images included, are read both ways (PaliGemma); see `ModelFacts.prefix_lm`.
+    """
+
+    sees_images: ClassVar[bool] = True
+
+    image: nn.Module
+    connector: Connector
+    text: nn.Module
+    image_token: int | None = None
+    features: tuple[str | int, ...] = ("tokens",)
+    keep_prefix: bool = False
+    own_tokens: int = 0
+    prefix_lm: bool = False
+
+    def setup(self) -> None:
+        self._check()
+        if "pyramid" in self.features:
+            self.scales = ScaleTokens(self.connector.width, (14, 14), dtype=self.dtype, param_dtype=self.param_dtype)
+        if self.own_tokens:
+            shape = (self.own_tokens, self.text.embedding_width)
+            self.own = self.param("own", nn.initializers.normal(shape[1] ** -0.5), shape, self.param_dtype)
+
+    def __call__(
+        self,
+        images: Float[Array, "B I H W C"] | Float[Array, "B H W C"] | None = None,
+        text_tokens: Int[Array, "B L"] | None = None,
+        mask: Shaped[Array, "B S"] | None = None,
+        *,
+        image_mask: Shaped[Array, "B I"] | None = None,
+        image_index: Int[Array, "B L"] | None = None,
+        positions: Int[Array, "B L *axes"] | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> VLMOutput:
+        """Reads texts with images among them, or goes on with texts.
+
+        Args:
+          images: I of each text, or one. None: texts alone, or a cache that has seen the images.
+          text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does.
+          image_mask [B, I]: 1 or True where there is an image; all are by default. Nothing looks at the tokens of
+            others, and positions do not count them (those of several axes stay as they are given).
+          image_index [B, L]: which row stands at each place of the text, -1 where its own token does. A text's rows are
+            the M tokens of its first image, then those of its second, …, then the model's own. By default image tokens
+            stand in their order at the places of `image_token`. A row that is not there is NaN.
+          capture: any of "hidden" and "attention", of each part that has it.
+          perturb: by "image", "connector" and "text", that of the parts.
+          given: what the connector reads (`Connector.reads`), and other arguments of the language model's call:
+            attention_mask, prefix_mask, logits; decoder_tokens and so on of an encoder-decoder.
+
+        Raises ConfigError for features that the encoder does not have and for what a connector cannot connect;
+        ValueError for images that are no [B, I, H, W, C], and for no way to tell where they stand.
+        """
+        check_capture(capture)
+        perturb = by_part(perturb, PARTS)
+        reads = {name: given.pop(name) for name in self.connector.reads if name in given}
+        given |= {"train": train, "capture": capture, **perturb["text"], **_not_none(cache=cache)}
+        if images is None:
+            if image_index is not None or image_mask is not None:
+                raise ValueError("image_index or image_mask without images: give both, or neither")
+            return VLMOutput(**vars(self.text(text_tokens, mask, **_not_none(positions=positions), **given)))
+        images = _by_text(images, text_tokens)
+        encoded, connected = self._connect(images.reshape(-1, *images.shape[2:]), train, capture, perturb, reads)
+        image_tokens = connected.tokens.reshape(*images.shape[:2], *connected.tokens.shape[1:])
+        there = jnp.ones(images.shape[:2], bool) if image_mask is None else image_mask.astype(bool)
+        if image_index is None and self.image_token is not None:
+            image_index = image_places.in_order(text_tokens, self.image_token)
+        if self.connector.fusion == "cross":
+            B, _, M, D = image_tokens.shape
+            given["context"] = image_tokens.reshape(B, -1, D)
+            given["context_mask"] = self.connector.context_mask(there, M, text_tokens, image_index)
+            mask, positions, following = self._placed(mask, positions, None, cache, text_tokens)
+            output = self.text(text_tokens, mask, **_not_none(positions=positions), **given)
+        else:
+            embeddings, visible = self._among(text_tokens, image_tokens, image_index, there)
+            visible = None if image_mask is None else visible
+            mask, positions, following = self._placed(mask, positions, visible, cache, text_tokens)
+            output = self.text(mask=mask, embeddings=embeddings, **_not_none(positions=positions), **given)
+        return VLMOutput(
+            **vars(output),
+            image_tokens=image_tokens,
+            image=encoded if "hidden" in capture else encoded.replace(hidden=None),
+            connector_attention=connected.attention,
+            mask=mask,
+            next_position=following,
+        )
+
+    def encode_images(
+        self, images: Float[Array, "B I H W C"], *, train: bool = False, **reads: Array
+    ) -> Float[Array, "B I M D"]:
+        """Returns the image tokens alone; `reads` is what the connector reads besides."""
+        flat = images.reshape(-1, *images.shape[2:])
+        _, connected = self._connect(flat, train, (), by_part(None, PARTS), reads)
+        return connected.tokens.reshape(*images.shape[:2], *connected.tokens.shape[1:])
+
+    def empty_cache(self, batch: int, room: int, *how: Any, **fields: Any) -> Cache:
+        """Returns the language model's cache, with room for image tokens and text."""
+        return self.text.empty_cache(batch, room, *how, **fields)
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.image.image_encoder
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.text
+
+    @property
+    def writes(self) -> str | None:
+        """The way in which its language model writes."""
+        return self.text.writes
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of what the connector reads besides the images."""
+        return self.connector.reads
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text.vocab_size
+
+    @property
+    def length(self) -> int:
+        """The most tokens that its language model was trained for, images among them."""
+        return self.text.length
+
+    @property
+    def start_id(self) -> int:
+        """The token that every text of an encoder-decoder begins with."""
+        return self.text.start_id
+
+    @property
+    def roles(self) -> Roles:
+        """Encoder and language model count their own layers; the connector is on top of the encoder."""
+        return (
+            *under("image/", self.image.roles),
+            *under("scales/", ScaleTokens.roles),
+            *under("connector/", self.connector.roles),
+            ("own", Role("token")),
+            *under("text/", self.text.roles),
+        )
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.text.dtype
+
+    @property
+    def param_dtype(self) -> DTypeLike:
+        return self.text.param_dtype
+
+    def _connect(
+        self,
+        images: Float[Array, "B H W C"],
+        train: bool,
+        capture: Collection[str],
+        perturb: Mapping[str, Mapping[str, Any]],
+        reads: Mapping[str, Array],
+    ) -> tuple[EncoderOutput, ConnectorOutput]:
+        """Encodes images and connects their features."""
+        layers = any(isinstance(each, int) for each in self.features)
+        wanted = {*capture, "hidden"} if layers else set(capture)
+        kept = tuple(name for name in self.image.captures if name in wanted)
+        if layers and "hidden" not in kept:
+            self._no_layers()
+        encoded = self.image(images, train=train, **_if_any(capture=kept), **perturb["image"])
+        features = self._features(encoded)
+        kept = tuple(name for name in self.connector.captures if name in capture)
+        connected = self.connector(
+            features,
+            encoded.grid,
+            encoded.mask,
+            train=train,
+            **_if_any(capture=kept),
+            **perturb["connector"],
+            **reads,
+        )
+        return encoded, connected
+
+    def _features(self, encoded: EncoderOutput) -> Float[Array, "B N E"]:
+        if "pyramid" in self.features:
+            return self.scales(encoded.pyramid)
+        taken = []
+        for which in self.features:
+            if which == "tokens":
+                parts = [encoded.prefix, encoded.tokens] if self.keep_prefix else [encoded.tokens]
+                taken.append(jnp.concatenate(parts, axis=1))
+                continue
+            if isinstance(encoded.hidden, tuple):
+                self._no_layers()
+            count = len(encoded.hidden)
+            if not -count <= which < count:
+                raise config.ConfigError(
+                    f"model.features: {which}; the encoder has {count - 1} blocks: -{count} to {count - 1}"
+                )
+            taken.append(encoded.hidden[which][:, 0 if self.keep_prefix else encoded.prefix.shape[1] :])
+        return jnp.concatenate(taken, axis=-1)
+
+    def _among(
+        self,
+        text_tokens: Int[Array, "B L"],
+        image_tokens: Float[Array, "B I M D"],
+        index: Int[Array, "B L"] | None,
+        there: Bool[Array, "B I"],
+    ) -> tuple[Float[Array, "B L D"], Bool[Array, "B L"]]:
+        """Returns texts with the image tokens among them, and where images that are not there leave a gap."""
+        if index is None:
+            raise ValueError("images without their places: give image_index, or build the model with an image_token")
+        B, count, M, D = image_tokens.shape
+        rows = image_tokens.reshape(B, count * M, D)
+        if self.own_tokens:
+            rows = jnp.concatenate([rows, jnp.broadcast_to(self.own.astype(rows.dtype), (B, *self.own.shape))], axis=1)
+        texts = self.text.embed_text(jnp.where(index < 0, text_tokens, 0))
+        visible = image_places.visible(image_places.images_at(index, count, M), there)
+        return image_places.put(rows, texts, index), visible
+
+    def _placed(
+        self,
+        mask: Shaped[Array, "B S"] | None,
+        positions: Int[Array, "B L *axes"] | None,
+        visible: Bool[Array, "B L"] | None,
+        cache: Cache | None,
+        text_tokens: Int[Array, "B L"],
+    ) -> tuple[Bool[Array, "B S"] | None, Int[Array, "B L *axes"] | None, Int[Array, "B"] | None]:
+        """Returns the mask and the positions without what is not visible, and the position behind each text."""
+        B, L = text_tokens.shape
+        if self.text.writes == "answer":  # whose encoder reads the whole prompt at once, by distances
+            return _both(mask, visible), positions, None
+        before, room = extent(cache, L)
+        if visible is not None and cache is not None:
+            if (room := room if mask is None else mask.shape[1]) is None:
+                raise ValueError("image_mask with a cache of local layers alone: give the mask of all places too")
+            visible = jax.lax.dynamic_update_slice(jnp.ones((B, room), bool), visible, (0, before))
+        mask, places = _both(mask, visible), before + jnp.arange(L)
+        if positions is None:
+            positions = count_positions(mask, places, B)
+        elif visible is not None and positions.ndim == 2:
+            positions = image_places.positions_without(positions, jnp.take(visible, places, axis=1))
+        real = jnp.ones((B, L), bool) if mask is None else jnp.take(mask, places, axis=1, mode="clip")
+        highest = positions if positions.ndim == 2 else positions.max(axis=-1)
+        return mask, positions, jnp.max(jnp.where(real, highest, -1), axis=1) + 1
+
+    def _no_layers(self) -> None:
+        raise config.ConfigError(
+            f"model.features: {self.features}; {type(self.image).__name__} has no layers of one shape to number: "
+            'take "tokens" or "pyramid"'
+        )
+
+    def _check(self) -> None:
+        if not self.features:
+            raise config.ConfigError('model.features: empty; write ("tokens",) for the tokens after the final norm')
+        for which in self.features:
+            if not isinstance(which, int) and which not in FEATURES:
+                near = config.suggest(str(which), FEATURES)
+                raise config.ConfigError(f"model.features: no features {which!r}; {near} Or numbers of layers.")
+        if "pyramid" in self.features and (len(self.features) > 1 or self.keep_prefix):
+            raise config.ConfigError(
+                'model.features: "pyramid" is a sequence of its own: without others or keep_prefix'
+            )
+        if self.text.writes is None:
+            raise config.ConfigError(
+                f"model.text: a {type(self.text).__name__} writes no text; take decoder or another language model"
+            )
+
+
+def _by_text(images: Array, text_tokens: Int[Array, "B L"] | None) -> Float[Array, "B I H W C"]:
+    if images.ndim == 4:
+        images = images[:, None]
+    if images.ndim != 5:
+        raise ValueError(f"images must be [B, I, H, W, C], I to each text, or [B, H, W, C]; got {list(images.shape)}")
+    if text_tokens is None or len(images) != len(text_tokens):
+        count = "no" if text_tokens is None else len(text_tokens)
+        raise ValueError(f"images of {len(images)} texts, and {count} texts: give both for each")
+    return images
+
+
+def _both(mask: Shaped[Array, "B S"] | None, visible: Bool[Array, "B S"] | None) -> Bool[Array, "B S"] | None:
+    if mask is None:
+        return visible
+    return mask.astype(bool) if visible is None else mask.astype(bool) & visible
+
+
+def _not_none(**given: Any) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _if_any(**given: Any) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value}
