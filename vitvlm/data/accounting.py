@@ -49,6 +49,7 @@ class Files:
       unreadable: reasons why images of any split cannot be read, by their names.
       notes: what may be a mistake but leaves no file out.
       prefix: what the names in `unreadable` have before the ids of this split: "train/".
+      names: of a source whose examples are not one file each, the files of each, by id.
     """
 
     place: str
@@ -58,6 +59,7 @@ class Files:
     unreadable: Mapping[str, str]
     notes: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
     prefix: str = ""
+    names: Mapping[str, Collection[str]] | None = None
 
     @property
     def elsewhere(self) -> int:
@@ -70,7 +72,8 @@ class Files:
 
     def of(self, ids: Collection[str]) -> "Files":
         """The same for a part of the images."""
-        return dataclasses.replace(self, used=sum(self.prefix + name not in self.unreadable for name in ids))
+        own = ids if self.names is None else {name for id_ in ids for name in self.names[id_]}
+        return dataclasses.replace(self, used=sum(self.prefix + name not in self.unreadable for name in own))
 
     def __str__(self) -> str:
         """One line, with the first names of each kind."""

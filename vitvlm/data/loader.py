@@ -16,12 +16,12 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError, TooManyUnreadable, UnreadableImage
 from vitvlm.data.operations import tracing
 from vitvlm.data.operations.fields import DROPPED, as_array
-from vitvlm.data.operations.parsing import Pipeline
+from vitvlm.data.operations.parsing import LOST, TOGETHER, Pipeline
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.unreadable import Unreadable
 
-# Entries of a batch that those given out do not have: its unreadable images, each row's epoch (-1 for padding), and the
-# number of rows of fields, such as boxes, that operations left out.
+# Entries of a batch that those given out do not have: its unreadable images, the epoch of each example (-1 for padding;
+# of a row of several examples, as often), and the number of rows of fields, such as boxes, that operations left out.
 UNREADABLE, EPOCHS = "unreadable", "epochs"
 INTERNAL = (UNREADABLE, EPOCHS, DROPPED)
 
@@ -113,19 +113,22 @@ class Loader:
         images = [name for name in self.pipeline.images if name in arrays and arrays[name].ndim == 4]
         strings: dict[str, list[Any]] = {name: [""] * len(rows) for name in self.strings}
         labels, mask = self._no_labels(len(rows)), np.zeros(len(rows), np.float32)
-        unreadable, dropped = [], collections.Counter()
+        unreadable, dropped, seen = [], collections.Counter(), []
         for row, make in enumerate(rows):
             try:
                 example = None if make is None else make(out={name: arrays[name][row] for name in images})
             except UnreadableImage as error:
                 unreadable.append((error.name, error.reason, error.examples, places[row][0]))
                 example = None
+            seen += [places[row][0]] * (1 if example is None else example.get(TOGETHER, 1))
             if example is None:
                 for name in images:
                     arrays[name][row] = 0
                 continue
             mask[row] = 1
             dropped.update(example.get(DROPPED, {}))
+            for lost in example.get(LOST, ()):
+                unreadable.append((lost.name, lost.reason, lost.examples, places[row][0]))
             for name, array in arrays.items():
                 self._put(array, row, name, example)
             for name in strings:
@@ -134,9 +137,15 @@ class Loader:
                 labels[row, example["label"]] = 1
             elif self.labelled:
                 labels[row] = example["label"]
-        epochs, index = np.array(places, np.int64).T
+        index = np.array(places, np.int64)[:, 1]
         batch = {"labels" if self.source.multi_label else "label": labels} if self.labelled else {}
-        batch |= {"example_mask": mask, "index": index, UNREADABLE: unreadable, EPOCHS: epochs, DROPPED: dict(dropped)}
+        batch |= {
+            "example_mask": mask,
+            "index": index,
+            UNREADABLE: unreadable,
+            EPOCHS: np.array(seen, np.int64),
+            DROPPED: dict(dropped),
+        }
         return arrays | batch | {name: as_array(text) for name, text in strings.items()}
 
     def _no_labels(self, rows: int) -> np.ndarray:

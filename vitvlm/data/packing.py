@@ -7,26 +7,45 @@ shuffled each epoch, and an iterator's state is a number, as without packing.
 import bisect
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.operations.language import MEMBERS, pack, supervise
-from vitvlm.data.operations.parsing import Pipeline
+from vitvlm.data.kinds import Fields
+from vitvlm.data.operations import image_places
+from vitvlm.data.operations.language import supervise
+from vitvlm.data.operations.pack import pack
+from vitvlm.data.operations.pack import writes as packs
+from vitvlm.data.operations.parsing import MEMBERS, Operation, Pipeline
 from vitvlm.data.sources.base import Example, Source
 
 _LOG = logging.getLogger(__name__)
 
 
+class Size(NamedTuple):
+    """Size of a record in a row: tokens, and images (tiles counted each)."""
+
+    tokens: int
+    images: int = 0
+
+
 class Packed(Source):
-    """Rows of several examples of another source: {"@members": examples}, for `supervise` and `pack`."""
+    """Rows of several examples of another source: {"@members": examples}, for `supervise` and `pack`.
+
+    In place of an example that cannot be read stands its error, so that the others of the row are not lost with it.
+    """
 
     def __init__(self, source: Source, rows: Sequence[Sequence[int]], name: str):
         self.name = name
         self.label_names = ()
         self._source, self._rows = source, [list(row) for row in rows]
+
+    @property
+    def fields(self) -> Fields:
+        return self._source.fields
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
@@ -41,8 +60,9 @@ class Packed(Source):
         return self._source.stamps()
 
     def __getitem__(self, index: int) -> Example:
-        members = [self._source[i] for i in self._rows[index]]
-        return {"id": " + ".join(str(each["id"]) for each in members), MEMBERS: members}
+        members = [self._member(i) for i in self._rows[index]]
+        names = [each.name if isinstance(each, UnreadableImage) else str(each["id"]) for each in members]
+        return {"id": " + ".join(names), MEMBERS: members}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -50,54 +70,118 @@ class Packed(Source):
     def __str__(self) -> str:
         return f"{sum(map(len, self._rows)):,} records in {len(self):,} rows"
 
+    def _member(self, index: int) -> Example | UnreadableImage:
+        try:
+            return self._source[index]
+        except UnreadableImage as error:
+            return error
+
 
 def packed(source: Source, pipeline: Pipeline, where: str) -> Source:
     """The source in rows, if the operations `pack`; otherwise the source itself.
 
-    All records are tokenized once. One that cannot be learned has a row of its own, where it is counted and named.
+    All records are tokenized once, without reading their images, unless an operation cuts these into tiles. One that
+    cannot be learned has a row of its own, where it is counted and named.
 
-    Raises ConfigError for operations other than supervise before pack, and for a source that is only streamed.
+    Raises ConfigError for operations before pack whose fields it would lose, or that draw texts at random, and for a
+    source that is only streamed.
     """
     names = [operation.function for operation in pipeline.operations]
     if pack not in names:
         return source
     place = names.index(pack)
-    if names[:place] != [supervise] or pipeline.operations[0].arguments["answer_length"] is not None:
-        raise ConfigError(f"{where}: pack follows supervise alone, and not with answer_length: {pipeline.text!r}")
+    _check(pipeline, place, where)
     if source.streams:
         raise ConfigError(f"{where}: pack chooses records by their lengths, and {source.name} is streamed")
-    length = pipeline.operations[place].arguments["length"]
-    counts = [_count(source, pipeline, index) for index in range(len(source))]
-    rows = best_fit(counts, length)
-    tokens = sum(count for count in counts if count is not None)
-    share = tokens / (length * max(len(rows), 1))
+    given = pipeline.operations[place].arguments
+    sizes = _sizes(source, pipeline.bind(source.fields).operations[:place])
+    rows = best_fit(sizes, given["length"], given["images"] or None)
+    tokens = sum(size.tokens for size in sizes if size is not None)
+    share = tokens / (given["length"] * max(len(rows), 1))
     _LOG.info(
-        "%s: %d records packed in %d rows of %d, %.0f%% tokens", where, len(source), len(rows), length, 100 * share
+        "%s: %d records packed in %d rows of %d, %.0f%% tokens",
+        *(where, len(source), len(rows), given["length"], 100 * share),
     )
     return Packed(source, rows, f"{source.name}, packed")
 
 
-def best_fit(counts: Sequence[int | None], length: int) -> list[list[int]]:
+def best_fit(sizes: Sequence[Size | int | None], length: int, images: int | None = None) -> list[list[int]]:
     """Records in rows of at most `length` tokens: the longest first, each into the fullest row that has room for it.
 
-    A record of None has a row of its own. Rows, and the records in each, are in the order of their first record.
+    A size is a number of tokens, or a `Size` with images, of which a row holds at most `images`; the longest is then
+    the one with the largest shares of both, together. A record of None, or of more images than that, has a row of its
+    own. Rows, and the records in each, are in the order of their first record.
     """
+    sizes = [Size(size) if isinstance(size, int) else size for size in sizes]
+    most = max((size.images for size in sizes if size is not None), default=0) if images is None else images
+    alone = [i for i, size in enumerate(sizes) if size is None or size.images > most]
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (what is left, row), sorted
-    order = sorted((i for i, count in enumerate(counts) if count is not None), key=lambda i: (-counts[i], i))
+
+    def share(size: Size) -> float:
+        return size.tokens / length + (size.images / images if images else 0)
+
+    # By the number of images that a row has still room for: (tokens that it has room for, row), sorted. Without a bound
+    # every row has room for all.
+    rooms: dict[int, list[tuple[int, int]]] = {}
+    order = sorted(set(range(len(sizes))) - set(alone), key=lambda i: (-share(sizes[i]), i))
     for i in order:
-        at = bisect.bisect_left(rooms, (counts[i], -1))
-        left, row = rooms.pop(at) if at < len(rooms) else (length, len(rows))
-        if row == len(rows):
+        tokens, own = sizes[i]
+        found = []
+        for left, each in rooms.items():
+            at = bisect.bisect_left(each, (tokens, -1))
+            if left >= own and at < len(each):
+                found.append((each[at], left, at))
+        if found:
+            (room, row), left, at = min(found)
+            rooms[left].pop(at)
+        else:
+            room, row, left = length, len(rows), most
             rows.append([])
         rows[row].append(i)
-        bisect.insort(rooms, (left - counts[i], row))
-    rows += [[i] for i, count in enumerate(counts) if count is None]
-    return sorted(sorted(row) for row in rows)
+        bisect.insort(rooms.setdefault(left if images is None else left - own, []), (room - tokens, row))
+    return sorted(sorted(row) for row in [*rows, *([i] for i in alone)])
 
 
-def _count(source: Source, pipeline: Pipeline, index: int) -> int | None:
-    try:
-        return int(pipeline.operations[0](source[index])["text_mask"].sum())
-    except UnreadableImage:
-        return None
+def _check(pipeline: Pipeline, place: int, where: str) -> None:
+    before, told = pipeline.operations[:place], f"in {pipeline.text!r}"
+    makers = [operation for operation in before if operation.function is supervise]
+    if len(makers) != 1 or makers[0].arguments["answer_length"] is not None:
+        raise ConfigError(f"{where}: pack follows supervise, once and without answer_length, {told}")
+    given = pipeline.operations[place].arguments
+    taken = {*packs({**given, "images": 1}), *image_places.FIELDS, image_places.MASK, *makers[0].writes}
+    lost = [name for name in Pipeline(pipeline.text, before).batched if name not in taken]
+    if lost:
+        raise ConfigError(f"{where}: pack makes rows of tokens and images, and would lose {', '.join(lost)}, {told}")
+    drawn = [operation.text for operation in before if operation.function.random and not operation.function.on_image]
+    if drawn:
+        raise ConfigError(f"{where}: pack chooses records by their lengths, which {drawn[0]} draws anew, {told}")
+    if given["images"] and makers[0].arguments["image_tokens"] is None:
+        raise ConfigError(f"{where}: pack(images=…) needs image_tokens= in supervise, {told}")
+
+
+def _sizes(source: Source, before: Sequence[Operation]) -> list[Size | None]:
+    """The size of each record after these operations; None for one that cannot be learned."""
+    tiles = any(image_places.TEXTS in _made(operation) for operation in before)
+    if not tiles:
+        before = [operation for operation in before if not _of_pixels(operation)]
+    read = source.__getitem__ if tiles else source.outline
+
+    def size(index: int) -> Size | None:
+        try:
+            example = read(index)
+            for operation in before:
+                example = operation(example, np.random.default_rng(0))
+        except UnreadableImage:
+            return None
+        return Size(int(example["text_mask"].sum()), image_places.count_of(example))
+
+    return [size(index) for index in range(len(source))]
+
+
+def _of_pixels(operation: Operation) -> bool:
+    return operation.function.on_image or operation.function.name == "pad"
+
+
+def _made(operation: Operation) -> tuple[str, ...]:
+    makes = getattr(operation.function, "makes", None)
+    return (*operation.writes, *(makes(operation.arguments) if makes else ()))

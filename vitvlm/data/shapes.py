@@ -73,9 +73,18 @@ def _shapes(pipeline: Pipeline, known: Fields) -> dict[str, np.ndarray]:
 def _variants(pipeline: Pipeline, sides: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """Returns (H, W, C, number of rows or images) of made-up examples; C differs only where nothing fixes it."""
     low, high = sides
-    variants = [(low, high, 3, 2), (high, low, 3, 3)]
+    few, more = _numbers(pipeline)
+    variants = [(low, high, 3, few), (high, low, 3, more)]
     fixes = {op.field for op in pipeline.operations if op.function.name in ("decode", "rgb", "grey")}
-    return variants + ([] if fixes >= set(pipeline.images) else [(low, low, 1, 2)])
+    return variants + ([] if fixes >= set(pipeline.images) else [(low, low, 1, few)])
+
+
+def _numbers(pipeline: Pipeline) -> tuple[int, int]:
+    """Returns two numbers of rows or images, different ones unless operations take no more than one."""
+    pads = [op.arguments["size"] for op in pipeline.operations if op.function.name == "pad"]
+    packs = [op.arguments["images"] for op in pipeline.operations if op.function.name == "pack"]
+    most = min([size for size in (*pads, *packs) if size] or [3])
+    return (2, 3) if most >= 3 else (1, max(most, 1))
 
 
 def _tried(pipeline: Pipeline, known: Fields, H: int, W: int, C: int, n: int) -> dict[str, np.ndarray]:

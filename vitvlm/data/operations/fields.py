@@ -180,13 +180,13 @@ def drop_hidden(example: dict[str, Any], *names: str, min_visible: float = 0.0) 
 @example_operation(
     "pad",
     reads=lambda given: {given["field"]: given["field"] if given["field"] in ("images", "video") else "boxes"},
-    writes=lambda given: (given["field"], f"{given['field']}_mask"),
+    writes=lambda given: (given["field"], mask_of(given["field"])),
 )
 def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") -> dict[str, Any]:
     """Fills a field up to `size` rows of zeros: pad('boxes', 8), or pad('images', 4) for at most four images each.
 
-    FIELD_mask int32 [size] is 1 at rows of the example; FIELD_visible is filled up too. More rows than
-    `size` are an error; with surplus="first" the first ones are taken, and the others counted.
+    FIELD_mask int32 [size] is 1 at rows of the example (of images, image_mask); FIELD_visible is filled up too. More
+    rows than `size` are an error; with surplus="first" the first ones are taken, and the others counted.
     """
     if surplus not in ("first", "error") or size < 1:
         raise ValueError(f"surplus={surplus!r} is 'first' or 'error', and size={size} at least 1")
@@ -196,6 +196,8 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
         raise ValueError(
             f"{field!r} has {len(rows)} rows: write size={len(rows)} instead of {size}, or surplus='first'"
         )
+    if field == "images" and "image_index" in example:
+        raise ValueError("the text says already which image stands where: put it before supervise")
     left_out, rows = max(len(rows) - size, 0), rows[:size]
     if shapes := sorted({np.shape(row) for row in rows}, key=str):
         if len(shapes) > 1:
@@ -206,11 +208,36 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
         whole = np.zeros((size, *value.shape[1:]), value.dtype)
     else:  # of what shape, other examples say
         whole = np.zeros(0, np.float32)
-    new = {field: whole, f"{field}_mask": (np.arange(size) < len(rows)).astype(np.int32)}
+    new = {field: whole, mask_of(field): (np.arange(size) < len(rows)).astype(np.int32)}
     if visible(field) in example:
         seen = np.asarray(example[visible(field)], np.float32)[:size]
         new[visible(field)] = np.pad(seen, (0, size - len(seen)))
     return {**example, **new, **_dropped(example, f"rows of {field!r} beyond the first {size} (pad)", left_out)}
+
+
+def mask_of(field: str) -> str:
+    """The name of the mask of a field's rows: image_mask of images, which is what models call it."""
+    return "image_mask" if field == "images" else f"{field}_mask"
+
+
+@example_operation(
+    "as_images",
+    reads=lambda given: {"images": "images"},
+    makes=lambda given: ("images",),
+    declares=lambda fields, given: {"images": Field("images")},
+)
+def as_images(example: dict[str, Any]) -> dict[str, Any]:
+    """Gathers an example's image, images and frames of a video as `images`, none if it has none of these.
+
+    So examples of several sources are alike: put it first. All frames of a video may share one marker in a text, see
+    `supervise`.
+    """
+    found = [example["image"]] if example.get("image") is not None else []
+    for name in ("images", "video"):
+        found += list(example.get(name) or ())
+    rest = {name: value for name, value in example.items() if name not in ("image", "video")}
+    frames = len(example.get("video") or ())
+    return {**rest, "images": found, **({"@frames": frames} if frames else {})}
 
 
 def as_array(values: Sequence[str | tuple[str, ...]]) -> np.ndarray:

@@ -24,6 +24,9 @@ IMAGE_OPTIONS = {  # of every operation on images
     "field": inspect.Parameter("field", inspect.Parameter.KEYWORD_ONLY, default="image", annotation=str),
     "same_draw": inspect.Parameter("same_draw", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None),
 }
+# Entries of an example that is several in one row (`data.packing`): the examples, or the errors of those that cannot be
+# read; and of one that was put together, of how many, and the errors of those that were left out.
+MEMBERS, TOGETHER, LOST = "@members", "@together", "@lost"
 Out = Mapping[str, np.ndarray]
 Arguments = Mapping[str, Any]
 
@@ -58,8 +61,12 @@ class Operation:
           rng: gives the random numbers.
           out: float pixels that may be overwritten: an image of that shape may be returned in it, without a copy.
 
+        Of several examples in one row, it is applied to each; see MEMBERS.
+
         Raises UnreadableImage for damaged images and DataError, naming operation and example, for anything else.
         """
+        if MEMBERS in example and self.function.name != "pack":
+            return {**example, MEMBERS: [self._on_member(each, rng) for each in example[MEMBERS]]}
         try:
             if self.function.random and rng is None:
                 raise ValueError("it draws random numbers, and was given no rng")
@@ -72,6 +79,17 @@ class Operation:
             raise
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(f"operation {self.text} on {example.get('id', 'an example')}: {error}") from error
+
+    def _on_member(
+        self, member: dict[str, Any] | UnreadableImage, rng: np.random.Generator | None
+    ) -> dict[str, Any] | UnreadableImage:
+        """The operation on one of several examples in a row; what cannot be read stays an error in its place."""
+        if isinstance(member, UnreadableImage):
+            return member
+        try:
+            return self(member, rng)
+        except UnreadableImage as error:
+            return error
 
     @functools.cached_property
     def arguments(self) -> dict[str, Any]:

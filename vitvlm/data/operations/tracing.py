@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitvlm.core.transforms import IDENTITY, Transform
+from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.kinds import Fields
 from vitvlm.data.operations.moving import move, visible
 from vitvlm.data.operations.steps import Steps, Upright
@@ -63,7 +64,11 @@ def on_images(
     for one, origin in zip(value, each, strict=True):
         if operation.same_draw and start is not None:
             rng.bit_generator.state = start
-        done.append(_on_one(operation, one, rng, None, origin))
+        try:
+            done.append(_on_one(operation, one, rng, None, origin))
+        except UnreadableImage as error:
+            which = f"{field}: {len(done) + 1} of {len(value)}: {error.reason}"
+            raise UnreadableImage(which, error.name, error.examples) from error
     new = {field: [image for image, _, _ in done]}
     if operation.function.traced:
         new[ORIGINS] = {**origins, field: [origin for _, _, origin in done]}

@@ -5,7 +5,7 @@ import numpy as np
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
 from vitvlm.data.names import readable
-from vitvlm.data.sources import folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
+from vitvlm.data.sources import asked, conversing, folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
 from vitvlm.data.sources.base import Example, Source, Subset, check_classes
 from vitvlm.data.sources.labels import USUAL, Labelling
 from vitvlm.data.sources.relabelled import Relabelled, absent, placed, renamed
@@ -27,10 +27,14 @@ _OPENERS = {
     "emoji": lambda label, split, data_dir: prepared.open_emoji(label or "group", split),
     "tfds": prepared.open_tfds,
     "coco": lambda place, split, data_dir: listed.open_coco(place, split),
+    "easy_vqa": lambda place, split, data_dir: asked.open_easy_vqa(place, split),
     "folder": lambda path, split, data_dir: folder.FolderSource(path, split),
     "idx": lambda path, split, data_dir: idx.IdxSource(path, split),
+    "llava": lambda place, split, data_dir: conversing.open_llava(place, split),
     "scenes": lambda options, split, data_dir: scenes.open_scenes(options, split),
     "stamps": lambda place, split, data_dir: stamps.open_stamps(place, split),
+    "visual_genome": lambda place, split, data_dir: asked.open_visual_genome(place, split),
+    "vqa": lambda place, split, data_dir: asked.open_vqa(place, split),
 }
 
 # Those whose labels can be told where they are.
@@ -57,8 +61,13 @@ def open(
                                      see `layouts`;
         "jsonl:PATH"                 a JSON object per line with "image", a path from the file's folder, "caption" (one
                                      or a list), and perhaps "label" and "split"; rows of one image are one example;
-                                     or, without "image", "text" and other texts, and perhaps "images" or "video", a
-                                     list of paths: each row is an example, see `records.RecordSource`;
+                                     or records: "text", a chat in "messages" or "conversations", or "instruction",
+                                     "prompt" or "question" with "output" or "answer"; with "image", "images" or
+                                     "video", if any: each row is an example, see `records.RecordSource`;
+        "llava:PATH.json" or "llava:PATH.json:IMAGES"  LLaVA's conversations, see `conversing.open_llava`;
+        "vqa:QUESTIONS.json:IMAGES"  VQAv2, a question each, with all its answers; see `asked.open_vqa`;
+        "visual_genome:FILE.json:IMAGES"  Visual Genome's questions or regions, see `asked.open_visual_genome`;
+        "easy_vqa"                   easy-VQA's questions, where PyPI's easy-vqa is installed; labelled by answer;
         "csv:PATH"                   the same, of images, with columns named by the first line;
         "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
         "mix:3*emoji+1*jsonl:PATH"   several sources by weight, each in this split, slice and labels_fraction;

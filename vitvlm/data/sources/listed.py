@@ -4,24 +4,25 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data import stat_data
 from vitvlm.data.accounting import Files, Tally
-from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.errors import DataError
 from vitvlm.data.names import readable
 from vitvlm.data.sources import rows, table
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
+from vitvlm.data.sources.directories import UNLISTED, entries, files_of, read
 from vitvlm.data.sources.labels import USUAL, Labelling
 from vitvlm.data.sources.records import RecordSource
 from vitvlm.data.sources.rows import COLUMNS
-from vitvlm.data.survey import is_image
 
-UNLISTED = "images beside them that the list does not name"
+__all__ = ["UNLISTED", "ListedSource", "open_coco", "open_csv", "open_jsonl"]
+
 SEVERAL_NAMES = "files that are listed by several paths or links, each of which is one image"
 
 
@@ -62,7 +63,7 @@ class ListedSource(table.TableSource):
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:
         """The images that are listed, and those in the same directories that are not; a look into each directory."""
-        found = _files(self._root, self._listed, self._where)
+        found = files_of(self._root, self._listed, self._where)
         if self._others:
             several = Tally.of(f"{readable(name)} is {readable(first)}" for name, first in self._others.items())
             found = dataclasses.replace(found, notes={SEVERAL_NAMES: several})
@@ -80,20 +81,19 @@ class ListedSource(table.TableSource):
         return {id_: f"{files[id_]} {zlib.crc32(row):08x}" for id_, row in zip(self._ids, said, strict=True)}
 
     def __getitem__(self, index: int) -> Example:
+        return self.outline(index) | {"image": read(self._root / self._names[index], self._ids[index])}
+
+    def outline(self, index: int) -> Example:
         name, row = self._ids[index], self._rows[index]
-        try:
-            content = (self._root / self._names[index]).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null character
-            raise UnreadableImage(getattr(error, "strerror", None) or str(error), name) from error
         rest = as_fields({field: row.get(field) for field in self._fields})
-        return rest | {"caption": row["caption"], "image": content, "label": self._labels[index], "id": name}
+        return rest | {"caption": row["caption"], "image": b"", "label": self._labels[index], "id": name}
 
 
 def open_jsonl(path: str, split: str, labelling: Labelling = USUAL) -> Source:
     """A JSON object per line; empty lines are passed over. Rows without "image" are examples of their own."""
     file = _file(path, "jsonl")
     found = list(rows.json_rows(file, labelling))
-    kind = ListedSource if not found or "image" in found[0] else RecordSource
+    kind = RecordSource if found and rows.is_alone(found[0]) else ListedSource
     return kind(found, file.parent, split, f"jsonl:{path}", labelling)
 
 
@@ -176,7 +176,7 @@ def _other_names(root: Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         directory, base = os.path.split(name)
         if directory not in there:
-            there[directory] = _entries(root / directory)
+            there[directory] = entries(root / directory)
         inode = there[directory].get(base)
         if inode is None:
             continue
@@ -187,42 +187,3 @@ def _other_names(root: Path, names: Iterable[str]) -> dict[str, str]:
         else:
             others[name] = same
     return others
-
-
-def _files(root: Path, names: Sequence[str], where: str) -> Files:
-    """Accounts for the listed files by the contents of their directories."""
-    listed: dict[str, set[str]] = {}
-    for name in names:
-        directory, base = os.path.split(name)
-        listed.setdefault(directory, set()).add(base)
-    there = {directory: _entries(root / directory) for directory in listed}
-    missing = [name for name in names if not _is_in(there, name)]
-    unlisted = [
-        os.path.join(directory, name)
-        for directory, bases in listed.items()
-        for name in sorted(there[directory].keys() - bases, key=os.fsencode)
-        if is_image(name) and not name.startswith(".")
-    ]
-    skipped = {UNLISTED: Tally.of(map(readable, unlisted))} if unlisted else {}
-    return Files(readable(where), len(names), 0, skipped, {readable(name): "is not there" for name in missing})
-
-
-def _entries(directory: Path) -> dict[str, int | None]:
-    """The inodes of what a directory holds, by name; of a link that of its target, and None if that is not there."""
-    try:
-        with os.scandir(directory) as entries:
-            return {entry.name: _inode(entry) for entry in entries}
-    except (OSError, ValueError):  # then none of its files is there
-        return {}
-
-
-def _inode(entry: os.DirEntry[str]) -> int | None:
-    try:
-        return entry.stat().st_ino if entry.is_symlink() else entry.inode()
-    except OSError:
-        return None
-
-
-def _is_in(there: Mapping[str, Collection[str]], name: str) -> bool:
-    directory, base = os.path.split(name)
-    return base in there[directory]

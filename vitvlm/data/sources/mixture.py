@@ -76,7 +76,14 @@ class MixedSource(Source):
 
     def __getitem__(self, index: int) -> Example:
         which, place = self._place(index)
-        example = dict.fromkeys(self._texts) | self._sources[which][place]
+        return self._told(which, self._sources[which][place])
+
+    def outline(self, index: int) -> Example:
+        which, place = self._place(index)
+        return self._told(which, self._sources[which].outline(place))
+
+    def _told(self, which: int, own: Example) -> Example:
+        example = dict.fromkeys(self._texts) | own
         if "source" in example:
             example["source_"] = example.pop("source")
         label = example["label"] if self.label_names else 0

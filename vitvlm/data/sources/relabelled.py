@@ -59,6 +59,9 @@ class Relabelled(Source):
     def stamps(self) -> Mapping[str, str]:
         return self._source.stamps()
 
+    def outline(self, index: int) -> Example:
+        return self._placed(self._source.outline(index))
+
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._source.text(index, name)
 

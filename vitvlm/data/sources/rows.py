@@ -2,22 +2,27 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitvlm.data.conversations import CHATS, PROMPTS
 from vitvlm.data.errors import DataError
 from vitvlm.data.names import is_text
+from vitvlm.data.sources.conversing import is_record, with_images
 from vitvlm.data.sources.labels import Labelling, written
 
 COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
-RECORD = ("text", "images", "video", "messages", "prompt", "instruction")  # one of which a row without an image has
+RECORD = ("text", "images", "video", *CHATS, *PROMPTS)  # one of which a row without an image has
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # NaN: no value
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 
 
 def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
-    """The object of each line; empty lines are passed over. All rows have "image", or none has."""
+    """The object of each line; empty lines are passed over.
+
+    All rows are images with captions, or all are records, which the first decides: see `conversing.is_record`.
+    """
     alone: bool | None = None
     for number, line in _lines(file):
         if not line.strip():
@@ -28,11 +33,16 @@ def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise DataError(f"{where}: is not JSON: {error}") from None
         if alone is None:
-            alone = isinstance(row, dict) and "image" not in row and bool(set(row) & set(RECORD))
+            alone = isinstance(row, dict) and is_alone(row)
         if alone and isinstance(row, dict):
             yield _with_label(_record(row, where, labelling.field), labelling, where)
             continue
         yield _with_label(_checked(row, where, labelling.field), labelling, where)
+
+
+def is_alone(row: Mapping[str, Any]) -> bool:
+    """Tells whether a row is an example of its own, not an image with captions."""
+    return is_record(row) or ("image" not in row and bool(set(row) & set(RECORD)))
 
 
 def _tables(file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -150,12 +160,14 @@ def _check_columns(row: dict[str, Any], where: str, own: str | None) -> None:
 
 def _record(row: dict[str, Any], where: str, own: str | None) -> dict[str, Any]:
     """A row without "image", once it is sure that it can be an example; see `records.RecordSource`."""
-    if "image" in row:
+    if "image" in row and not is_record(row):
         raise DataError(f"{where}: has an 'image', and the first row has none: write 'images': ['PATH'] in all rows")
     if not set(row) & set(RECORD):
         raise DataError(f"{where}: has none of {', '.join(map(repr, RECORD))}; it has {', '.join(row)}")
+    if is_record(row):
+        row = with_images(row, where) if "image" in row or "messages" in row else row
     for column in ("images", "video"):
-        paths = row.get(column, [])
+        paths = row.get(column) or []
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise DataError(f"{where}: {column!r} is not a list of paths: {paths!r:.60}")
     _check_columns(row, where, own)

@@ -17,7 +17,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.names import is_text, readable
-from vitvlm.data.sources import shard_counts, tars
+from vitvlm.data.sources import conversing, shard_counts, tars
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.columns import as_fields
 from vitvlm.data.sources.gzipped import GzipReader, Points, compression
@@ -46,9 +46,12 @@ class TarSource(Source):
     """Shards by a pattern with braces and globs: "PATH/{00000..00099}.tar", "PATH/{cc3m,cc12m}/*.tar.gz".
 
     An example holds "caption" (the text file, else the JSON's "caption", else None) and the JSON's other fields; ids
-    are SHARD/KEY. Training reads shards from front to back, and never knows what lies ahead. Evaluation needs random
-    access and a length: the first use of `len`, `ids` or `[]` makes one pass over the headers, not the contents, and
-    keeps the place of every example in memory. There is one split, "all", as shards are chosen by the pattern.
+    are SHARD/KEY. If the JSON is a chat, or something asked and answered (`conversing.is_record`), the example has
+    `images` in place of `image`: none, KEY.jpg, or KEY.0.jpg, KEY.1.jpg … by their numbers.
+
+    Training reads shards from front to back, and never knows what lies ahead. Evaluation needs random access and a
+    length: the first use of `len`, `ids` or `[]` makes one pass over the headers, not the contents, and keeps the place
+    of every example in memory. There is one split, "all", as shards are chosen by the pattern.
 
     The label is what KEY.cls says, a name or an index, or else the JSON's "label": a name, an index, or a list of them
     where examples have several. The first sample decides which of these it is, unless `labelling.field` does; a sample
@@ -286,10 +289,7 @@ class TarSource(Source):
         name = self._id(shard, sample)
         if sample.damage:
             raise UnreadableImage(sample.damage, name)
-        images = [extension for extension in IMAGES if extension in sample.files]
-        if len(images) != 1:
-            seen = " and ".join(sorted(sample.files))
-            raise UnreadableImage(f"needs one image ({', '.join(IMAGES)}), and holds {seen}", name)
+        images = [extension for extension in sorted(sample.files, key=_in_order) if _is_image(extension)]
         try:
             about = _json(sample)
             text = sample.files["txt"].decode("utf-8-sig").strip() if "txt" in sample.files else None
@@ -297,16 +297,21 @@ class TarSource(Source):
         except ValueError as error:
             reason = error.reason if isinstance(error, UnreadableImage) else f"damaged text or JSON: {error}"
             raise UnreadableImage(reason, name) from error
-        fields = as_fields(about)
+        record = conversing.is_record(about)
+        if len(images) != 1 and not record:
+            seen = " and ".join(sorted(sample.files))
+            raise UnreadableImage(f"needs one image ({', '.join(IMAGES)}), and holds {seen}", name)
+        fields = as_fields({key: value for key, value in about.items() if not (record and key in ("image", "images"))})
         for field, value in fields.items():
             if not all(map(is_text, value if isinstance(value, tuple) else (value,))):
                 raise UnreadableImage(f"{field!r} in its JSON holds half of a character (a lone surrogate)", name)
         caption = fields.get("caption") if text is None else text
         if isinstance(caption, str) and not caption.strip():
             caption = None
+        shown = [sample.files[extension] for extension in images]
         return fields | {
             "caption": caption,
-            "image": sample.files[images[0]],
+            **({"images": shown} if record else {"image": shown[0]}),
             "label": self._label(label, name),
             "id": name,
         }
@@ -324,6 +329,17 @@ class TarSource(Source):
             return self._classes.label(label, "")
         except DataError as error:
             raise UnreadableImage(str(error).removeprefix(": "), name) from error
+
+
+def _is_image(extension: str) -> bool:
+    """Tells of "jpg", and of "0.jpg" among several images of a sample, whether it is an image."""
+    return extension.rpartition(".")[2] in IMAGES
+
+
+def _in_order(extension: str) -> tuple[int, str]:
+    """Sorts the images of a sample by their numbers."""
+    number = extension.partition(".")[0]
+    return (int(number) if number.isdecimal() else -1, extension)
 
 
 def _json(sample: tars.Sample) -> dict[str, Any]:
