@@ -115,16 +115,15 @@ def test_tiles_texts_and_rows_by_an_operation_before(folders):
     del example["image_rows"]
     with pytest.raises(UnreadableImage, match=r"row 1: its images take 4 image tokens in the text, and 2 x 3"):
         supervised(folders["token"], example)
-    with pytest.raises(DataError, match="the tokenizer has no token '<image>', which the texts of images spell out"):
+    with pytest.raises(DataError, match="the tokenizer has no token '<image>', which texts of images hold"):
         supervised(folders["none"], example)
 
 
-def test_cross_attention_keeps_one_token_for_an_image(folders):
-    found = supervised(folders["token"], {"prompt": "<image>a", "output": "b", "image": PIXELS}, "64, image_tokens=0")
-    token = tokenizers.open(f"hf:{folders['token']}", 64).token_id("<image>")
-    assert found["text_tokens"][0] == token and (found["image_index"] == -1).all() and not found["text_learned"][0]
-    with pytest.raises(DataError, match="which image_tokens=0 leaves in the text: set image_token="):
-        supervised(folders["none"], {"prompt": "<image>a", "output": "b", "image": PIXELS}, "64, image_tokens=0")
+def test_cross_attention_has_one_place_for_an_image(folder):
+    example = {"prompt": "<image>a<image>", "output": "b", "images": [PIXELS] * 2}
+    assert shown(folder, supervised(folder, example, "64, image_tokens=1")) == "<0>a<1>\nb<eos>"
+    with pytest.raises(DataError, match="image_tokens=0 must be 1 or more"):
+        supervised(folder, example, "64, image_tokens=0")
 
 
 def test_one_marker_stands_for_all_frames_of_a_video(folder):
@@ -260,6 +259,23 @@ def test_batches_with_padded_images_and_their_shapes(folder, tmp_path):
     late = f"{OPS}|supervise('hf:{folder}', 40, image_tokens={M})|pad('images', 2)"
     with pytest.raises(ValueError, match="which image stands where: put it before supervise"):
         list(eval_batches(source, late, 4))
+
+
+def test_tiles_of_an_operation_are_padded_and_packed(folders, tmp_path):
+    source = written(tmp_path, ROWS)
+    cut = "as_images|decode(field='images')|tile_nanovlm(8, 2, 16, image_token='<image>', whole='<tile>')"
+    cut += "|normalize(field='images')"
+    said = f"supervise('hf:{folders['token']}', 300, image_tokens=2)"
+    shapes = batch_shapes(f"{cut}|pad('images', 12)|{said}", 2, source.fields)
+    (batch,) = eval_batches(source, f"{cut}|pad('images', 12)|{said}", len(source))
+    assert batch["images"].shape[1:] == shapes["images"].shape[1:] == (12, 8, 8, 3)
+    tiles = batch["image_mask"].sum(axis=1)
+    assert tiles.max() > 4 and (batch["image_index"].max(axis=1) == 2 * tiles - 1).all()
+    ops = f"{cut}|{said}|pack(600, images=24)"
+    rows = packing.packed(source, operations.parse(ops), "x")
+    assert batch_shapes(ops, 2, rows.fields)["images"].shape == (2, 24, 8, 8, 3)
+    (packed,) = eval_batches(rows, ops, len(rows))
+    assert packed["image_mask"].sum() == tiles.sum()
 
 
 def test_packed_batches_with_images(folder, tmp_path):

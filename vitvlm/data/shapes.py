@@ -3,6 +3,7 @@
 The operations run on made-up examples of several sizes; a shape that differs between these is not fixed by them.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.data.kinds import STANDARD, Field, Fields
 from vitvlm.data.loader import shapes_of
-from vitvlm.data.operations.parsing import Pipeline, parse
+from vitvlm.data.operations.parsing import Operation, Pipeline, parse
+from vitvlm.data.sources.base import Example
 
 
 class OpenShapeError(ConfigError):
@@ -73,18 +75,9 @@ def _shapes(pipeline: Pipeline, known: Fields) -> dict[str, np.ndarray]:
 def _variants(pipeline: Pipeline, sides: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """Returns (H, W, C, number of rows or images) of made-up examples; C differs only where nothing fixes it."""
     low, high = sides
-    few, more = _numbers(pipeline)
-    variants = [(low, high, 3, few), (high, low, 3, more)]
+    variants = [(low, high, 3, 2), (high, low, 3, 3)]
     fixes = {op.field for op in pipeline.operations if op.function.name in ("decode", "rgb", "grey")}
-    return variants + ([] if fixes >= set(pipeline.images) else [(low, low, 1, few)])
-
-
-def _numbers(pipeline: Pipeline) -> tuple[int, int]:
-    """Returns two numbers of rows or images, different ones unless operations take no more than one."""
-    pads = [op.arguments["size"] for op in pipeline.operations if op.function.name == "pad"]
-    packs = [op.arguments["images"] for op in pipeline.operations if op.function.name == "pack"]
-    most = min([size for size in (*pads, *packs) if size] or [3])
-    return (2, 3) if most >= 3 else (1, max(most, 1))
+    return variants + ([] if fixes >= set(pipeline.images) else [(low, low, 1, 2)])
 
 
 def _tried(pipeline: Pipeline, known: Fields, H: int, W: int, C: int, n: int) -> dict[str, np.ndarray]:
@@ -99,8 +92,23 @@ def _tried(pipeline: Pipeline, known: Fields, H: int, W: int, C: int, n: int) ->
         if shapes := getattr(operation.function, "shapes", None):
             example |= shapes(operation.arguments)
         else:
-            example = operation(example, rng)
+            example = _bounded(operation)(_few(example, operation), rng)
     return shapes_of(example, pipeline)[0]
+
+
+def _bounded(operation: Operation) -> Operation:
+    """The operation, which takes the first rows where there are more than it has room for: so many are made up."""
+    if operation.function.name != "pad":
+        return operation
+    given = {**operation.arguments, "surplus": "first"}
+    return dataclasses.replace(operation, positional=(), named=given)
+
+
+def _few(example: Example, operation: Operation) -> Example:
+    """The example with no more images than a row of several records may hold."""
+    if operation.function.name != "pack" or "images" not in example:
+        return example
+    return {**example, "images": example["images"][: operation.arguments["images"]]}
 
 
 def _made_up(field: Field, H: int, W: int, C: int, n: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from vitvlm.core import classes
 from vitvlm.core import config as config_lib
-from vitvlm.data.sources import Labelling
+from vitvlm.data.sources import Labelling, Scores
 
 Section = Mapping[str, Any]
 
@@ -23,6 +23,9 @@ class Split:
       label, label_separator, label_names: where the labels are and what they mean; see `data.sources.labels.Labelling`.
       class_names: {class of the source: what it is called in the job}, or the path of a JSON file that holds it;
         several classes may become one.
+      scores: a file of scores of the examples, by id, which become a column; see `data.sources.scored.Scores`.
+      score: which score of the file.
+      min_score, keep_share: examples with less are left out; only this share, those with the highest, is kept.
     """
 
     split: str
@@ -33,6 +36,18 @@ class Split:
     label_separator: str | None = None
     label_names: Any = ()
     class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)
+    scores: str = ""
+    score: str = Scores.column
+    min_score: float | None = None
+    keep_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a rule of scores that cannot be meant."""
+        Scores(self.scores, self.score, self.min_score, self.keep_share)
+
+    @property
+    def scoring(self) -> Scores:
+        return Scores(self.scores, self.score, self.min_score, self.keep_share)
 
     @property
     def labelling(self) -> Labelling:

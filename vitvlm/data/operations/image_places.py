@@ -45,8 +45,8 @@ class ImageRules:
                 raise ConfigError(f"supervise: {name}={value!r} is neither {allowed[0]!r} nor {allowed[1]!r}")
         if not self.marker:
             raise ConfigError("supervise: marker is empty: write what stands for an image, such as '<image>'")
-        if self.image_tokens is not None and self.image_tokens < 0:
-            raise ConfigError(f"supervise: image_tokens={self.image_tokens} must be 0 or more, per image")
+        if self.image_tokens is not None and self.image_tokens < 1:
+            raise ConfigError(f"supervise: image_tokens={self.image_tokens} must be 1 or more, per image")
 
 
 class Images(NamedTuple):
@@ -96,17 +96,18 @@ def images_of(example: Mapping[str, Any], rules: ImageRules, tokenizer: Tokenize
     _check_sizes(example, record)
     token, token_id, spelt = _token(tokenizer, rules.image_token, rules.marker)
     each = rules.image_tokens
-    if not spelt and (given is not None or each == 0):
-        why = "the texts of images spell out" if given is not None else "image_tokens=0 leaves in the text"
-        raise ConfigError(f"supervise: the tokenizer has no token {token!r}, which {why}: set image_token=")
+    if not spelt and given is not None:
+        raise ConfigError(
+            f"supervise: the tokenizer has no token {token!r}, which texts of images hold: set image_token="
+        )
     if not spelt and rules.image_token is not None:
         raise ConfigError(f"supervise: image_token={rules.image_token!r} is no token of the tokenizer")
-    texts = tuple(given) if given is not None else (token * max(each, 1) * spelt,) * count
+    texts = tuple(given) if given is not None else (token * each * spelt,) * count
     rows = np.concatenate([np.zeros(0, np.int32), *example[ROWS]]) if example.get(ROWS) else None
     if rows is None:
         whole = sum(text.count(token) for text in texts) if spelt else each * count
-        rows = np.full(whole, -1) if each == 0 else np.arange(whole)
-        if each and given is not None and whole != each * count:
+        rows = np.arange(whole)
+        if given is not None and whole != each * count:
             raise UnreadableImage(
                 f"its images take {whole} image tokens in the text, and {count} x {each} (image_tokens) come of them",
                 record,

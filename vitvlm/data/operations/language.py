@@ -95,7 +95,7 @@ def supervise(
       answer_length: of an encoder-decoder's answers: text_tokens and text_mask hold the prompt alone then, and
         answer_tokens and answer_mask int32 [answer_length] the answer.
       image_tokens: M, tokens of an image, or of a tile if an operation has cut it into some (`image_places.images_of`);
-        0 for a model that looks at images by cross-attention: the image token stays where the image is.
+        1 for a model that looks at images by cross-attention: image_index is the image's number at its place.
       marker: what stands for an image in a text.
       image_token: how the tokenizer writes its image token; the marker, by default.
       image_separator: between images that no marker places and the text behind them.
@@ -343,7 +343,7 @@ def _places(
     there = image_places.count_of(example) * each
     room = len(example["images"]) * each if image_places.MASK in example else there  # padded, or not
     index = np.full(length, -1, np.int32)
-    index[places] = np.where(rows >= there, rows - there + room, rows) if each else rows
+    index[places] = np.where(rows >= there, rows - there + room, rows)
     return {INDEX: index, PER_IMAGE: each, OWN_ROWS: room}
 
 

@@ -93,6 +93,11 @@ def noun(thing: Thing, short: bool = False) -> str:
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
+def plural(shape: str) -> str:
+    """Returns the plural of a shape's name."""
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
 def _looks_like(thing: Thing, said: Thing, short: bool) -> bool:
     names = ("colour", "shape") if short else ("colour", "shape", "size")
     same = all(getattr(thing, name) == getattr(said, name) for name in names)
@@ -116,8 +121,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """Asks for the number of things of one shape or colour, which may be absent; returns question and answer."""
     if rng.integers(2):
         shape = SHAPES[rng.integers(len(SHAPES))] if rng.integers(4) == 0 else scene.things[0].shape
-        plural = "crosses" if shape == "cross" else f"{shape}s"
-        return f"how many {plural} are there?", NUMBERS[sum(thing.shape == shape for thing in scene.things)]
+        return f"how many {plural(shape)} are there?", NUMBERS[sum(thing.shape == shape for thing in scene.things)]
     colour = tuple(COLOURS)[rng.integers(len(COLOURS))] if rng.integers(4) == 0 else scene.things[1].colour
     count = sum(thing.colour == colour for thing in scene.things)
     return f"how many {colour} things are there?", NUMBERS[count]

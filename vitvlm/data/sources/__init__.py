@@ -9,11 +9,13 @@ from vitvlm.data.sources import asked, conversing, folder, idx, listed, mixture,
 from vitvlm.data.sources.base import Example, Source, Subset, check_classes
 from vitvlm.data.sources.labels import USUAL, Labelling
 from vitvlm.data.sources.relabelled import Relabelled, absent, placed, renamed
+from vitvlm.data.sources.scored import Scores, scored
 
 __all__ = [
     "Example",
     "Labelling",
     "Relabelled",
+    "Scores",
     "Source",
     "Subset",
     "absent",
@@ -21,6 +23,7 @@ __all__ = [
     "open",
     "placed",
     "renamed",
+    "scored",
 ]
 
 _OPENERS = {
@@ -80,7 +83,9 @@ def open(
                                      "webdataset:PATH/{00000..00099}.tar", "webdataset:PATH/*.tar"; split "all";
                                      training streams them;
         "scenes" or "scenes:OPTIONS" coloured shapes made on the fly, with captions, hard negatives, questions, boxes
-                                     and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1".
+                                     and masks: "scenes:side=96,train=20000,test=1000,most=3,seed=1";
+                                     "scenes:ask" has an example for each question, "scenes:ask,planted=0.2" a fifth of
+                                     them with answers that need no image, or are another image's.
       split: "train", "test", or a slice of them: "train[:10%]", "train[500:1000]", "test[-100:]".
       data_dir: where TFDS keeps data sets; default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
       labels_fraction: keep this share of each class (at least one example), chosen by `seed` and nothing else; of a

@@ -11,21 +11,28 @@ from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import scenes
 from vitvlm.data.kinds import Field, Fields
 from vitvlm.data.sources.base import Example, Source
+from vitvlm.data.sources.scene_questions import SceneQuestions
 
 SPLITS = ("train", "test")
 COUNTS = ("two", "three", "four", "five", "six")
 
 
 def open_scenes(options: str, split: str) -> Source:
-    """Opens scenes by the options after "scenes:" in a spec, such as "side=96,train=20000,most=3"."""
-    args = arguments.parse(options, side=64, train=10_000, test=1_000, most=4, seed=0)
+    """Opens scenes by the options after "scenes:" in a spec, such as "side=96,train=20000,most=3".
+
+    With "ask" each question is an example; a share of them is "planted", see `scene_questions.SceneQuestions`.
+    """
+    args = arguments.parse(options, side=64, train=10_000, test=1_000, most=4, seed=0, ask=False, planted=0.0)
     if split not in SPLITS:
         raise ConfigError(f"scenes: no split {split!r}; {suggest(split, SPLITS)}")
     if not 2 <= args.most <= len(COUNTS) + 1 or args.side < 16 or min(args.train, args.test) < 1:
         raise ConfigError(
             f"scenes:{options}: most is 2 to {len(COUNTS) + 1}, side 16 or more, train and test 1 or more"
         )
-    return ScenesSource(split, getattr(args, split), args.side, args.most, args.seed)
+    if not 0 <= args.planted <= 1 or (args.planted and not args.ask):
+        raise ConfigError(f"scenes:{options}: planted is a share of the questions, 0 to 1, and goes with ask")
+    found = ScenesSource(split, getattr(args, split), args.side, args.most, args.seed)
+    return SceneQuestions(found, SPLITS.index(split), args.seed, args.planted) if args.ask else found
 
 
 class ScenesSource(Source):

@@ -141,7 +141,7 @@ class DataSetup:
 def open_split(split: fields.Split) -> sources.Source:
     """The source of a split, its classes called as the split's `class_names` say."""
     source = sources.open(split.source, split.split, labels_fraction=split.labels_fraction, labelling=split.labelling)
-    return sources.renamed(source, split.class_names)
+    return sources.renamed(sources.scored(source, split.scoring), split.class_names)
 
 
 def check_renames(split: fields.Split, *opened: sources.Source) -> None:
