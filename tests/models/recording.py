@@ -70,6 +70,8 @@ MODELS = {
     "coca-cascade": {"name": "coca", "embed_dim": 16, "queries": 5, "pool_heads": 2, "decoder_depth": 2}
     | {"decoder_heads": 2, "pooling": "cascade"}
     | {"image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, "pool": "cls", "scan": False}},
+    "blip2_qformer-scanned": {"name": "blip2_qformer", "image": {"name": "vit", **VIT}, "embed_dim": 8, "start_id": 3}
+    | {"qformer": {**TEXT, **RATES, "depth": 3, "queries": 5, "lm_head": True}},
 }
 DECODER = {"name": "decoder", **TEXT, "length": 40, "kv_heads": 1}
 MODELS |= {
@@ -135,7 +137,7 @@ def _inputs(name: str, fields: dict) -> tuple:
     height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(B, height, width, 3)), jnp.float32)
-    text = fields.get("text", fields)
+    text = fields.get("text", fields.get("qformer", fields))
     length = min(text.get("length", L), 8)
     tokens = jnp.asarray(rng.integers(3, 40, size=(B, length)), jnp.int32).at[:, -2].set(2)
     if name in ("text", "bert", "bert_decoder", "decoder", "t5"):
@@ -145,7 +147,7 @@ def _inputs(name: str, fields: dict) -> tuple:
         patch = image.get("patch_size", 14)
         count = models.build(name, **fields).connector.count((height // patch, width // patch))
         return images[:, None], jnp.concatenate([tokens, jnp.full((B, count), fields["image_token"]), tokens], axis=1)
-    return (images, tokens) if "text" in fields else (images,)
+    return (images, tokens) if text is not fields else (images,)
 
 
 def _values(path: str, leaf: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vitvlm import models
+from vitvlm.models.qformer import BASE, QFormer
 
 
 def count(model) -> int:
@@ -105,3 +106,11 @@ def test_qwen2_vls_image_encoder_has_as_many_as_the_reference_without_its_connec
     """The class of `transformers` at the published size has 665,271,296, 34,085,376 of them in its merger's maps."""
     model = models.build("qwen_vit", width=1280, depth=32, heads=16, mlp_width=5120, patch_size=14)
     assert count(model) == 665_271_296 - (5120 * 5120 + 5120 + 5120 * 1536 + 1536) == 631_185_920
+
+
+@pytest.mark.parametrize("vision, parameters", [(1408, 105_137_664), (1024, 101_598_720)])
+def test_qformer(vision, parameters):
+    """BERT-base's size with cross-attention in every other block; the published count has no queries and no texts."""
+    model, queries = QFormer(**BASE), 32 * 768
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 257, vision), jnp.float32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) - queries == parameters

@@ -31,6 +31,11 @@ def three(output):
     return {**both(output), "decoder": {"attention": output.decoder_attention, "cross": output.cross_attention}}
 
 
+def queries(output):
+    qformer = {"attention": output.qformer.attention, "cross": output.qformer.cross_attention}
+    return {"image": {"attention": output.image.attention}, "qformer": qformer}
+
+
 def sides(output):
     decoder = {"attention": output.attention, "cross": output.cross_attention}
     return {"encoder": {"attention": output.encoder_attention}, "decoder": decoder}
@@ -53,6 +58,12 @@ CASES = {
         lambda out: out.pooled,
     ),
     "two_towers": (TOWERS, (IMAGES, TEXTS), both, lambda out: out.logits_per_image),
+    "blip2_qformer": (
+        {"image": TOWERS["image"], "qformer": {**TEXT, "queries": 3, "lm_head": True, "remat": "full"}},
+        (IMAGES, TEXTS),
+        queries,
+        lambda out: 5 * jnp.concatenate([out.qformer.queries, out.qformer.text], axis=1),
+    ),
     "coca": ({**TOWERS, **DECODER, "remat": "full"}, (IMAGES, TEXTS), three, lambda out: out.logits),
 }
 

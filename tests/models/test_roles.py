@@ -44,6 +44,8 @@ MODELS = {
     },
     "text": TEXT | {"scan": False, "projection": 3, "pool": "cls"},
     "bert": TEXT | {"scan": False, "mlm_head": True},
+    "blip2_qformer": {"image": TOWERS["image"], "scan": False, "embed_dim": 4}
+    | {"qformer": {**TEXT, "scan": False, "queries": 3, "lm_head": True}},
     "decoder": TEXT | {"scan": False, "positions": "learned", "embed_width": 4, "head_bias": True},
     "bert_decoder": TEXT | {"scan": False, "context_width": 4},
     "t5": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "scan": False, "tied": False},
@@ -72,6 +74,7 @@ def shapes_of(name):
         "two_towers": (images, texts),
         "coca": (images, texts),
         "vlm": (images, texts),
+        "blip2_qformer": (images, texts),
     }
     rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     return model, jax.eval_shape(model.init, rngs, *inputs.get(name, (images,)))["params"]
@@ -123,6 +126,7 @@ LAYERS = {
     "decoder": (TEXT_LAYERS, 3),
     "bert": (TEXT_LAYERS, 3),  # ELECTRA's: all of its embeddings are layer 0
     "bert_decoder": (TEXT_LAYERS, 3),
+    "blip2_qformer": (inside("image", VIT_LAYERS) + inside("qformer", [("query_tokens", 0), *TEXT_LAYERS]), 3),
     "t5": ([("embed/.*", 0), *T5_LAYERS], 3),
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
@@ -152,7 +156,7 @@ def test_what_is_multiplied_decays_and_nothing_else(name):
     for path, role in roles_of(model, flatten(params)).items():
         assert (role.kind == "matrix") == path.endswith("/kernel"), path
         assert (role.part == "head") == bool(
-            re.search(r"(^|/)(distillation_)?head/|^head_bias|decoder/prediction/", path)
+            re.search(r"(^|/)(distillation_|match_)?head/|^head_bias|decoder/prediction/", path)
         ), path
         assert (role.resample is not None) == path.endswith(
             ("positions/grid", "patches/kernel", "/relative_positions")

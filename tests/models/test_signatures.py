@@ -103,6 +103,16 @@ for fields in RUNS:
     variables = jax.eval_shape(lambda: model.init(rngs, images, texts))
     caption = dict(start=1, end=2, length=4, method=model.caption)
     jax.eval_shape(lambda v: model.apply(v, images, **caption), variables)
+QFORMER = dict(width=8, depth=3, heads=2, mlp_width=12, queries=3, vocab_size=9, length=6, lm_head=True)
+for fields in [dict(start_id=2), dict(scan=False, scale_init=None)]:
+    model = models.build("blip2_qformer", image=towers["image"], qformer=QFORMER, **fields)
+    for given in (dict(everything), dict(everything, logits=False)):
+        jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts, mask, **given)))
+    variables = jax.eval_shape(lambda: model.init(rngs, images, texts))
+    jax.eval_shape(lambda v: jax.tree.leaves(model.apply(v, images, texts[:1], mask[:1] == 1)), variables)
+    jax.eval_shape(lambda v: model.apply(v, images, texts, mask, method=model.match_images), variables)
+    jax.eval_shape(lambda v: model.apply(v, texts, mask, method=model.encode_text), variables)
+    jax.eval_shape(lambda v: model.apply(v, images, method=model.encode_image), variables)
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

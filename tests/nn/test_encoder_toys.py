@@ -1,122 +1,23 @@
-"""Q-Former and SAM's image encoder on the shared blocks: equal to transformers in values, gradients and dL/dA."""
+"""SAM's image encoder on the shared blocks: equal to transformers in values, gradients and dL/dA."""
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 from references import WAYS, close, gradients, linear, looped_gradients, measure, norm, randomised, softmaxes, values
-from toys import QFormer, SamVision
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+from toys import SamVision
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
 from vitvlm.nn.stacking import stack_blocks
 
-B, M, L, WIDTH = 2, 6, 5, 16
+B, WIDTH = 2, 16
 
 
 def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-# ------------------------------------------------------------------------------------------------------- Q-Former
-
-
-@functools.cache
-def qformer():
-    config = transformers.Blip2QFormerConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=24,
-        encoder_hidden_size=10,
-        cross_attention_frequency=2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        use_qformer_text_input=True,
-        attn_implementation="eager",
-    )
-    model = QFormer(width=WIDTH, depth=4, heads=4, mlp_width=24, queries=M)
-    return randomised(Blip2QFormerModel(config)), model
-
-
-def qformer_params(theirs):
-    def attention(module):
-        own = {name: linear(getattr(module.attention, name)) for name in ("query", "key", "value")}
-        return own | {"out": linear(module.output.dense)}
-
-    blocks = {}
-    for i, layer in enumerate(theirs.encoder.layer):
-        ours = {"attention": attention(layer.attention), "attention_norm": norm(layer.attention.output.LayerNorm)}
-        if i % 2 == 0:
-            cross = layer.crossattention
-            ours |= {"cross": attention(cross), "cross_norm": norm(cross.output.LayerNorm)}
-        mlps = {"mlp": (layer.intermediate_query, layer.output_query), "text_mlp": (layer.intermediate, layer.output)}
-        for name, (up, down) in mlps.items():
-            ours |= {name: {"up": linear(up.dense), "down": linear(down.dense)}, f"{name}_norm": norm(down.LayerNorm)}
-        blocks[f"blocks_{i}"] = ours
-    return {"embed_norm": norm(theirs.layernorm), **blocks}
-
-
-@functools.cache
-def qformer_reference():
-    theirs, model = qformer()
-    params = values(qformer_params(theirs))
-    tokens, image, direction = numbers(B, M + L, WIDTH), numbers(B, 9, 10, seed=1), numbers(B, M + L, WIDTH, seed=2)
-    with softmaxes() as weights:
-        out = theirs(
-            query_embeds=torch.tensor(tokens),
-            query_length=M,
-            attention_mask=torch.ones(B, M + L),
-            encoder_hidden_states=torch.tensor(image),
-            encoder_attention_mask=torch.ones(B, 9),
-        ).last_hidden_state
-    (out * torch.tensor(direction)).sum().backward()
-
-    def by_kind(of):
-        kinds = {"attention": (0, 2, 3, 5), "cross": (1, 4)}  # own, cross, own, own, cross, own
-        return {kind: np.stack([of(weights[at]) for at in places]) for kind, places in kinds.items()}
-
-    expected = {
-        "tokens": out.detach().numpy(),
-        "attention": by_kind(lambda each: each.detach().numpy()),
-        "d_attention": by_kind(lambda each: each.grad.numpy()),
-        "gradients": gradients(theirs, qformer_params),
-    }
-    return model, params, (jnp.asarray(tokens), jnp.asarray(image)), direction, expected
-
-
-@pytest.mark.parametrize("scan, remat", WAYS)
-def test_qformer_equals_transformers(scan, remat):
-    model, params, inputs, direction, expected = qformer_reference()
-    found = measure(
-        model.clone(scan=scan, remat=remat), stack_blocks(params, {"": 2}) if scan else params, inputs, direction
-    )
-    assert set(found["gradients"]) == ({"blocks", "embed_norm"} if scan else {*params})
-    for name in ("tokens", "attention", "d_attention"):
-        close(found[name], expected[name], name)
-    close(looped_gradients(found), expected["gradients"], "gradients")
-
-
-def test_the_queries_alone_of_a_qformer_need_no_text():
-    """Without a text the text's MLP is not there; the queries see each other alone."""
-    model, params, (tokens, image), _, _ = qformer_reference()
-    theirs, _ = qformer()
-    found = jax.jit(model.clone(scan=False).apply)({"params": params}, tokens[:, :M], image).tokens
-    fresh = randomised(Blip2QFormerModel(theirs.config))
-    with torch.no_grad():
-        expected = fresh(
-            query_embeds=torch.tensor(np.asarray(tokens[:, :M])),
-            query_length=M,
-            encoder_hidden_states=torch.tensor(np.asarray(image)),
-        ).last_hidden_state
-    close(found, expected.numpy(), "queries")
-
-
-# ------------------------------------------------------------------------------------------------------------ SAM
 
 
 GRID, TABLE = (5, 7), (6, 6)

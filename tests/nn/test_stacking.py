@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import QFormer
 
 from vitvlm.core.paths import flatten
-from vitvlm.nn.blocks import Block
-from vitvlm.nn.roles import NORM, STACK, Role, roles_of, under
+from vitvlm.models.qformer import QFormer
+from vitvlm.nn.roles import STACK, Role, roles_of
 from vitvlm.nn.stacking import is_scanned, layer_paths, periods, scanned_path, stack_blocks, unstack_blocks
 from vitvlm.training.layers import depth_factors
 from vitvlm.training.partial import restore
@@ -71,24 +70,20 @@ def test_paths_of_a_pattern():
 @pytest.fixture(scope="module")
 def qformer():
     """Shapes of a Q-Former's parameters, with every other layer's cross-attention."""
-    model = QFormer(width=8, depth=4, heads=2, mlp_width=12, queries=2)
-    inputs = jnp.ones((1, 3, 8)), jnp.ones((1, 4, 6))
+    model = QFormer(width=8, depth=4, heads=2, mlp_width=12, queries=2, vocab_size=9, length=6)
+    inputs = jnp.ones((1, 4, 6)), jnp.ones((1, 3), int)
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-ROLES = (*under(STACK, Block.roles, "block"), *under("embed_norm/", NORM, "embedding"))
-
-
 def test_every_parameter_of_a_pattern_has_its_role(qformer):
-    model = type("Declared", (), {"roles": ROLES})
-    roles = roles_of(model, flatten(qformer))
+    roles = roles_of(QFormer, flatten(qformer))
     assert roles["blocks/every_0/cross/query/kernel"].is_hidden_matrix
     assert roles["blocks/every_1/text_mlp_norm/scale"].kind == "norm"
 
 
 def test_layers_of_a_pattern_have_the_rates_of_their_depth(qformer):
     shapes = {path: leaf.shape for path, leaf in flatten(qformer).items()}
-    roles = roles_of(type("Declared", (), {"roles": ROLES}), shapes)
+    roles = roles_of(QFormer, shapes)
     factors = depth_factors(0.5, shapes, roles, "config.layer_decay")
     np.testing.assert_allclose(factors["blocks/every_0/attention/query/kernel"], [0.5**4, 0.5**2])
     np.testing.assert_allclose(factors["blocks/every_1/attention/query/kernel"], [0.5**3, 0.5])

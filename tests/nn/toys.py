@@ -1,7 +1,5 @@
 """Small models of architectures to come, each a few lines on the shared blocks."""
 
-import functools
-
 from flax import linen as nn
 
 from vitvlm.nn.calls import Call
@@ -9,20 +7,6 @@ from vitvlm.nn.relative import DecomposedRelative
 from vitvlm.nn.stack import Stacked
 from vitvlm.nn.transformer import Transformer
 from vitvlm.nn.windows import Windows
-
-
-class QFormer(Transformer, kw_only=True):
-    """BLIP-2's Q-Former: queries and a text; every second layer's queries look at the image."""
-
-    queries: int
-    norm_eps: float = 1e-12
-
-    @nn.compact
-    def __call__(self, tokens, image, *, perturb=None, capture=()) -> Stacked:
-        x = self.make_norm()(name="embed_norm")(tokens)
-        block = functools.partial(self.make_block, norms="post", queries=self.queries, text_mlp=self.make_mlp())
-        pattern = [block(cross=self.make_attention(cross=True)), block()]
-        return self.apply_blocks(x, Call(context=image, capture=capture), pattern, perturb=perturb)
 
 
 class Flamingo(Transformer, kw_only=True):

@@ -50,7 +50,10 @@ def test_there_is_nothing_besides():
 
 
 # What a config of theirs has to say besides, for it to be of the class.
-NEEDED = {"BertLMHeadModel": {"is_decoder": True}}
+NEEDED = {
+    "BertLMHeadModel": {"is_decoder": True},
+    "Blip2ForImageTextRetrieval": {"qformer_config": {"use_qformer_text_input": True}},
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -136,6 +136,26 @@ class VLMOutput(EncoderDecoderOutput):
 
 
 @flax.struct.dataclass
+class QFormerOutput:
+    """Output of a Q-Former over M queries and L text tokens; T is how many of both there are.
+
+    Fields:
+      queries [B, M, D]: what the queries found; None without an image.
+      text [B, L, D]: the text's tokens behind the last block; None without a text.
+      hidden [depth + 1, B, T, D]: before the first block and after each; None unless captured.
+      attention [depth, B, K, T, T]: weights of the self-attention; None unless captured.
+      cross_attention [layers, B, K, M, N]: weights of the queries' attention to the image, of the blocks that have one;
+        None unless captured, or without an image.
+    """
+
+    queries: Float[Array, "B M D"] | None
+    text: Float[Array, "B L D"] | None
+    hidden: Float[Array, "layers B T D"] | None = None
+    attention: Float[Array, "depth B K T T"] | None = None
+    cross_attention: Float[Array, "looking B K M N"] | None = None
+
+
+@flax.struct.dataclass
 class TwoTowersOutput:
     """Embeddings and similarities of B images and T texts. All fields but the towers' own outputs are float32.
 
@@ -180,6 +200,36 @@ class CoCaOutput(TwoTowersOutput):
     decoder_attention: Float[Array, "decoder_depth B K L L"] | None = None
     cross_attention: Float[Array, "decoder_depth B K L M"] | None = None
     pool_attention: Float[Array, "B _K _M _N"] | None = None
+
+
+@flax.struct.dataclass
+class Blip2Output:
+    """Output of BLIP-2's first stage for B images and T texts.
+
+    Fields:
+      image_embedding [B, M, E], of each query, and text_embedding [T, E]: of length 1, float32.
+      logits_per_image [B, T]: scale * the best query's product with the text.
+      scale: as multiplied, not its logarithm; None for a model without.
+      image: the image encoder's answer; image_tokens [B, N, D]: its tokens that the queries look at.
+      qformer: the Q-Former's output of the pass that looks at the image and, for as many texts as images, writes.
+      text: its output of the pass that reads the text alone.
+      logits [B, L, V]: over the vocabulary, of the text's token after each, given the image and the text so far; None
+        if the call asked for none, for another number of texts, and without a head.
+      decoder_tokens [B, L, D], head_kernel [D, V], head_bias [V]: what they are made of if the call asked for none.
+    """
+
+    image_embedding: Float[Array, "B M E"]
+    text_embedding: Float[Array, "T E"]
+    logits_per_image: Float[Array, "B T"]
+    scale: Float[Array, ""] | None
+    image: EncoderOutput
+    image_tokens: Float[Array, "B N D"]
+    qformer: QFormerOutput
+    text: QFormerOutput
+    logits: Float[Array, "B L V"] | None = None
+    decoder_tokens: Float[Array, "B L D"] | None = None
+    head_kernel: Float[Array, "D V"] | None = None
+    head_bias: Float[Array, "V"] | None = None
 
 
 @flax.struct.dataclass

@@ -3,6 +3,9 @@
 Row i of the image and of the text embeddings is a pair; every other real text is a negative of image i, and the other
 way round. The embeddings come L2-normalised: nothing is normalised here. Under mask 0 a pair is neither an example nor
 a negative, whatever its embeddings hold. These forms hold [B, B] logits; `chunked` has the same values without them.
+
+An image may have M embeddings [B, M, D], those of a Q-Former's queries: the most similar one counts (Li et al. 2023).
+`chunked` takes one.
 """
 
 import jax
@@ -16,7 +19,7 @@ ABSENT = -1e30
 
 
 def softmax(
-    image: Float[Array, "B D"],
+    image: Float[Array, "B *M D"],
     text: Float[Array, "B D"],
     scale: Float[Array, ""],
     mask: Float[Array, "B"],
@@ -62,7 +65,7 @@ def sigmoid(
 
 
 def accuracies(
-    image: Float[Array, "B D"], text: Float[Array, "B D"], mask: Float[Array, "B"]
+    image: Float[Array, "B *M D"], text: Float[Array, "B D"], mask: Float[Array, "B"]
 ) -> dict[str, Float[Array, ""]]:
     """Retrieval within the batch: the share of real pairs whose own partner is strictly the most similar.
 
@@ -79,14 +82,19 @@ def accuracies(
 
 
 def similarities(
-    image: Float[Array, "b D"], text: Float[Array, "c D"], image_mask: Float[Array, "b"], text_mask: Float[Array, "c"]
+    image: Float[Array, "b *M D"],
+    text: Float[Array, "c D"],
+    image_mask: Float[Array, "b"],
+    text_mask: Float[Array, "c"],
 ) -> Float[Array, "b c"]:
-    """I T^T in float32; 0, also in the gradient, where either is padding."""
+    """I T^T in float32, of M embeddings the largest; 0, also in the gradient, where either is padding."""
     # Zeroed before the product: a NaN in padding would reach every gradient as 0 x NaN.
-    image = jnp.where(image_mask[:, None] > 0, image, 0)
+    image = jnp.where(image_mask.reshape(-1, *[1] * (image.ndim - 1)) > 0, image, 0)
     text = jnp.where(text_mask[:, None] > 0, text, 0)
     # Accelerators round float32 factors to some 3 digits by default, and scale multiplies the error by up to 100.
-    return jnp.einsum("bd,cd->bc", image, text, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    products = jnp.einsum("b...d,cd->bc...", image, text, **exact)
+    return products if image.ndim == 2 else products.max(axis=2)
 
 
 def _real_pairs(mask: Float[Array, "B"]) -> Bool[Array, "B B"]:

@@ -62,6 +62,29 @@ def cross_entropy(
     return _cross_entropy(soft_cap, scaled, kernel, bias, labels)
 
 
+def smoothed_cross_entropy(
+    tokens: Float[Array, "B L D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B L"],
+    bias: Float[Array, "V"] | None = None,
+    *,
+    smoothing: float,
+) -> Float[Array, "B L"]:
+    """Computes `cross_entropy` with targets of (1 - e) on the label plus e / V on each word, e being `smoothing`.
+
+    Of the logits that needs the label's and the mean, which is the product with the mean word.
+    """
+    losses = cross_entropy(tokens, kernel, labels, bias)
+    if not smoothing:
+        return losses
+    wide, words = tokens.astype(jnp.float32), kernel.astype(jnp.float32)
+    towards = words.T[labels] - words.mean(axis=1)
+    above = jnp.sum(wide * towards, axis=-1)
+    if bias is not None:
+        above = above + bias.astype(jnp.float32)[labels] - bias.astype(jnp.float32).mean()
+    return losses + smoothing * above
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(
     soft_cap: float | None,

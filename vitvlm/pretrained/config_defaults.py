@@ -153,6 +153,20 @@ BERT = {
     "layer_norm_eps": 1e-12,
 }
 
+BLIP2_VISION = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+    "qkv_bias": True,
+}
+QFORMER = {name: value for name, value in BERT.items() if name != "type_vocab_size"} | {"cross_attention_frequency": 2}
+
 T5 = {
     "vocab_size": 32_128,
     "d_model": 512,
@@ -213,6 +227,12 @@ DEFAULTS: Mapping[str, Json] = {
         "vision_config": ALIGN_VISION,
         "text_config": BERT,
     },
+    "blip-2": {
+        "num_query_tokens": 32,
+        "image_text_hidden_size": 256,
+        "vision_config": BLIP2_VISION,
+        "qformer_config": QFORMER | {"use_qformer_text_input": False},
+    },
     **language_defaults.DEFAULTS,
 }
 
@@ -221,16 +241,15 @@ INSIDE = dict.fromkeys(("rope_theta", "rope_local_base_freq", "partial_rotary_fa
 
 
 def completed(model_type: str, source: Json) -> dict[str, Any]:
-    """The config with what it leaves out, also inside text_config and vision_config.
+    """The config with what it leaves out, also inside its parts' own: text_config, vision_config, qformer_config.
 
     Of old files text_config_dict and vision_config_dict go before these.
     """
     defaults = DEFAULTS[model_type]
     full = {**defaults, **source}
-    for tower in ("text_config", "vision_config"):
-        if tower in defaults:
-            own = source.get(f"{tower}_dict")
-            full[tower] = {**defaults[tower], **((source.get(tower) or {}) if own is None else own)}
+    for part in (name for name, value in defaults.items() if isinstance(value, Mapping)):
+        own = source.get(f"{part}_dict")
+        full[part] = {**defaults[part], **((source.get(part) or {}) if own is None else own)}
     return full
 
 

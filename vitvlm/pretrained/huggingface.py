@@ -18,6 +18,7 @@ from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import (
     align,
     bert,
+    blip2,
     class_names,
     clip,
     config_defaults,
@@ -64,6 +65,7 @@ FAMILIES: Mapping[str, Family] = {
     **siglip2.FAMILIES,
     **bert.FAMILIES,
     **align.FAMILIES,
+    **blip2.FAMILIES,
     **t5.FAMILIES,
     **llama.FAMILIES,
     **gemma.FAMILIES,
@@ -231,7 +233,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
 
 def _operations(family: Family, described: Json, config: Json, where: str) -> str:
     config = config_defaults.completed(family.model_type, config)
-    channels = config.get("vision_config", config)["num_channels"]  # whoever has a preprocessor sees images
+    channels = config.get("vision_config", config).get("num_channels", 3)  # BLIP's configs do not say how many
     return preprocessing.operations(described, channels, config, where)
 
 

@@ -5,6 +5,7 @@ import functools
 from flax import linen as nn
 
 from vitvlm.core.registry import Registry
+from vitvlm.models.blip2 import Blip2QFormer
 from vitvlm.models.decoder import Decoder
 from vitvlm.models.mae import MAE
 from vitvlm.models.t5 import T5
@@ -15,6 +16,7 @@ from vitvlm.tasks.coca import CoCa
 from vitvlm.tasks.contrast import Contrast
 from vitvlm.tasks.encode import Encode
 from vitvlm.tasks.next_token import NextToken
+from vitvlm.tasks.qformer import QFormerPretraining
 from vitvlm.tasks.reconstruct import Reconstruct
 
 TASKS = Registry("task")
@@ -22,6 +24,7 @@ TASKS.register("classify")(Classify)
 TASKS.register("coca")(CoCa)
 TASKS.register("contrast")(Contrast)
 TASKS.register("next_token")(NextToken)
+TASKS.register("qformer")(QFormerPretraining)
 TASKS.register("reconstruct")(Reconstruct)
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Encode",
     "NextToken",
     "PredictFn",
+    "QFormerPretraining",
     "Reconstruct",
     "Task",
     "Variables",
@@ -58,6 +62,11 @@ def _(model: MAE) -> Task:
 @task_for.register(TwoTowers)
 def _(model: TwoTowers) -> Task:
     return Contrast(model, loss_kind="softmax" if model.bias_init is None else "sigmoid")
+
+
+@task_for.register(Blip2QFormer)
+def _(model: Blip2QFormer) -> Task:
+    return QFormerPretraining(model)
 
 
 @task_for.register(Decoder)

@@ -58,7 +58,7 @@ class Contrast(Task):
             raise ConfigError("task.label_smoothing: the sigmoid loss has none; leave it out")
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
-        return dict(self.model.init(rng, *_pairs(batch)))
+        return dict(self.model.init(rng, *pairs_of(batch)))
 
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
@@ -93,7 +93,7 @@ class Contrast(Task):
         self, variables: Variables, batch: Batch, rngs: dict[str, PRNGKeyArray], train: bool, **call: Any
     ) -> tuple[TwoTowersOutput, dict[str, Any]]:
         mutable = collections(variables) if train else []
-        output, updated = self.model.apply(variables, *_pairs(batch), train=train, rngs=rngs, mutable=mutable, **call)
+        output, updated = self.model.apply(variables, *pairs_of(batch), train=train, rngs=rngs, mutable=mutable, **call)
         return output, dict(updated)
 
     def _compare(
@@ -136,7 +136,7 @@ class Contrast(Task):
         return self.model.apply(variables, images_of(batch), method=self.model.image_output, **call)
 
 
-def _pairs(batch: Batch) -> tuple[Array, Array, Array]:
+def pairs_of(batch: Batch) -> tuple[Array, Array, Array]:
     """Images, texts, and which tokens are real. Raises ConfigError for a batch without texts."""
     if "text_tokens" not in batch:
         raise ConfigError("config.data: this task needs texts; add tokenize(...) to the operations of both splits")
