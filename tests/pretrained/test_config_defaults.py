@@ -52,6 +52,8 @@ def test_there_is_nothing_besides():
 # What a config of theirs has to say besides, for it to be of the class.
 NEEDED = {
     "BertLMHeadModel": {"is_decoder": True},
+    "Blip2ForConditionalGeneration": {"image_token_index": 5},
+    "InstructBlipForConditionalGeneration": {"image_token_index": 5},
     "Blip2ForImageTextRetrieval": {"qformer_config": {"use_qformer_text_input": True}},
 }
 

@@ -192,6 +192,13 @@ MT5 = T5 | {
     "feed_forward_proj": "gated-gelu",
     "decoder_start_token_id": 0,
 }
+BLIP2 = {
+    "num_query_tokens": 32,
+    "image_token_index": None,
+    "vision_config": BLIP2_VISION,
+    "qformer_config": QFORMER,
+    "text_config": {"model_type": "opt", **language_defaults.OPT},
+}
 
 DEFAULTS: Mapping[str, Json] = {
     "vit": VIT,
@@ -227,12 +234,8 @@ DEFAULTS: Mapping[str, Json] = {
         "vision_config": ALIGN_VISION,
         "text_config": BERT,
     },
-    "blip-2": {
-        "num_query_tokens": 32,
-        "image_text_hidden_size": 256,
-        "vision_config": BLIP2_VISION,
-        "qformer_config": QFORMER | {"use_qformer_text_input": False},
-    },
+    "blip-2": BLIP2 | {"image_text_hidden_size": 256, "qformer_config": QFORMER | {"use_qformer_text_input": False}},
+    "instructblip": BLIP2,
     **language_defaults.DEFAULTS,
 }
 
@@ -249,7 +252,8 @@ def completed(model_type: str, source: Json) -> dict[str, Any]:
     full = {**defaults, **source}
     for part in (name for name, value in defaults.items() if isinstance(value, Mapping)):
         own = source.get(f"{part}_dict")
-        full[part] = {**defaults[part], **((source.get(part) or {}) if own is None else own)}
+        own = (source.get(part) or {}) if own is None else own
+        full[part] = {**_of_part(defaults[part], own), **own}
     return full
 
 
@@ -261,5 +265,15 @@ def defaulted(model_type: str, source: Json) -> dict[str, Any]:
     for tower in defaults.keys() - flat.keys():
         own = source.get(f"{tower}_dict")
         own = (source.get(tower) or {}) if own is None else own
-        missing |= {f"{tower}.{name}": value for name, value in defaults[tower].items() if name not in own}
+        of_part = _of_part(defaults[tower], own)
+        left = {name: value for name, value in of_part.items() if name not in own and INSIDE.get(name) not in own}
+        missing |= {f"{tower}.{name}": value for name, value in left.items()}
     return missing
+
+
+def _of_part(defaults: Json, own: Json) -> Json:
+    """The defaults of a part, which may be of any `model_type` where they have one: its config says which."""
+    if not own or "model_type" not in defaults:
+        return defaults
+    kind = own.get("model_type", defaults["model_type"])
+    return {"model_type": kind, **DEFAULTS[kind]} if kind in DEFAULTS else defaults
