@@ -6,6 +6,8 @@ from tests.models import recording
 
 # Numbers of a record have 7 digits; sums in another order differ by some of the last.
 TOLERANCE = 2e-5
+# What is nothing but rounding, such as the gradient of a key's bias, which no softmax sees, is some 1e-7.
+NOISE = 2e-2
 
 
 @pytest.mark.parametrize("case", recording.CASES)
@@ -24,7 +26,7 @@ def test_the_model_is_as_recorded(case):
 def _same(now: list, recorded: list) -> bool:
     """Same shape and dtype, and both numbers within the tolerance, relative to the length of the recorded array."""
     (*kind, norm, product), (*recorded_kind, recorded_norm, recorded_product) = now, recorded
-    limit = TOLERANCE * (recorded_norm + 1e-3)
+    limit = TOLERANCE * (recorded_norm + NOISE)
     return (
         kind == recorded_kind and abs(norm - recorded_norm) <= limit and abs(product - recorded_product) <= 10 * limit
     )
