@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.models.cross_layers import CrossLayers, make_cross
 from vitvlm.models.decoder_variants import VARIANTS
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.language import Cache, check_logits, count_positions, extent, last_real, over_keys
@@ -17,7 +18,7 @@ from vitvlm.models.outputs import LanguageOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
 from vitvlm.nn import caches
 from vitvlm.nn.blocks import Block, Make
-from vitvlm.nn.caches import Int8Cache, KVCache, RingCache
+from vitvlm.nn.caches import ContextCache, Int8Cache, KVCache, RingCache
 from vitvlm.nn.calls import Call
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import EMBED, NORM, STACK, Role, Roles, under
@@ -47,6 +48,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
       embed_dropout: of the embeddings.
       tied: whether the head is the table of tokens, transposed; otherwise it has a matrix of its own.
       head_bias: whether the logits have one.
+      cross: which blocks look at a context, and how, see `models.cross_layers`; None: none does.
     """
 
     roles: ClassVar[Roles] = (
@@ -87,6 +89,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     embed_dropout: float = 0.0
     tied: bool = False
     head_bias: bool = False
+    cross: CrossLayers | None = None
 
     def setup(self) -> None:
         self._check()
@@ -107,6 +110,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         positions: Int[Array, "B L *axes"] | None = None,
         attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
         prefix_mask: Shaped[Array, "B L"] | None = None,
+        context: Float[Array, "B S E"] | None = None,
+        context_mask: Shaped[Array, "B S"] | Bool[Array, "#B #K #L S"] | None = None,
         cache: Cache | None = None,
         logits: str = "all",
         train: bool = False,
@@ -125,17 +130,22 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             Causality holds in any case, but for:
           prefix_mask [B, L]: 1 or True at tokens of this call that see each other whatever the order, where the masks
             let them (PaliGemma's prefix of image and prompt).
+          context, context_mask [B, S] or [#B, #K, #L, S]: what cross-attention looks at, and 1 or True where it may, by
+            default everywhere. A token that may look nowhere is given zeros by it. Calls with a cache that has seen the
+            context need neither: their tokens see what the last one of the call before saw.
           cache: what `empty_cache` or the last call gave; these L tokens follow those in it.
           logits: "all" [B, L, V]; "last" [B, 1, V], of each text's last real token in this call; "none", and the
             matrix that they are the product with in their place.
           capture: any of "hidden" and "attention".
-          perturb: {"attention": zeros}, whose gradient is that of the attention weights; see `nn.calls.PerLayer`.
+          perturb: {"attention": zeros}, whose gradient is that of the attention weights, and "cross"; see
+            `nn.calls.PerLayer`.
 
         In training, rng "dropout" is used if any dropout or drop path is on.
 
         Raises ValueError for both or none of text_tokens and embeddings, a mask of another length, or texts that are
-        longer than the table of learned positions; ConfigError for an unknown capture or kind of logits. A position
-        behind that table, which cannot raise when compiled, makes NaN.
+        longer than the table of learned positions; ConfigError for an unknown capture or kind of logits, or a context
+        that is missing or that nothing looks at. A position behind that table, which cannot raise when compiled, makes
+        NaN.
         """
         check_logits(logits)
         if (text_tokens is None) == (embeddings is None):
@@ -156,17 +166,25 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             rows = self.position_table.at[positions + self.position_offset].get(mode="fill", fill_value=jnp.nan)
             x = x + rows.astype(self.dtype)
         x = nn.Dropout(self.embed_dropout, deterministic=not train)(x)
+        sees = self._context_mask(context, context_mask, cache)
         call = Call(
             mask=over_keys(mask, attention_mask),
             prefix=None if prefix_mask is None else prefix_mask.astype(bool),
             positions=positions,
+            context=context,
+            context_mask=sees,
             train=train,
             capture=capture,
         )
-        blocks = [self._block(kind) for kind in self.pattern]
-        if cache is not None and not self.scan:
-            blocks = [blocks[i % len(blocks)] for i in range(self.depth)]
+        blocks = [self._block(i) for i in range(self._period)]
+        if cache is not None:
+            cache = {kind: each for kind, each in cache.items() if kind != "context_mask"}
+            blocks = blocks if self.scan else [blocks[i % len(blocks)] for i in range(self.depth)]
         stacked = self.apply_blocks(x, call, blocks, cache=cache, perturb=perturb)
+        cached = stacked.cache
+        if cached is not None and self.cross is not None:
+            last = None if sees is None else jnp.broadcast_to(sees[:, :, -1:], (B, *sees.shape[1:2], 1, sees.shape[3]))
+            cached = cached | {"context_mask": last}
         tokens = self.make_norm()(name="norm")(stacked.tokens) if self.final_norm else stacked.tokens
         if self.embed_width is not None:
             tokens = Dense(self.embed_width, use_bias=False, name="embed_out", **self.dtypes)(tokens)
@@ -174,7 +192,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             tokens=tokens,
             hidden=stacked.hidden,
             attention=stacked.weights(),
-            cache=stacked.cache,
+            cross_attention=None if self.cross is None else stacked.weights("cross"),
+            cache=cached,
             logit_soft_cap=self.logit_soft_cap,
             **self._head(last_real(tokens, mask, places) if logits == "last" else tokens, logits),
         )
@@ -202,22 +221,47 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         """
         self._check_length(room)
         heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-        P = len(self.pattern)
+        P = self._period
 
         def zeros(kind: str, layers: int) -> KVCache | RingCache | Int8Cache:
             seen = self.local + taken_back if kind == "local" else room
             make, size = (RingCache, seen) if seen < room else (KVCache, room)
             return caches.empty(make, layers, batch, heads, size, head_dim, self.dtype if dtype is None else dtype)
 
+        kinds = [self.pattern[i % len(self.pattern)] for i in range(self.depth)]
         if not self.scan:  # each layer's apart, so that a token more copies none of them
-            return {"attention": tuple(zeros(self.pattern[i % P], 1) for i in range(self.depth))}
-        kinds = self.pattern[: self.depth]
-        if len({jax.tree.structure(zeros(kind, 0)) for kind in kinds}) == 1:
-            return {"attention": zeros(kinds[0], self.depth)}
-        return {"attention": tuple(zeros(kind, len(range(p, self.depth, P))) for p, kind in enumerate(kinds))}
+            context = tuple(ContextCache() for i in range(self.depth) if self.cross and self.cross.looks(i))
+            own = {"attention": tuple(zeros(kind, 1) for kind in kinds)}
+        else:
+            context, kinds = ContextCache(), kinds[:P]
+            if len({jax.tree.structure(zeros(kind, 0)) for kind in kinds}) == 1:
+                own = {"attention": zeros(kinds[0], self.depth)}
+            else:
+                layers = [len(range(p, self.depth, P)) for p in range(len(kinds))]
+                own = {"attention": tuple(map(zeros, kinds, layers))}
+        return own if self.cross is None else own | {"cross": context, "context_mask": None}
 
-    def _block(self, kind: str) -> Make:
-        local = kind == "local"
+    @property
+    def _period(self) -> int:
+        """After how many blocks they are alike again."""
+        return len(self.pattern) if self.cross is None else self.cross.period(len(self.pattern))
+
+    def _context_mask(
+        self, context: Array | None, mask: Shaped[Array, "B *_K_L S"] | None, cache: Cache | None
+    ) -> Bool[Array, "#B #K #L S"] | None:
+        """Where tokens may look at the context: as this call says, or the one that the cache has seen."""
+        if self.cross is None:
+            if context is not None:
+                raise config.ConfigError("context: this decoder has no cross-attention; give it model.cross")
+            return None
+        if context is None and (cache is None or not jax.tree.leaves(cache["cross"])):
+            raise config.ConfigError("context: this decoder looks at one; give it, or a cache that has seen it")
+        if context is None and mask is None:
+            return cache["context_mask"]
+        return over_keys(mask) if mask is None or mask.ndim == 2 else mask
+
+    def _block(self, layer: int) -> Make:
+        local = self.pattern[layer % len(self.pattern)] == "local"
         rope = self.local_rope if local and self.local_rope is not None else self.rope
         attention = self.make_attention(
             causal=True,
@@ -226,7 +270,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             scale=None if self.query_scalar is None else self.query_scalar**-0.5,
             soft_cap=self.soft_cap,
         )
-        return self.make_block(attention=attention, norms=self.norms, parallel=self.parallel)
+        cross = self.cross.parts(self) if self.cross is not None and self.cross.looks(layer) else {}
+        return self.make_block(attention=attention, norms=self.norms, parallel=self.parallel, **cross)
 
     def _head(self, tokens: Float[Array, "B L E"], logits: str) -> dict[str, Any]:
         """The fields of the output that are about logits; the head's parameters are made in any case."""
@@ -283,15 +328,16 @@ def build_decoder(
     rope: Mapping[str, Any] | Rope | None = None,
     local_rope: Mapping[str, Any] | Rope | None = None,
     pattern: Sequence[str] | None = None,
+    cross: Mapping[str, Any] | CrossLayers | None = None,
     **fields: Any,
 ) -> Decoder:
     """A decoder from a variant ("LLaMA-7B", "SmolLM2-135M", "GPT-2"), from fields, or from a variant with some changed.
 
-    `rope` and `local_rope` are mappings of fields, see `make_rope`.
+    `rope` and `local_rope` are mappings of fields, see `make_rope`; `cross` is one, see `make_cross`.
     """
-    own = {"variant", "rope", "local_rope", "pattern"}
+    own = {"variant", "rope", "local_rope", "pattern", "cross"}
     config.check_names(fields, [*own, *module_fields(Decoder)], "model")
-    given = {"rope": rope, "local_rope": local_rope, "pattern": pattern}
+    given = {"rope": rope, "local_rope": local_rope, "pattern": pattern, "cross": make_cross(cross)}
     chosen = named_variant(VARIANTS, variant) | fields | {k: v for k, v in given.items() if v is not None}
     for name in ("rope", "local_rope"):
         if chosen.get(name) is not None:

@@ -35,7 +35,10 @@ class Attention(nn.Module):
       biases: which of "query", "key", "value" and "out" have one.
       qk_norm: makes norms of each head's queries and keys ("query_norm", "key_norm"), before positions; None: none.
       positional: parts that rotate queries and keys or add a bias, see `nn.relative.Positional`.
-      cross: whether keys and values come from the call's context, with its mask, instead of the tokens.
+      cross: whether keys and values come from the call's context, with its mask, instead of the tokens. A token that
+        may look nowhere, such as a text's before its first image, gets exactly zero, from weights of zero.
+      joined: with cross, whether the tokens stand behind the context as keys and values too (the Perceiver resampler;
+        Alayrac et al. 2022, appendix A.1.1). All tokens see each other then.
       causal: whether a token sees only itself and those before it; local: how many it sees at most, itself included.
       windows: what cuts the tokens into windows that see only each other; None: all see all.
       dropout: rate at which attention weights are dropped in training (rng "dropout").
@@ -49,7 +52,7 @@ class Attention(nn.Module):
     [B * windows, K, T, T], image by image, windows row by row.
 
     Raises ValueError if the heads do not divide the width and head_dim is not given, and for a mask, bias or cache in
-    windows; ConfigError for a context that is missing.
+    windows; ConfigError for a context that is missing, and for joined tokens with a cache.
     """
 
     roles: ClassVar[Roles] = (
@@ -69,6 +72,7 @@ class Attention(nn.Module):
     qk_norm: MakeNorm | None = None
     positional: tuple[Positional, ...] = ()
     cross: bool = False
+    joined: bool = False
     causal: bool = False
     local: int | None = None
     windows: Windows | None = None
@@ -85,8 +89,8 @@ class Attention(nn.Module):
         tokens = x if self.windows is None else self.windows.cut(x)
         query = self._project("query", tokens, self.heads, head_dim)
         if self.cross:
-            key, value = self._context(call, cache, head_dim)
-            mask, bias = call.context_mask, None
+            key, value = self._context(tokens, call, cache, head_dim)
+            mask, bias = self._context_mask(call, len(tokens[0])), None
             cache = None if layer.cache is None else ContextCache(key, value)
         else:
             key, value = self._keys(tokens, head_dim)
@@ -96,17 +100,21 @@ class Attention(nn.Module):
 
         perturb = None if layer.perturb is None else layer.perturb.get("attention")
         capture = "attention" in call.capture
-        weights = None
+        weights, sees = None, None if mask is None or not self.cross else mask.any(axis=-1, keepdims=True)
         if capture or perturb is not None or (call.train and self.dropout):
             weights = attention_weights(query, key, mask, bias, scale=self.scale, soft_cap=self.soft_cap)
+            weights = weights if sees is None else jnp.where(sees, weights, 0)
             used = weights if perturb is None else weights + perturb
             used = nn.Dropout(self.dropout, deterministic=not call.train)(used)
             mixed = over_heads("BKNM,BKMd->BKNd", used.astype(self.dtype), value)
         else:
             scores = {"scale": self.scale, "soft_cap": self.soft_cap, "kind": self.kind}
             mixed = attend(query, key, value, mask, bias, **scores)
+            mixed = mixed if sees is None else jnp.where(sees, mixed, 0)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(*tokens.shape[:2], self.heads * head_dim)
         y = self._dense("out", width)(mixed)
+        if sees is not None and "out" in self.biases:
+            y = jnp.where(sees.any(axis=1), y, 0)
         return y if self.windows is None else self.windows.join(y), weights if capture else None, cache
 
     def _head_dim(self, width: int) -> int:
@@ -120,6 +128,10 @@ class Attention(nn.Module):
         placed = {"positional": self.positional, "causal": self.causal, "local": self.local, "windows": self.windows}
         if self.cross and (given := [name for name, value in placed.items() if value]):
             raise ConfigError(f"attention.{given[0]}: a context has no places in the sequence; leave it out with cross")
+        if self.joined and (not self.cross or cache is not None):
+            raise ConfigError(
+                "attention.joined: is of cross-attention, and its keys change from call to call: no cache"
+            )
         if self.cross and call.context is None and (cache is None or cache.key is None):
             raise ConfigError("cross-attention: the call has no context, and none is cached; give Call(context=...)")
         if unknown := set(self.biases) - set(PROJECTIONS):
@@ -135,12 +147,21 @@ class Attention(nn.Module):
         return projected.transpose(0, 2, 1, 3)
 
     def _context(
-        self, call: Call, cache: ContextCache | None, head_dim: int
+        self, tokens: Float[Array, "B N D"], call: Call, cache: ContextCache | None, head_dim: int
     ) -> tuple[Float[Array, "B Kv M d"], Float[Array, "B Kv M d"]]:
         """Keys and values of the context: of the call's, else the cached ones."""
         if call.context is None:
             return cache.key, cache.value
+        if self.joined:
+            return self._keys(jnp.concatenate([call.context, tokens], axis=1), head_dim)
         return self._keys(call.context, head_dim)
+
+    def _context_mask(self, call: Call, N: int) -> Bool[Array, "#B #K #N M"] | None:
+        mask = call.context_mask
+        if mask is None or not self.joined:
+            return mask
+        mask = jnp.broadcast_to(mask, (*mask.shape[:3], call.context.shape[1]))
+        return jnp.pad(mask, [(0, 0), (0, 0), (0, 0), (0, N)], constant_values=True)
 
     def _keys(
         self, tokens: Float[Array, "B M _"], head_dim: int

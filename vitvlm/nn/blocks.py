@@ -40,6 +40,9 @@ class Block(nn.Module):
       queries, text_mlp: the first so many tokens alone look at the context and pass the MLP; those behind them, a text,
         have an MLP of their own (Q-Former; Li et al. 2023, section 3.1).
       gated: branches that are multiplied by tanh of a learned number, 0 at first (Flamingo; Alayrac et al. 2022).
+      gate_channels: whether that is a number for each channel (Idefics' `alpha_type` "vector").
+      look: makes a block, called "look", that the tokens pass before: one that looks at the context, which a language
+        model is given on top of its own blocks, whose parameters keep their paths (Flamingo, section 2.2).
       layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021), or None.
       dropout: of each branch's output (rng "dropout").
 
@@ -47,15 +50,15 @@ class Block(nn.Module):
     2016); the others are scaled up by 1 / (1 - drop_path). Weights and caches are returned by kind, "attention" and
     "cross", None where nothing is captured or cached.
 
-    Raises ConfigError for an unknown place of norms or branch, and for parallel branches with a cross-attention or
-    with norms other than "pre".
+    Raises ConfigError for an unknown place of norms or branch, for a cross-attention behind a block that looks, and for
+    parallel branches with a cross-attention or with norms other than "pre".
     """
 
     roles: ClassVar[Roles] = (
-        *under("(attention|cross)/", Attention.roles),
-        *under("(text_)?mlp/", Mlp.roles),
-        *under("(attention|cross|mlp|text_mlp|context)(_output)?_norm/", NORM),
-        ("(attention|cross|mlp|text_mlp)_(scale|gate)", Role("scale")),
+        *under("(look/)?(attention|cross)/", Attention.roles),
+        *under("(look/)?(text_)?mlp/", Mlp.roles),
+        *under("(look/)?(attention|cross|mlp|text_mlp|context)(_output)?_norm/", NORM),
+        ("(look/)?(attention|cross|mlp|text_mlp)_(scale|gate)", Role("scale")),
     )
 
     attention: Make | None = None
@@ -68,6 +71,8 @@ class Block(nn.Module):
     queries: int | None = None
     text_mlp: Make | None = None
     gated: Collection[str] = ()
+    gate_channels: bool = False
+    look: Make | None = None
     layer_scale: float | None = None
     dropout: float = 0.0
     param_dtype: DTypeLike = jnp.float32
@@ -75,7 +80,8 @@ class Block(nn.Module):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of attention that the block has, by which weights, caches and perturbations are named."""
-        return tuple(kind for kind in ("attention", "cross") if getattr(self, kind) is not None)
+        before = () if self.look is None else self.look(name=None, parent=None).kinds
+        return tuple(kind for kind in ("attention", "cross") if getattr(self, kind) is not None or kind in before)
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B N D"], call: Call = CALL, layer: PerLayer = LAYER) -> BlockOutput:
@@ -83,6 +89,10 @@ class Block(nn.Module):
         if self.context_norm and call.context is not None:
             call = call.replace(context=self.norm(name="context_norm")(call.context))
         weights, caches = {}, {}
+        if self.look is not None:
+            tokens, captured, cached = self.look(name="look")(tokens, call, layer)
+            weights |= captured or {}
+            caches |= cached or {}
 
         def attend(kind: str) -> Callable[[Array], Array]:
             module = getattr(self, kind)(name=kind)
@@ -93,7 +103,7 @@ class Block(nn.Module):
 
             return apply
 
-        branch = {kind: attend(kind) for kind in self.kinds}
+        branch = {kind: attend(kind) for kind in ("attention", "cross") if getattr(self, kind) is not None}
         if self.mlp is not None:
             branch["mlp"] = self.mlp(name="mlp")
         if self.parallel:
@@ -119,6 +129,8 @@ class Block(nn.Module):
             raise config.ConfigError(f"model.norms: {self.norms!r}; {config.suggest(self.norms, NORM_PLACES)}")
         if unknown := set(self.gated) - set(BRANCHES):
             raise config.ConfigError(f"block.gated: no branch {sorted(unknown)[0]!r}; there is: {', '.join(BRANCHES)}")
+        if self.look is not None and self.cross is not None:
+            raise config.ConfigError("block.look: looks at the context; leave out the block's own cross-attention")
         if self.parallel and (self.cross is not None or self.norms != "pre" or self.queries is not None):
             raise config.ConfigError('block.parallel: takes an attention and an MLP, with norms "pre", and no queries')
 
@@ -144,7 +156,8 @@ class Block(nn.Module):
             scale = self.param(f"{name}_scale", init, (update.shape[-1],), self.param_dtype)
             update = update * scale.astype(update.dtype)
         if name in self.gated:
-            gate = self.param(f"{name}_gate", nn.initializers.zeros_init(), (), self.param_dtype)
+            shape = (update.shape[-1],) if self.gate_channels else ()
+            gate = self.param(f"{name}_gate", nn.initializers.zeros_init(), shape, self.param_dtype)
             update = update * jnp.tanh(gate).astype(update.dtype)
         update = nn.Dropout(self.dropout, deterministic=not call.train)(update)
         if call.train and layer.drop_path is not None:

@@ -177,7 +177,7 @@ def _per_place(
 
     def share(given: Mapping[str, Any] | None, place: int) -> dict[str, Any] | None:
         """Returns what the layers of one place get of it."""
-        having = {kind: [p for p in range(P) if kind in kinds[p]] for kind in given or ()}
+        having = {kind: [p for p in range(min(P, depth)) if kind in kinds[p]] for kind in given or ()}
         of_place = {kind: (places.index(place), len(places)) for kind, places in having.items() if place in places}
         return None if given is None else {kind: _every(given[kind], *at) for kind, at in of_place.items()}
 
