@@ -232,3 +232,22 @@ def test_calls_that_are_wrong():
         model.apply(variables, jnp.zeros((1, 33), jnp.int32))
     with pytest.raises(ConfigError, match="logits: 'lst'; did you mean \"last\""):
         model.apply(variables, tokens(), logits="lst")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_tokens_are_the_last_rows_of_the_tables(tied):
+    """Embeddings, logits and what a loss in chunks is given, as of one table; the others are a plain model's."""
+    model, variables = made("global", tied=tied)
+    apart, params = model.clone(added_tokens=3), dict(variables["params"])
+    rows = params["embed"]["embedding"]
+    params |= {"embed": {"embedding": rows[:-3]}, "embed_added": {"embedding": rows[-3:]}}
+    if not tied:
+        kernel = params["head"]["kernel"]
+        params |= {"head": {"kernel": kernel[:, :-3]}, "head_added": {"kernel": kernel[:, -3:]}}
+    shapes = jax.eval_shape(apart.init, jax.random.key(0), tokens())["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    expected = jax.jit(model.apply)(variables, tokens()).logits
+    close(jax.jit(apart.apply)({"params": params}, tokens()).logits, expected)
+    out = apart.apply({"params": params}, tokens(), logits="none")
+    close(out.tokens @ out.head_kernel, expected)
+    assert np.isnan(apart.apply({"params": params}, jnp.full((1, 1), 11), method="embed_text")).all()

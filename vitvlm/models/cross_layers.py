@@ -15,7 +15,7 @@ KINDS = ("gated", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class CrossLayers:
-    """Which blocks of a language model look at a context, such as an image, and how.
+    """Says which blocks of a language model look at a context, such as an image, and how.
 
     The parameters that the model has without them keep their paths, so that weights of the plain model fit.
 

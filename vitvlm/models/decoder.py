@@ -1,5 +1,6 @@
 """Decoder-only language models: LLaMA, Mistral, Qwen, Gemma, Phi, OPT and GPT-2 by the fields of one module."""
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -34,6 +35,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
 
     The defaults are those of LLaMA (Touvron et al. 2023). Fields, besides those of `nn.transformer.Transformer`:
       vocab_size: V; ids are in [0, V). length: the most tokens that the model was trained for.
+      added_tokens: how many of these, the last, have tables of their own beside the others', "embed_added" and
+        "head_added": the model's own weights fit, and may stay as they are while new tokens such as "<image>" train.
       positions: "rotary", in every layer, by `rope`; or "learned", a table of `length` vectors that are added to the
         tokens' own, after `position_offset` others that stand for nothing (OPT has 2).
       rope: see `nn.rope.Rope`; local_rope: of local layers, by default the same.
@@ -52,13 +55,13 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     """
 
     roles: ClassVar[Roles] = (
-        *under("embed/", EMBED, "embedding"),
+        *under("embed(_added)?/", EMBED, "embedding"),
         ("positions", Role("table", "embedding")),
         *under("embed_in/", Dense.roles, "embedding"),
         *under(STACK, Block.roles, "block"),
         *under("norm/", NORM),
         *under("embed_out/", Dense.roles),
-        *under("head/", Dense.roles, "head"),
+        *under("head(_added)?/", Dense.roles, "head"),
         ("head_bias", Role("bias", "head")),
     )
 
@@ -66,6 +69,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
 
     vocab_size: int
     length: int
+    added_tokens: int = 0
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -94,8 +98,12 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     def setup(self) -> None:
         self._check()
         init = nn.initializers.normal(0.02)  # GPT-2's, and everybody's since
-        self.embed = nn.Embed(self.vocab_size, self.embedding_width, embedding_init=init, **self.dtypes)
+        embed = functools.partial(nn.Embed, features=self.embedding_width, embedding_init=init, **self.dtypes)
+        self.embed = embed(self.vocab_size - self.added_tokens)
         self.embed.embedding  # noqa: B018 (made even if the first call brings embeddings)
+        if self.added_tokens:
+            self.embed_added = embed(self.added_tokens)
+            self.embed_added.embedding  # noqa: B018
         if self.positions == "learned":
             shape = (self.position_offset + self.length, self.width)
             self.position_table = self.param("positions", init, shape, self.param_dtype)
@@ -206,7 +214,11 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     def embed_text(self, text_tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         """Returns the tokens' vectors, as the call takes them for `embeddings`; an unknown id's are NaN."""
         scale = jnp.asarray(self.width**0.5 if self.scale_embed else 1, self.dtype)
-        return self.embed(text_tokens) * scale
+        if not self.added_tokens:
+            return self.embed(text_tokens) * scale
+        own = self.vocab_size - self.added_tokens
+        added = self.embed_added(jnp.where(text_tokens < own, 0, text_tokens - own))
+        return jnp.where(text_tokens[..., None] < own, self.embed(jnp.minimum(text_tokens, own - 1)), added) * scale
 
     def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None, taken_back: int = 0) -> Cache:
         """Returns a cache for texts of up to `room` tokens, padding included: what the first call takes.
@@ -243,13 +255,13 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
 
     @property
     def _period(self) -> int:
-        """After how many blocks they are alike again."""
+        """Number of blocks after which they are alike again."""
         return len(self.pattern) if self.cross is None else self.cross.period(len(self.pattern))
 
     def _context_mask(
         self, context: Array | None, mask: Shaped[Array, "B *_K_L S"] | None, cache: Cache | None
     ) -> Bool[Array, "#B #K #L S"] | None:
-        """Where tokens may look at the context: as this call says, or the one that the cache has seen."""
+        """Returns where tokens may look at the context: as this call says, or the one that the cache has seen."""
         if self.cross is None:
             if context is not None:
                 raise config.ConfigError("context: this decoder has no cross-attention; give it model.cross")
@@ -278,14 +290,20 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         bias = None
         if self.head_bias:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
-        head = None
-        if not self.tied:
-            init = nn.initializers.normal(0.02)
-            head = Dense(self.vocab_size, use_bias=False, kernel_init=init, name="head", **self.dtypes)
-        if logits == "none" and not (head is not None and self.is_initializing()):
-            kernel = self.embed.embedding.T if self.tied else head.variables["params"]["kernel"]
-            return {"head_kernel": nn.unbox(kernel), "head_bias": bias}
-        product = self.embed.attend(tokens) if self.tied else head(tokens)
+        kernels, products = [], []
+        for name, count in (("", self.vocab_size - self.added_tokens), ("_added", self.added_tokens)):
+            if self.tied and count:
+                embed = getattr(self, f"embed{name}")
+                kernels.append(lambda embed=embed: embed.embedding.T)
+                products.append(embed.attend)
+            elif count:
+                init = nn.initializers.normal(0.02)
+                head = Dense(count, use_bias=False, kernel_init=init, name=f"head{name}", **self.dtypes)
+                kernels.append(lambda head=head: head.variables["params"]["kernel"])
+                products.append(head)
+        if logits == "none" and (self.tied or not self.is_initializing()):
+            return {"head_kernel": _joined([nn.unbox(kernel()) for kernel in kernels]), "head_bias": bias}
+        product = _joined([product(tokens) for product in products])
         if bias is not None:
             product = product + bias.astype(self.dtype)
         if self.logit_soft_cap is not None:
@@ -293,6 +311,8 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         return {"logits": product}
 
     def _check(self) -> None:
+        if not 0 <= self.added_tokens < self.vocab_size:
+            raise config.ConfigError(f"model.added_tokens: {self.added_tokens} of {self.vocab_size} tokens")
         if self.positions not in POSITIONS:
             near = config.suggest(self.positions, POSITIONS)
             raise config.ConfigError(f"model.positions: {self.positions!r}; {near}")
@@ -307,6 +327,11 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     def _check_length(self, count: int) -> None:
         if self.positions == "learned" and count > self.length:
             raise ValueError(f"texts of {count} tokens; there are {self.length} positions: cut them")
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """The one part, or several along the last axis."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def make_rope(rope: Mapping[str, Any] | Rope, where: str = "model.rope") -> Rope:
