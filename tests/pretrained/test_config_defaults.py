@@ -17,6 +17,7 @@ FROM_OTHERS = {
     "num_key_value_heads": lambda theirs: theirs.num_attention_heads,
     "head_dim": lambda theirs: theirs.hidden_size // theirs.num_attention_heads,
 }
+NOT_THEIRS = {"open_flamingo"}  # formats of others, whose config.json says the same of their parts
 UNUSED = {("qwen2", "sliding_window"), ("qwen3", "sliding_window")}  # None in a config that does not use them
 
 
@@ -40,7 +41,7 @@ def compare(ours, theirs):
             assert plain(getattr(theirs, name)) == plain(value), name
 
 
-@pytest.mark.parametrize("model_type", DEFAULTS)
+@pytest.mark.parametrize("model_type", DEFAULTS.keys() - NOT_THEIRS)
 def test_every_field_is_that_of_their_class(model_type):
     compare(DEFAULTS[model_type], CONFIG_MAPPING[model_type]())
 

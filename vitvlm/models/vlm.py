@@ -80,8 +80,10 @@ class VLM(nn.Module, ModelFacts):
         """Reads texts with images among them, or goes on with texts.
 
         Args:
-          images: I of each text, or one. None: texts alone, or a cache that has seen the images.
-          text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does.
+          images: I of each text, or one; a connector may take them for the frames of videos. None: texts alone, or a
+            cache that has seen the images.
+          text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does, as
+            where an image's marker does in "cross" fusion, which is `image_token` if there is such.
           image_mask [B, I]: 1 or True where there is an image; all are by default. Nothing looks at the tokens of
             others, and positions do not count them (those of several axes stay as they are given).
           image_index [B, L]: which row stands at each place of the text, -1 where its own token does. A text's rows are
@@ -102,18 +104,20 @@ class VLM(nn.Module, ModelFacts):
         if images is None:
             if image_index is not None or image_mask is not None:
                 raise ValueError("image_index or image_mask without images: give both, or neither")
+            if self.connector.fusion == "cross" and not jax.tree.leaves((cache or {}).get("cross")):
+                given["context"] = jnp.zeros((len(text_tokens), 0, 1), self.dtype)  # nothing to look at
             return VLMOutput(**vars(self.text(text_tokens, mask, **_not_none(positions=positions), **given)))
         images = _by_text(images, text_tokens)
-        encoded, connected = self._connect(images.reshape(-1, *images.shape[2:]), train, capture, perturb, reads)
-        image_tokens = connected.tokens.reshape(*images.shape[:2], *connected.tokens.shape[1:])
         there = jnp.ones(images.shape[:2], bool) if image_mask is None else image_mask.astype(bool)
+        encoded, connected, image_tokens = self._connect(images, there, train, capture, perturb, reads)
+        there = there.reshape(*image_tokens.shape[:2], -1).any(axis=2)  # of videos, if one of their frames is
         if image_index is None and self.image_token is not None:
             image_index = image_places.in_order(text_tokens, self.image_token)
         if self.connector.fusion == "cross":
-            B, _, M, D = image_tokens.shape
-            given["context"] = image_tokens.reshape(B, -1, D)
-            given["context_mask"] = self.connector.context_mask(there, M, text_tokens, image_index)
+            given |= self._context(image_tokens, there, image_index, mask, given.get("attention_mask"), cache)
             mask, positions, following = self._placed(mask, positions, None, cache, text_tokens)
+            if image_index is not None and self.image_token is not None:
+                text_tokens = jnp.where(image_index < 0, text_tokens, self.image_token)
             output = self.text(text_tokens, mask, **_not_none(positions=positions), **given)
         else:
             embeddings, visible = self._among(text_tokens, image_tokens, image_index, there)
@@ -133,9 +137,8 @@ class VLM(nn.Module, ModelFacts):
         self, images: Float[Array, "B I H W C"], *, train: bool = False, **reads: Array
     ) -> Float[Array, "B I M D"]:
         """Returns the image tokens alone; `reads` is what the connector reads besides."""
-        flat = images.reshape(-1, *images.shape[2:])
-        _, connected = self._connect(flat, train, (), by_part(None, PARTS), reads)
-        return connected.tokens.reshape(*images.shape[:2], *connected.tokens.shape[1:])
+        there = jnp.ones(images.shape[:2], bool)
+        return self._connect(images, there, train, (), by_part(None, PARTS), reads)[2]
 
     def empty_cache(self, batch: int, room: int, *how: Any, **fields: Any) -> Cache:
         """Returns the language model's cache, with room for image tokens and text."""
@@ -194,31 +197,56 @@ class VLM(nn.Module, ModelFacts):
 
     def _connect(
         self,
-        images: Float[Array, "B H W C"],
+        images: Float[Array, "B I H W C"],
+        there: Bool[Array, "B I"],
         train: bool,
         capture: Collection[str],
         perturb: Mapping[str, Mapping[str, Any]],
         reads: Mapping[str, Array],
-    ) -> tuple[EncoderOutput, ConnectorOutput]:
-        """Encodes images and connects their features."""
+    ) -> tuple[EncoderOutput, ConnectorOutput, Float[Array, "B V M D"]]:
+        """Encodes images and connects their features, those of a video's frames together; with the tokens by text."""
+        (B, count), frames = images.shape[:2], self.connector.frames
+        if count % frames:
+            raise config.ConfigError(f"model.connector.frames: {frames} do not divide the {count} images of a text")
         layers = any(isinstance(each, int) for each in self.features)
         wanted = {*capture, "hidden"} if layers else set(capture)
         kept = tuple(name for name in self.image.captures if name in wanted)
         if layers and "hidden" not in kept:
             self._no_layers()
-        encoded = self.image(images, train=train, **_if_any(capture=kept), **perturb["image"])
-        features = self._features(encoded)
+        flat = images.reshape(-1, *images.shape[2:])
+        encoded = self.image(flat, train=train, **_if_any(capture=kept), **perturb["image"])
+        features, mask = self._features(encoded), encoded.mask
+        if frames > 1:
+            real = jnp.broadcast_to(there.reshape(-1, 1), features.shape[:2])
+            mask = (real if mask is None else real & mask).reshape(B * count // frames, -1)
+            features = features.reshape(*mask.shape, -1)
         kept = tuple(name for name in self.connector.captures if name in capture)
         connected = self.connector(
             features,
             encoded.grid,
-            encoded.mask,
+            mask,
             train=train,
             **_if_any(capture=kept),
             **perturb["connector"],
             **reads,
         )
-        return encoded, connected
+        return encoded, connected, connected.tokens.reshape(B, count // frames, *connected.tokens.shape[1:])
+
+    def _context(
+        self,
+        image_tokens: Float[Array, "B V M D"],
+        there: Bool[Array, "B V"],
+        index: Int[Array, "B L"] | None,
+        mask: Shaped[Array, "B S"] | None,
+        attention_mask: Bool[Array, "#B #K #L #M"] | None,
+        cache: Cache | None,
+    ) -> dict[str, Array]:
+        """Returns what the language model's layers look at, and which text sees which of it."""
+        B, _, M, D = image_tokens.shape
+        if index is not None and mask is not None:
+            mask = jnp.take(mask, extent(cache, index.shape[1])[0] + jnp.arange(index.shape[1]), axis=1, mode="clip")
+        sees = self.connector.context_mask(there, M, index, mask, attention_mask)
+        return {"context": image_tokens.reshape(B, -1, D), "context_mask": sees}
 
     def _features(self, encoded: EncoderOutput) -> Float[Array, "B N E"]:
         if "pyramid" in self.features:

@@ -7,7 +7,7 @@ from absl import logging
 from flax import linen as nn
 
 from vitvlm.core import config
-from vitvlm.models.connectors import build_connector
+from vitvlm.models.connectors import Connector, build_connector
 from vitvlm.models.connectors.none import pixels_of
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
 from vitvlm.models.two_towers import SHARED
@@ -52,10 +52,22 @@ def build_vlm(
     if language.writes is None:
         raise config.ConfigError(f"model.text: {described['text']['name']} writes no text; take decoder or t5")
     connecting = make("connector", lambda section, where: build_connector(section, language.embedding_width, where))
+    language = _looking(language, connecting, described["text"]["name"])
     encoder = make("image", _image_encoder if described["connector"]["name"] != "none" else _patches)
     features = own.pop("features", ("tokens",)) if features is None else features
     features = (features,) if isinstance(features, str | int) else tuple(features)
     return config.call(VLM, own, "model", image=encoder, connector=connecting, text=language, features=features)
+
+
+def _looking(language: nn.Module, connector: Connector, name: str) -> nn.Module:
+    """The language model with the fields that the connector needs. Raises ConfigError for one without them."""
+    needed = connector.language_fields()
+    if missing := needed.keys() - set(module_fields(type(language))):
+        raise config.ConfigError(
+            f"model.connector: needs layers of the language model that look at images, and a {name} has no "
+            f"{', '.join(missing)}: take text decoder, or another connector"
+        )
+    return language.clone(**needed)
 
 
 def _described(part: str, published: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> dict[str, Any]:

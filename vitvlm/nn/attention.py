@@ -36,7 +36,8 @@ class Attention(nn.Module):
       qk_norm: makes norms of each head's queries and keys ("query_norm", "key_norm"), before positions; None: none.
       positional: parts that rotate queries and keys or add a bias, see `nn.relative.Positional`.
       cross: whether keys and values come from the call's context, with its mask, instead of the tokens. A token that
-        may look nowhere, such as a text's before its first image, gets exactly zero, from weights of zero.
+        may look nowhere, such as a text's before its first image, gets exactly zero, from weights of zero; with a
+        context of no tokens all do.
       joined: with cross, whether the tokens stand behind the context as keys and values too (the Perceiver resampler;
         Alayrac et al. 2022, appendix A.1.1). All tokens see each other then.
       causal: whether a token sees only itself and those before it; local: how many it sees at most, itself included.
@@ -92,6 +93,12 @@ class Attention(nn.Module):
             key, value = self._context(tokens, call, cache, head_dim)
             mask, bias = self._context_mask(call, len(tokens[0])), None
             cache = None if layer.cache is None else ContextCache(key, value)
+            if not key.shape[2]:
+                return (
+                    jnp.zeros_like(x),
+                    jnp.zeros((*query.shape[:3], 0)) if "attention" in call.capture else None,
+                    cache,
+                )
         else:
             key, value = self._keys(tokens, head_dim)
             query, key, value, mask, bias, cache = self._place(query, key, value, call, cache)
@@ -152,6 +159,9 @@ class Attention(nn.Module):
         """Keys and values of the context: of the call's, else the cached ones."""
         if call.context is None:
             return cache.key, cache.value
+        if not call.context.shape[1] and not self.is_initializing():  # of any width
+            empty = jnp.zeros((len(tokens), self.kv_heads or self.heads, 0, head_dim), self.dtype)
+            return empty, empty
         if self.joined:
             return self._keys(jnp.concatenate([call.context, tokens], axis=1), head_dim)
         return self._keys(call.context, head_dim)

@@ -115,6 +115,43 @@ CLIP_VISION = CLIP_TOWER | {
     "image_size": 224,
     "patch_size": 32,
 }
+IDEFICS_VISION = {
+    "embed_dim": 768,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "intermediate_size": 5120,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+}
+IDEFICS_PERCEIVER = {
+    "resampler_depth": 6,
+    "resampler_n_latents": 64,
+    "resampler_n_heads": 16,
+    "resampler_head_dim": 96,
+    "qk_layer_norms_perceiver": False,
+}
+IDEFICS = {
+    **language_defaults.ROPE,
+    "vocab_size": 32_000,
+    "additional_vocab_size": 0,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "dropout": 0.0,
+    "alpha_type": "float",
+    "cross_layer_interval": 1,
+    "qk_layer_norms": False,
+    "use_resampler": False,
+    "tie_word_embeddings": False,
+}
 CLIP_TEXT = CLIP_TOWER | {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -236,6 +273,17 @@ DEFAULTS: Mapping[str, Json] = {
     },
     "blip-2": BLIP2 | {"image_text_hidden_size": 256, "qformer_config": QFORMER | {"use_qformer_text_input": False}},
     "instructblip": BLIP2,
+    "idefics": {
+        **IDEFICS,
+        "vision_config": IDEFICS_VISION,
+        "perceiver_config": IDEFICS_PERCEIVER,
+    },
+    "open_flamingo": {  # no class of theirs
+        "cross_attn_every_n_layers": 1,
+        "media_token_id": None,
+        "vision_config": CLIP_VISION,
+        "text_config": {"model_type": "llama"},
+    },
     **language_defaults.DEFAULTS,
 }
 

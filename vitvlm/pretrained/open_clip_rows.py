@@ -62,13 +62,14 @@ def _shared_rows(model: TwoTowers, text: str) -> Iterator[Row]:
     if model.bias_init is not None:
         yield row("logit_bias", "bias", same)
     yield row("visual.proj", "project_image/out/kernel", same)
-    yield from under("visual.", "image/", _image_rows(model.image))
+    yield from under("visual.", "image/", image_rows(model.image))
     if model.text_projection == "linear":
         yield row(f"{text}text_projection", "project_text/out/kernel", same)
     yield from under(text, "text/", _text_rows(model.text))
 
 
-def _image_rows(model: ViT) -> Iterator[Row]:
+def image_rows(model: ViT) -> Iterator[Row]:
+    """The image tower but for its last norm and projection."""
     yield row("class_embedding", "cls", same)
     yield row("conv1.weight", "patches/kernel", conv)
     places = tuple(f"positions/{name}" for name in (*model.placed, "grid"))

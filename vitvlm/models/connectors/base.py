@@ -7,7 +7,7 @@ import flax.struct
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
 from vitvlm.core.registry import Registry
@@ -45,12 +45,14 @@ class Connector(nn.Module):
         cross-attention.
       reads: fields of a batch that the call takes besides the features, by keyword.
       captures: what `capture` may ask of it.
+      frames: how many images that follow each other are those of one video, whose features are connected together.
     """
 
     roles: ClassVar[Roles] = ()
     fusion: ClassVar[str] = "prefix"
     reads: ClassVar[tuple[str, ...]] = ()
     captures: ClassVar[tuple[str, ...]] = ()
+    frames: ClassVar[int] = 1
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -81,14 +83,24 @@ class Connector(nn.Module):
         """Returns M for features of a grid alone."""
         raise NotImplementedError
 
+    def language_fields(self) -> dict[str, Any]:
+        """Fields of the language model that this connector needs, such as layers that look at images."""
+        return {}
+
     def context_mask(
-        self, image_mask: Bool[Array, "B I"], M: int, text_tokens: Int[Array, "B L"], image_index: Int[Array, "B L"]
+        self,
+        image_mask: Bool[Array, "B V"],
+        M: int,
+        image_index: Int[Array, "B L"] | None = None,
+        mask: Shaped[Array, "B L"] | None = None,
+        attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
     ) -> Bool[Array, "B 1 #L S"]:
         """Says which text sees which image tokens, for "cross" fusion: by default all see those of every image.
 
         Args:
-          image_mask: True where there is an image. M: tokens of each.
-          image_index: the row of the image tokens that stands at each place of the text, -1 where none does.
+          image_mask: True where there is an image, or a frame of a video. M: tokens of each.
+          image_index: the number of the image whose marker stands at each place of the text, -1 where none does.
+          mask, attention_mask: of the text, which say what of it a token may itself look at.
         """
         return jnp.repeat(image_mask, M, axis=1)[:, None, None, :]
 
