@@ -6,7 +6,7 @@ python scripts/train.py --config=configs/vit_fashion.py --workdir=workdirs/vit -
 from absl import flags
 
 from vitvlm.jobs import launch
-from vitvlm.jobs.training import train
+from vitvlm.jobs.training import stages
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for config, metrics, checkpoints and evaluations.", required=True
@@ -17,7 +17,7 @@ ACCEPT_CHANGED_DATA = launch.define_accept_changed_data()
 
 
 def main() -> None:
-    train.train(CONFIG.value, WORKDIR.value, FORCE.value, ACCEPT_CHANGED_DATA.value)
+    stages.train(CONFIG.value, WORKDIR.value, FORCE.value, ACCEPT_CHANGED_DATA.value)
 
 
 if __name__ == "__main__":

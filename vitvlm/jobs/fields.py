@@ -258,6 +258,8 @@ class Job(Training, Evaluations, Inputs, Model):
     image_size: Any = None
 
 
+STAGES = "stages"  # the section of a config whose stages are jobs of their own; see `jobs.training.stages`
+
 Part = TypeVar("Part")
 
 
@@ -266,6 +268,8 @@ def read(part: type[Part], config: Mapping[str, Any]) -> Part:
 
     Fields of other parts are left alone. Raises ConfigError for a missing one, and for a name that no part has.
     """
+    if STAGES in config:
+        raise config_lib.ConfigError(f"config.{STAGES}: give the config of one stage, see jobs.training.stages.configs")
     config_lib.check_names(config, [field.name for field in dataclasses.fields(Job)], "config")
     own = {field.name for field in dataclasses.fields(part)}
     return config_lib.call(part, {name: value for name, value in config.items() if name in own}, "config")

@@ -17,7 +17,7 @@ from vitvlm.core.paths import flatten
 from vitvlm.pretrained import gguf, huggingface, layouts, npz, onnx, open_clip, peft, timm, workdir
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Place, Pretrained, blame_lazily
-from vitvlm.pretrained.workdir import CHECKPOINTS
+from vitvlm.training.workdir import CHECKPOINTS, latest_stage
 
 __all__ = ["CHECKPOINTS", "Place", "Pretrained", "WeightsError", "adapters", "load", "open", "save"]
 
@@ -96,8 +96,9 @@ def _open(path: Path, fields: dict[str, Any]) -> Pretrained:
         raise WeightsError(f"{path}: no such file or folder")
     if path.is_file():
         return layouts.open(path, **fields)
-    if (path / CHECKPOINTS).is_dir():
-        return workdir.open(path, **fields)
+    stage = Path(latest_stage(path))
+    if (stage / CHECKPOINTS).is_dir():
+        return workdir.open(stage, **fields)
     if (read := layouts.folder_reader(path)) is not None:
         return read(path, **fields)
     if (file := layouts.alone(path)) is not None:

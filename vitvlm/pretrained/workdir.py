@@ -18,9 +18,7 @@ from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.training import stored
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
-from vitvlm.training.workdir import WorkdirError, claim, read_config
-
-CHECKPOINTS = "checkpoints"
+from vitvlm.training.workdir import CHECKPOINTS, WorkdirError, claim, read_config
 
 
 def open(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:

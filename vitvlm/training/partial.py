@@ -53,11 +53,29 @@ def restore(
     Raises RuleError for rules that do not fit params, and ConfigError that lists every parameter without a source,
     every one of another shape than its source, and every source that is neither used nor ignored.
     """
+    targets = flatten(params, storage.is_quantized)
+    values = matched(targets, source, rules, roles, where, ignore)
+    found = {path: _like(targets[path], values[path], donate) for path in placing.reading_order(values)}
+    return map_with_path(lambda path, leaf: found.get(path, leaf), params, is_leaf=storage.is_quantized)
+
+
+def matched(
+    targets: Mapping[str, Any],
+    source: Tree,
+    rules: core_rules.Rules,
+    roles: Mapping[str, Role],
+    where: str = "config.init_from.rules",
+    ignore: Sequence[str] = (),
+) -> dict[str, placing.Lazy]:
+    """The value that each parameter takes, by its path, unread; arguments and errors are those of `restore`.
+
+    Args:
+      targets: parameters by path, of which only the shapes matter.
+    """
     sources = flatten(source)
     of_stacks = periods(sources)
     layers = {path: _by_layer(path, leaf, of_stacks) for path, leaf in sources.items()}
     available = {part: value for parts in layers.values() for part, value in parts.items()}
-    targets = flatten(params, storage.is_quantized)
     wanted_paths = source_paths(targets, rules, where)
     of_targets = periods(wanted_paths.values())
     used: set[str] = set()
@@ -84,8 +102,7 @@ def restore(
         hint = f"; to begin a head anew, put ({heads[0]!r}, None) before the other rules" if heads else ""
         listed = "; ".join(f"{kind} {', '.join(paths)}" for kind, paths in problems if paths)
         raise ConfigError(f"{where}: {listed}{hint}")
-    found = {path: _like(targets[path], values[path], donate) for path in placing.reading_order(values)}
-    return map_with_path(lambda path, leaf: found.get(path, leaf), params, is_leaf=storage.is_quantized)
+    return values
 
 
 def source_paths(

@@ -1,5 +1,6 @@
 """The folder of a training: `config.json`, `metrics.jsonl`, `checkpoints/` and what evaluations write."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -14,6 +15,8 @@ from vitvlm.core.config import ConfigError
 from vitvlm.training.records import DamagedError, Record, line
 
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+STAGES = "stages.json"  # of a training in stages: their order, and the metrics of those that are done
 _LOG = logging.getLogger(__name__)
 
 CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_unreadable_fraction")
@@ -21,6 +24,36 @@ CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_u
 
 WITH_CHANGED_DATA = ("data/class_names(/.*)?",)
 """Fields that may differ too when changed data are accepted: a renamed class is given its name of before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The stages of a training: their names in order, and the metrics of each that is done."""
+
+    order: tuple[str, ...]
+    done: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+def read_stages(workdir: epath.PathLike) -> Stages | None:
+    """Reads the stages of a workdir; None if it has none, or if the file is damaged."""
+    file = epath.Path(workdir) / STAGES
+    found = own_files.read(file) if file.exists() else None
+    return None if found is None else Stages(tuple(found["order"]), dict(found["done"]))
+
+
+def write_stages(workdir: epath.PathLike, stages: Stages) -> None:
+    """Writes the stages into a workdir."""
+    own_files.write(epath.Path(workdir) / STAGES, dataclasses.asdict(stages))
+
+
+def latest_stage(workdir: epath.PathLike) -> epath.Path:
+    """Returns the workdir, or of a training in stages the folder of the latest that has begun."""
+    workdir = epath.Path(workdir)
+    stages = read_stages(workdir)
+    if stages is None:
+        return workdir
+    begun = [name for name in stages.order if (workdir / name / CHECKPOINTS).is_dir()]
+    return workdir / (begun or stages.order[:1])[-1]
 
 
 class WorkdirError(RuntimeError):

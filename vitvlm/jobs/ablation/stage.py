@@ -25,13 +25,15 @@ from etils import epath
 
 from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
+from vitvlm.jobs import fields
 from vitvlm.jobs.launch import EXPECTED
 from vitvlm.jobs.setup.model import ModelSetup
-from vitvlm.jobs.training import train
+from vitvlm.jobs.training import stages, train
 from vitvlm.jobs.training.setup import TrainingSetup, setup
 from vitvlm.nn.patches import patch_grid
 from vitvlm.training import writers
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted
+from vitvlm.training.workdir import latest_stage
 
 STAGE, OUTCOME, FAILURE = "stage.json", "outcome.json", "failure.json"
 Json = dict[str, Any]
@@ -102,10 +104,12 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
 
 
 def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -> Json:
-    """Trains here, with what it costs before and after."""
-    described = facts(setup(config).training)
-    metrics = train.train(config, folder, **flags_of_train)
-    return {"metrics": metrics, "facts": described, "measured": measured(folder)}
+    """Trains here, with what it costs before and after; FLOPs and steps are those of all stages of the config."""
+    parts = stages.configs(config).values() if fields.STAGES in config else [config]
+    each = [facts(setup(part).training) for part in parts]
+    described = each[-1] | {name: sum(part[name] for part in each) for name in ("total_flops", "steps", "examples")}
+    metrics = stages.train(config, folder, **flags_of_train)
+    return {"metrics": metrics, "facts": described, "measured": measured(latest_stage(folder))}
 
 
 def facts(training: TrainingSetup) -> dict[str, float]:

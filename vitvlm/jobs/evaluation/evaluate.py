@@ -21,10 +21,9 @@ from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.nn.lora import attach
-from vitvlm.pretrained import CHECKPOINTS
 from vitvlm.training import lock
 from vitvlm.training.checkpoints import Checkpoints
-from vitvlm.training.workdir import read_config
+from vitvlm.training.workdir import CHECKPOINTS, latest_stage, read_config
 
 EVALUATIONS = "evaluations"
 REPLACED = ("evals", "data", "batch_size")
@@ -52,7 +51,7 @@ def evaluate(
     """Runs evaluators on a checkpoint of a workdir.
 
     Args:
-      folder: the workdir of a training.
+      folder: the workdir of a training; of one in stages, the latest that has begun is meant, or a stage's own folder.
       names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
         by default.
       config: its `evals`, `data` and `batch_size`, where it has them, stand in for the training's own.
@@ -66,7 +65,7 @@ def evaluate(
     Results are written to `evaluations/<step>/<name>/` and, together, to `evaluations/<step>/results.json`.
     Raises ConfigError, WorkdirError, CheckpointError or DataError with one line that says what to do.
     """
-    folder = epath.Path(folder)
+    folder = latest_stage(folder)
     own = read_config(folder)
     replaced = config_lib.plain(config or {}) or _merged(own, config_lib.plain(changes or {}))
     if "classes" not in own and own["model"].get("num_classes"):

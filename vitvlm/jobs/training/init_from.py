@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
 
 from vitvlm import pretrained
 from vitvlm.core import config as config_lib
@@ -24,6 +23,7 @@ from vitvlm.nn import lora
 from vitvlm.nn.roles import Role, roles_of
 from vitvlm.training import freezing, partial, storage
 from vitvlm.training.state import TrainState
+from vitvlm.training.workdir import CHECKPOINTS, latest_stage
 
 
 def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, donate: bool = False) -> TrainState:
@@ -43,7 +43,7 @@ def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, 
     if section is None:
         return state
     own = {name: tree for name, tree in freezing.join(state.params, state.frozen).items() if name != lora.ROOT}
-    taken, roles = _merge({"params": own, **state.collections}), model.roles()
+    taken, roles = merged({"params": own, **state.collections}), model.roles()
     for where, each in _sections(section):
         wanted = config_lib.call(fields.InitFrom, each, where)
         source = _with_our_classes(model.head, wanted, where, taken, roles, _open(wanted, where))
@@ -67,7 +67,7 @@ def describe(model: ModelSetup, section: fields.Section | None) -> str:
     """Says where a new training begins: the sources of its parameters, and which are fresh besides."""
     if section is None:
         return "from the start"
-    paths, fresh, sources = list(flatten(_merge(model.variable_shapes))), None, []
+    paths, fresh, sources = list(flatten(merged(model.variable_shapes))), None, []
     for where, each in _sections(section):
         wanted = config_lib.call(fields.InitFrom, each, where)
         left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()
@@ -86,7 +86,7 @@ def _sections(section: fields.Section) -> list[tuple[str, fields.Section]]:
     return [("config.init_from", section)]
 
 
-def _merge(variables: Mapping[str, Any]) -> dict[str, Any]:
+def merged(variables: Mapping[str, Any]) -> dict[str, Any]:
     """All collections as one tree."""
     return unflatten(
         {path: leaf for tree in variables.values() for path, leaf in flatten(tree, storage.is_quantized).items()}
@@ -105,7 +105,7 @@ def _with_our_classes(
 
     The log says what is not plain in that. Raises DataError for classes that the source's head does not know.
     """
-    source = flatten(_merge(loaded.variables))
+    source = flatten(merged(loaded.variables))
     count = loaded.model.num_classes
     if head is None or not count:
         return unflatten(source)
@@ -133,7 +133,7 @@ def _heads(roles: Mapping[str, Role]) -> set[str]:
 def _open(wanted: fields.InitFrom, where: str) -> pretrained.Pretrained:
     """A workdir's checkpoint, or weights from elsewhere."""
     own: dict[str, Any] = {"step": wanted.step, "ema": wanted.ema}
-    if not (epath.Path(wanted.path) / pretrained.CHECKPOINTS).is_dir():
+    if not (latest_stage(wanted.path) / CHECKPOINTS).is_dir():
         if wanted.step is not None or wanted.ema:
             raise config_lib.ConfigError(f"{where}: {wanted.path} is not a workdir: it has no step and no ema")
         own = {}

@@ -19,6 +19,7 @@ from vitvlm.jobs.setup.model import ModelSetup, placed
 from vitvlm.training import adapters, optimizer, sharding
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.state import TrainState
+from vitvlm.training.workdir import CHECKPOINTS
 
 # The optimizer's state has the same shapes at any rate, so a plan needs no length of the training.
 _ANY_RATE = {"name": "constant", "peak": 1.0}, Clock(1, None, total_steps=1)
@@ -153,5 +154,5 @@ def load_state(training: TrainingSetup, folder: epath.PathLike, step: int | None
 
     Raises CheckpointError if there is no whole checkpoint, or it does not fit the training.
     """
-    with Checkpoints(epath.Path(folder) / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(epath.Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
         return checkpoints.restore(training.target, step).state

@@ -1,6 +1,7 @@
 """Trains a job from its config in a workdir; called again on the same workdir, it resumes."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -56,15 +57,53 @@ def train(
     Raises ConfigError, DataError, WorkdirError or CheckpointError with one line that says what to do; NotFiniteError;
     Interrupted after SIGTERM or SIGINT, with everything saved.
     """
+    return run(prepare(config, folder), folder, force, accept_changed_data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A job that is checked in all that can be checked before its first step.
+
+    Attributes:
+      job: its config and parts; evals: its evaluations; best: which checkpoint is the best, if one is asked for.
+      save_every: steps between checkpoints.
+    """
+
+    job: Setup
+    evals: tuple[evaluations.Evaluation, ...]
+    best: Best | None
+    save_every: int
+
+
+def prepare(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> Prepared:
+    """Sets up a job that begins in a workdir or goes on there. Raises ConfigError or DataError as `train`."""
     job = setup(going_on(config, folder))
-    training = job.training
     evals = evaluations.build(job.model, job.data, job.evals)
-    best = best_checkpoint(job, evals)
-    changeable = workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
-    save_every = training.clock.steps(training.checkpoint.every, "config.checkpoint.every")
+    for each in evals:
+        _every(job.training, each)
+    save_every = job.training.clock.steps(job.training.checkpoint.every, "config.checkpoint.every")
+    return Prepared(job, evals, best_checkpoint(job, evals), save_every)
+
+
+def changeable(accept_changed_data: bool) -> tuple[str, ...]:
+    """Returns the fields that may differ from those with which a workdir began; see `training.workdir.check`."""
+    return workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
+
+
+def run(
+    prepared: Prepared,
+    folder: epath.PathLike,
+    force: bool = False,
+    accept_changed_data: bool = False,
+    may_change: tuple[str, ...] = (),
+) -> dict[str, float]:
+    """Trains a job that is prepared; see `train`. `may_change` are fields that may differ from before besides."""
+    job, evals, best, save_every = prepared.job, prepared.evals, prepared.best, prepared.save_every
+    training = job.training
+    free = (*changeable(accept_changed_data), *may_change)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.hold(folder, force))
-        folder = workdir.check(folder, job.config, changeable)
+        folder = workdir.check(folder, job.config, free)
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
@@ -80,7 +119,7 @@ def train(
         accounts = {"train": job.data.source.files} | {each.name: each.source.files for each in evals}
 
         def claim() -> None:
-            workdir.claim(folder, job.config, changeable)
+            workdir.claim(folder, job.config, free)
             if jax.process_index() == 0:
                 data_files.save(folder, accounts)
 
@@ -237,6 +276,10 @@ def describe(job: Setup, start: resume.Start) -> str:
     )
 
 
+def _every(training: TrainingSetup, each: evaluations.Evaluation) -> int:
+    return training.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every")
+
+
 def best_checkpoint(job: Setup, evals: Sequence[evaluations.Evaluation]) -> Best | None:
     """Returns the rule for the best checkpoint. Raises ConfigError for a metric that none gives."""
     metric = job.training.checkpoint.best
@@ -259,7 +302,7 @@ def best_checkpoint(job: Setup, evals: Sequence[evaluations.Evaluation]) -> Best
 
 def _checkpoints(job: Setup, folder: epath.Path, best: Best | None) -> Checkpoints:
     return Checkpoints(
-        folder / "checkpoints", config=job.config, keep_last=job.training.checkpoint.keep_last, best=best
+        folder / workdir.CHECKPOINTS, config=job.config, keep_last=job.training.checkpoint.keep_last, best=best
     )
 
 
@@ -293,7 +336,7 @@ def _evaluations(
         loop.Scheduled(
             each.name,
             functools.partial(run, each),
-            every=job.training.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every"),
+            every=_every(job.training, each),
             at_start=each.when.at_start,
             at_end=each.when.at_end,
         )
