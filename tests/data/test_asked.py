@@ -238,3 +238,26 @@ def test_tars_with_instructions_and_chats(tmp_path):
     (batch,) = eval_batches(source, ops, 4, max_unreadable_fraction=0.5)
     assert batch["image_mask"].tolist()[:3] == [[1, 0], [1, 1], [0, 0]]
     assert batch["image_index"].max(axis=1).tolist()[:3] == [1, 3, -1]
+
+
+def test_each_caption_is_a_record(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path, name, PNG)
+    rows = [
+        {"image": "a.png", "caption": ["a cat", "a pet"], "label": "x"},
+        {"image": "b.png", "caption": "a dog", "label": "y"},
+        {"image": "c.png", "caption": None, "label": "x"},
+    ]
+    source = sources.open(f"each:caption:{lines(tmp_path, rows)}", "all")
+    assert source.ids == ["a.png#1", "a.png#2", "b.png"] and str(source) == "3 texts of 3 examples"
+    assert [source.text(i, "caption") for i in range(3)] == ["a cat", "a pet", "a dog"]
+    assert source[1]["caption"] == "a pet" and source[1]["image"] == PNG and source.labels.tolist() == [0, 0, 1]
+    assert source.outline(1) == {**source[1], "image": b""} and source.holds_one_text("caption")
+    emoji = sources.open("each:keywords:emoji", "test[:3]")
+    assert len(emoji) == sum(len(sources.open("emoji", "test[:3]").text(i, "keywords")) for i in range(3))
+    for spec, message in (
+        ("each:caption", "write each:FIELD:SOURCE"),
+        ("each:nothing:emoji", "no example of emoji .* has a text in 'nothing'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sources.open(spec, "test[:3]")

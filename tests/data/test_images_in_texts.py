@@ -335,7 +335,7 @@ def test_a_mixed_set_fills_its_rows():
         for images, words in (kinds[i] for i in chosen)
     ]
     sizes = [size._replace(tokens=min(size.tokens, 1024)) for size in sizes]
-    for length, images in ((1024, 8), (2048, 16)):
+    for length, images in ((1024, 8), (1024, 16), (2048, 16)):
         rows = packing.best_fit(sizes, length, images)
         filled = sum(size.tokens for size in sizes) / (length * len(rows))
         padded = sum(size.tokens for size in sizes) / (len(sizes) * max(size.tokens for size in sizes))

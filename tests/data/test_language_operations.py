@@ -58,6 +58,8 @@ def whole(tokenizer, example):
         ({"prompt": "a", "output": "b"}, "64, separator=' -> '", "a -> b<eos>", "b<eos>"),
         ({"instruction": "a", "output": "b"}, "64", "a\nb<eos>", "b<eos>"),
         ({"instruction": "a", "input": "c", "output": "b"}, "64", "a\nc\nb<eos>", "b<eos>"),
+        ({"prompt": "", "question": "a", "output": None, "answer": "b", "messages": ""}, "64", "a\nb<eos>", "b<eos>"),
+        ({"prompt": "", "messages": None, "text": "the cat"}, "64", "the cat<eos>", "the cat<eos>"),
         ({"text": "the cat sat"}, "64", "the cat sat<eos>", "the cat sat<eos>"),
         (
             {"name": "cat", "keywords": ("pet", "feline")},

@@ -22,6 +22,8 @@ from vitvlm.data.operations.pack import writes as packs
 from vitvlm.data.operations.parsing import MEMBERS, Operation, Pipeline
 from vitvlm.data.sources.base import Example, Source
 
+_NEARLY_FULL = 1.02  # rows over the fewest that could be; there is nothing to gain then
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,11 +38,15 @@ class Packed(Source):
     """Rows of several examples of another source: {"@members": examples}, for `supervise` and `pack`.
 
     In place of an example that cannot be read stands its error, so that the others of the row are not lost with it.
+
+    Attributes:
+      sizes: of the records that can be learned.
     """
 
-    def __init__(self, source: Source, rows: Sequence[Sequence[int]], name: str):
+    def __init__(self, source: Source, rows: Sequence[Sequence[int]], name: str, sizes: Sequence[Size] = ()):
         self.name = name
         self.label_names = ()
+        self.sizes = tuple(sizes)
         self._source, self._rows = source, [list(row) for row in rows]
 
     @property
@@ -96,35 +102,41 @@ def packed(source: Source, pipeline: Pipeline, where: str) -> Source:
     given = pipeline.operations[place].arguments
     sizes = _sizes(source, pipeline.bind(source.fields).operations[:place])
     rows = best_fit(sizes, given["length"], given["images"] or None)
-    tokens = sum(size.tokens for size in sizes if size is not None)
+    known = [size for size in sizes if size is not None]
+    tokens = sum(size.tokens for size in known)
     share = tokens / (given["length"] * max(len(rows), 1))
     _LOG.info(
         "%s: %d records packed in %d rows of %d, %.0f%% tokens",
         *(where, len(source), len(rows), given["length"], 100 * share),
     )
-    return Packed(source, rows, f"{source.name}, packed")
+    return Packed(source, rows, f"{source.name}, packed", known)
 
 
 def best_fit(sizes: Sequence[Size | int | None], length: int, images: int | None = None) -> list[list[int]]:
     """Records in rows of at most `length` tokens: the longest first, each into the fullest row that has room for it.
 
-    A size is a number of tokens, or a `Size` with images, of which a row holds at most `images`; the longest is then
-    the one with the largest shares of both, together. A record of None, or of more images than that, has a row of its
-    own. Rows, and the records in each, are in the order of their first record.
+    A size is a number of tokens, or a `Size` with images, of which a row holds at most `images`. Where that bound is
+    what keeps tokens out, rows are filled one by one instead, by `matched`, if these are fewer. A record of None, or of
+    more images than the bound, has a row of its own. Rows, and the records in each, are in the order of their first
+    record.
     """
-    sizes = [Size(size) if isinstance(size, int) else size for size in sizes]
-    most = max((size.images for size in sizes if size is not None), default=0) if images is None else images
-    alone = [i for i, size in enumerate(sizes) if size is None or size.images > most]
+    known = {i: Size(size) if isinstance(size, int) else size for i, size in enumerate(sizes) if size is not None}
+    fitting = {i: size for i, size in known.items() if images is None or size.images <= images}
+    rows = _longest_first(fitting, length, images)
+    least = sum(size.tokens for size in fitting.values()) / length
+    if images is not None and len(rows) > _NEARLY_FULL * least:
+        rows = min(rows, matched(fitting, length, images), key=len)
+    alone = [[i] for i in range(len(sizes)) if i not in fitting]
+    return sorted(sorted(row) for row in [*rows, *alone])
+
+
+def _longest_first(sizes: Mapping[int, Size], length: int, images: int | None) -> list[list[int]]:
+    most = max((size.images for size in sizes.values()), default=0) if images is None else images
     rows: list[list[int]] = []
-
-    def share(size: Size) -> float:
-        return size.tokens / length + (size.images / images if images else 0)
-
     # By the number of images that a row has still room for: (tokens that it has room for, row), sorted. Without a bound
     # every row has room for all.
     rooms: dict[int, list[tuple[int, int]]] = {}
-    order = sorted(set(range(len(sizes))) - set(alone), key=lambda i: (-share(sizes[i]), i))
-    for i in order:
+    for i in sorted(sizes, key=lambda i: (-sizes[i].tokens, -sizes[i].images, i)):
         tokens, own = sizes[i]
         found = []
         for left, each in rooms.items():
@@ -139,7 +151,37 @@ def best_fit(sizes: Sequence[Size | int | None], length: int, images: int | None
             rows.append([])
         rows[row].append(i)
         bisect.insort(rooms.setdefault(left if images is None else left - own, []), (room - tokens, row))
-    return sorted(sorted(row) for row in [*rows, *([i] for i in alone)])
+    return rows
+
+
+def matched(sizes: Mapping[int, Size], length: int, images: int) -> list[list[int]]:
+    """Records in rows, one after the other: the next is the one whose tokens and images are most like what has room.
+
+    That is the largest sum of products of its shares of a row and the shares that are free (Panigrahy et al. 2011).
+    """
+    alike: dict[Size, list[int]] = {}
+    for i in sorted(sizes, reverse=True):
+        alike.setdefault(sizes[i], []).append(i)
+    kinds = sorted(alike, reverse=True)
+    tokens, pictures = np.array(kinds, np.int64).reshape(-1, 2).T
+    left = np.array([len(alike[kind]) for kind in kinds])
+    rows: list[list[int]] = []
+    room = (0, 0)
+    for _ in sizes:
+        fits = (left > 0) & (tokens <= room[0]) & (pictures <= room[1])
+        if not fits.any():
+            rows.append([])
+            room, fits = (length, images), left > 0
+            there = left > 0
+            if 2 * there.sum() < len(left):  # what is used up is looked at no more
+                kinds = [kind for kind, is_there in zip(kinds, there, strict=True) if is_there]
+                tokens, pictures, left, fits = tokens[there], pictures[there], left[there], fits[there]
+        value = tokens * (room[0] / length**2) + pictures * (room[1] / max(images, 1) ** 2)
+        chosen = int(np.argmax(np.where(fits, value, -1)))
+        rows[-1].append(alike[kinds[chosen]].pop())
+        left[chosen] -= 1
+        room = (room[0] - int(tokens[chosen]), room[1] - int(pictures[chosen]))
+    return rows
 
 
 def _check(pipeline: Pipeline, place: int, where: str) -> None:

@@ -49,6 +49,7 @@ PLANTED = {
         ("bad/empty.png", _png(10), "  "),
         ("bad/camera.png", _png(11), "IMG_1234"),
         ("bad/word.png", _png(12), "flower"),
+        ("bad/photo.png", _png(14), "a photo of a flower"),
         ("bad/said.png", _png(13), "The good picture  number E"),
     ],
     "test": GOOD[4:],
@@ -61,6 +62,7 @@ EXPECTED = {
     "empty": [["train/bad/empty.png"]],
     "file_name": [["train/bad/camera.png"]],
     "one_word": [["train/bad/word.png"]],
+    "shallow": [["train/bad/photo.png"]],
     "duplicate_captions": [["test/good/4.png", "train/bad/said.png"]],
 }
 
@@ -104,13 +106,15 @@ def test_each_planted_fault_is_found_once_and_nothing_else_is(cleaned):
 
 def test_all_that_is_dropped_is_counted_and_the_rest_is_as_it_was(cleaned):
     told, out = cleaned
-    assert told.examples == {"train": (12, 4), "test": (2, 2)}
-    assert told.captions == (13, 6)
+    assert told.examples == {"train": (13, 4), "test": (2, 2)}
+    assert told.captions == (14, 6)
     assert told.decision.dropped == {
         **dict.fromkeys(("unreadable", "text_in_image", "duplicates", "near_duplicates", "empty"), 1),
-        "without_captions": 3,
+        "without_captions": 4,
     }
-    assert told.decision.dropped_captions == dict.fromkeys(("file_name", "one_word", "duplicate_captions"), 1)
+    assert told.decision.dropped_captions == dict.fromkeys(
+        ("file_name", "one_word", "shallow", "duplicate_captions"), 1
+    )
     for split, rows in (("train", GOOD[:4]), ("test", GOOD[4:])):
         expected = [{"id": name, "image": image, "caption": caption, "label": 0} for name, image, caption in rows]
         assert _read(out, split) == expected
@@ -118,7 +122,7 @@ def test_all_that_is_dropped_is_counted_and_the_rest_is_as_it_was(cleaned):
 
 def test_nothing_but_the_unreadable_goes_unasked(planted, tmp_path):
     told = prepare(planted, tmp_path / "out")
-    assert told.examples == {"train": (12, 11), "test": (2, 2)} and told.decision.dropped == {"unreadable": 1}
+    assert told.examples == {"train": (13, 12), "test": (2, 2)} and told.decision.dropped == {"unreadable": 1}
     names = [row[0] for row in PLANTED["train"] if "broken" not in row[0]]
     assert list(sources.open(f"tfds:{tmp_path / 'out'}", "train").ids) == names
 
@@ -236,7 +240,7 @@ def test_a_job_that_fails_leaves_nothing_and_runs_again(planted, tmp_path, monke
         with pytest.raises(OSError, match="no space left"):
             prepare(planted, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    assert prepare(planted, tmp_path / "out").examples["train"] == (12, 11)
+    assert prepare(planted, tmp_path / "out").examples["train"] == (13, 12)
 
 
 def test_a_job_that_is_killed_leaves_nothing_that_looks_like_a_set_and_runs_again(tmp_path):

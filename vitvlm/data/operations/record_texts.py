@@ -1,7 +1,7 @@
 """The texts of a record of language: a chat, a prompt and its answer, or a text alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vitvlm.core.config import ConfigError, suggest
@@ -33,19 +33,25 @@ def read(example: Mapping[str, Any], prompt: str | None, answer: str | None) -> 
     """
     record = str(example["id"])
     if prompt is None and answer is None:
-        if (chat := next((name for name in CHATS if example.get(name) is not None), None)) is not None:
+        if (chat := _first(example, CHATS)) is not None and example[chat] not in (None, ""):
             return Texts(None, None, messages_of(example[chat], record, chat))
-        asked = next((name for name in PROMPTS if example.get(name) is not None), None)
-        if asked is None:
+        asked = _first(example, PROMPTS)
+        if asked is None or (example.get("text") and not example[asked]):
             return Texts(None, filled(example, "text", record))
         question = filled(example, asked, record)
         if asked == "instruction" and example.get("input"):
             question = f"{question}\n{filled(example, 'input', record)}"
-        said = next((name for name in ANSWERS if name in example), ANSWERS[0])
+        said = _first(example, ANSWERS) or next((name for name in ANSWERS if name in example), ANSWERS[0])
         return Texts(question, filled(example, said, record))
     if answer is None:
         raise ConfigError("supervise: prompt= without answer=: nothing would be learned")
     return Texts(None if prompt is None else filled(example, prompt, record), filled(example, answer, record))
+
+
+def _first(example: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of the fields that has a value; of a mixture, examples have the fields of others too, without any."""
+    there = [name for name in names if example.get(name) is not None]
+    return next((name for name in there if example[name]), there[0] if there else None)
 
 
 def filled(example: Mapping[str, Any], wanted: str, record: str) -> str:

@@ -5,7 +5,19 @@ import numpy as np
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import splits
 from vitvlm.data.names import readable
-from vitvlm.data.sources import asked, conversing, folder, idx, listed, mixture, prepared, scenes, stamps, webdataset
+from vitvlm.data.sources import (
+    asked,
+    conversing,
+    each,
+    folder,
+    idx,
+    listed,
+    mixture,
+    prepared,
+    scenes,
+    stamps,
+    webdataset,
+)
 from vitvlm.data.sources.base import Example, Source, Subset, check_classes
 from vitvlm.data.sources.labels import USUAL, Labelling
 from vitvlm.data.sources.relabelled import Relabelled, absent, placed, renamed
@@ -73,6 +85,7 @@ def open(
         "easy_vqa"                   easy-VQA's questions, where PyPI's easy-vqa is installed; labelled by answer;
         "csv:PATH"                   the same, of images, with columns named by the first line;
         "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
+        "each:caption:SOURCE"        an example for each text in a field of another source; see `each.EachText`;
         "mix:3*emoji+1*jsonl:PATH"   several sources by weight, each in this split, slice and labels_fraction;
                                      see `mixture.MixedSource`;
         "idx:PATH"                   a directory with MNIST's four files, gzipped or not;
@@ -99,10 +112,17 @@ def open(
     """
     kind, _, place = spec.partition(":")
     shown = readable(spec)
-    kinds = (*_OPENERS, *_WITH_LABELLING, "mix")
+    kinds = (*_OPENERS, *_WITH_LABELLING, "each", "mix")
     if kind not in kinds:
         raise ConfigError(f"data source {spec!r}: no such kind {kind!r}; {suggest(kind, kinds)}")
     wanted = splits.parse(split)
+    if kind == "each":
+        field, _, rest = place.partition(":")
+        if not rest:
+            raise ConfigError(f"data source {shown!r}: write each:FIELD:SOURCE, as in each:caption:coco:PATH")
+        source = each.EachText(open(rest, split, data_dir, labels_fraction, seed, labelling), field)
+        source.name = f"{shown} {wanted}"
+        return source
     if kind == "mix":  # slices of its positions would share examples, as a source begins again
         source = mixture.open_mixture(
             place, kinds, lambda part: open(part, split, data_dir, labels_fraction, seed, labelling)

@@ -69,6 +69,10 @@ class AskedSource(table.TableSource):
     def fields(self) -> Fields:
         return super().fields | ({BOXES: Field("boxes")} if self._has_boxes else {})
 
+    @property
+    def groups(self) -> Sequence[str]:
+        return [row["image"] for row in self._rows]
+
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:
         """The images that are asked of, and those in the same directories that are not."""

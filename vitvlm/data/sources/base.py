@@ -78,6 +78,11 @@ class Source(abc.ABC):
     def ids(self) -> Sequence[str]:
         """The id of every example, without reading images."""
 
+    @property
+    def groups(self) -> Sequence[str]:
+        """A name for each example; those of one name, such as all that are of one image, belong into one split."""
+        return self.ids
+
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example:
         """Reads one example. Raises UnreadableImage if its file cannot be read."""
@@ -166,6 +171,11 @@ class Subset(Source):
     def ids(self) -> Sequence[str]:
         ids = self._source.ids
         return [ids[i] for i in self._indices]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        groups = self._source.groups
+        return [groups[i] for i in self._indices]
 
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:

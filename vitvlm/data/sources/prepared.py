@@ -14,6 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.kinds import Field, Fields
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.sources.idx import IdxSource
 
@@ -35,7 +36,7 @@ FASHION_MNIST_LABELS = (
 
 
 class TfdsSource(Source):
-    """One split of a prepared TFDS data set with an Image feature "image" and a ClassLabel feature.
+    """One split of a prepared TFDS data set with an Image feature "image", or a sequence of them "images".
 
     Images are given as they are stored, encoded. Text features are given as strings, sequences of them as tuples, other
     class labels as their names. Where no feature is a ClassLabel, a sequence of them named "label" or "labels" makes a
@@ -62,7 +63,8 @@ class TfdsSource(Source):
             label, classes = sequences[0], sequences[:1]
         elif label not in classes and (classes or label != "label"):
             raise ConfigError(f"{builder.name}: no class label {label!r}; {suggest(label, classes)}")
-        if "image" not in features or not isinstance(features["image"], tfds.features.Image):
+        self._has_several = _is_images(features.get("images"))
+        if not self._has_several and not isinstance(features.get("image"), tfds.features.Image):
             raise DataError(f"{builder.name}: has no image feature named 'image', only {', '.join(features)}")
         feature = features[label].feature if self.multi_label else features.get(label)
         self.label_names = tuple(feature.names) if classes else ()
@@ -117,11 +119,19 @@ class TfdsSource(Source):
         fields = self._fields(index)
         names = (*self._texts, *self._several, *self._class_names)
         example: Example = {name: self._text(fields, name) for name in names}
-        return example | {
-            "image": _contents(fields, "image")[0],
-            "label": self._label_of(fields),
-            "id": self._id(fields, index),
-        }
+        images = {"images": list(_contents(fields, "images"))} if self._has_several else None
+        return (
+            example
+            | (images or {"image": _contents(fields, "image")[0]})
+            | {
+                "label": self._label_of(fields),
+                "id": self._id(fields, index),
+            }
+        )
+
+    @property
+    def fields(self) -> Fields:
+        return {"images": Field("images")} if self._has_several else super().fields
 
     def text(self, index: int, name: str) -> str | tuple[str, ...] | None:
         return self._text(self._fields(index), name)
@@ -219,6 +229,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, looked_in: Path) -> None:
 
 def _is_texts(feature: tfds.features.FeatureConnector) -> bool:
     return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text)
+
+
+def _is_images(feature: tfds.features.FeatureConnector | None) -> bool:
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image)
 
 
 def _is_labels(feature: tfds.features.FeatureConnector | None) -> bool:

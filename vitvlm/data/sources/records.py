@@ -64,6 +64,11 @@ class RecordSource(table.TableSource):
     def fields(self) -> Fields:
         return {name: Field(name) for name in self._files}
 
+    @property
+    def groups(self) -> Sequence[str]:
+        firsts = (next(iter(row.get("images") or row.get("video") or ()), None) for row in self._rows)
+        return [first or id_ for first, id_ in zip(firsts, self._ids, strict=True)]
+
     @functools.cached_property
     def files(self) -> tuple[Files, ...]:
         """The images that are listed, and those in the same directories that are not."""

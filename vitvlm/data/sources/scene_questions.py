@@ -46,6 +46,10 @@ class SceneQuestions(Source):
     def ids(self) -> Sequence[str]:
         return [f"{scene}-{kind}" for scene in self._scenes.ids for kind in QUESTIONS]
 
+    @property
+    def groups(self) -> Sequence[str]:
+        return [scene for scene in self._scenes.ids for _ in QUESTIONS]
+
     def __len__(self) -> int:
         return len(self._scenes) * len(QUESTIONS)
 

@@ -15,6 +15,15 @@ _DEVICES = (
 _DEVICE = re.compile(rf"(?:{_DEVICES})(?: at)? ?[( ]?\d[\d :.()x]*", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9a-f]*\d[0-9a-f ]*", re.IGNORECASE)  # a counter, a date, a hash or a UUID
 _BREAKS = re.compile(r"[-_\s]+")
+# Words that say nothing of what an image shows.
+_EMPTY = frozenset(
+    re.findall(
+        r"\w+",
+        """a an the this that it its there here is are was be of in on at with and or to for by from some one my your
+        image images picture pictures photo photos photograph photography shot snapshot view close up closeup drawing
+        icon illustration stock showing shows shown depicting seen very""",
+    )
+)
 _SHORTEST_NUMBER, _SHORTEST_HASH = 4, 8  # characters; "7" and "100" may be what an image shows
 
 
@@ -52,6 +61,12 @@ def names_the_file(caption: str, name: str) -> bool:
     digits = words.replace(" ", "")
     shortest = _SHORTEST_NUMBER if digits.isdigit() else _SHORTEST_HASH
     return bool((_NUMBER.fullmatch(words) and len(digits) >= shortest) or _DEVICE.fullmatch(words))
+
+
+def is_shallow(caption: str) -> bool:
+    """Tells whether a caption of several words says one thing, or nothing, of the image: "a photo of a cat"."""
+    words = [word.strip(".,;:!?'\"()").casefold() for word in caption.split()]
+    return len(words) > 1 and sum(word not in _EMPTY for word in words if word) <= 1
 
 
 def key(caption: str) -> str:

@@ -19,8 +19,8 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.operations import decoding, geometry, pixels
 from vitvlm.data.operations.text import texts_of
 from vitvlm.data.sources import Source
-from vitvlm.jobs.prepare import problems, report
-from vitvlm.jobs.prepare.scan import Scan, scan
+from vitvlm.jobs.prepare import problems, records, report
+from vitvlm.jobs.prepare.scan import Scan, images_of, scan
 
 JPEG_QUALITY = 95
 
@@ -35,6 +35,7 @@ def prepare(
     max_side: int | None = None,
     data_dir: str | None = None,
     separator: str | None = None,
+    weights: str | None = None,
     console: Console | None = None,
 ) -> report.Report:
     """Prepares a data set: `sources.open(f"tfds:{out}", split)` reads it; report.json and report.html lie beside it.
@@ -46,12 +47,14 @@ def prepare(
       source: as in `sources.open`.
       out: a folder that is not there yet. It appears when all is written: stopped before that, the job leaves nothing.
       read: the splits to read, kept under their names, "all" as "train"; slices such as "train[:10%]" too.
-      shares: splits that replace those, by a hash of the ids: {"test": 0.1}; what is left is "train".
+      shares: splits that replace those, by a hash of the ids, or of the image that several examples are of:
+        {"test": 0.1}; what is left is "train".
       drop: kinds of problems (`problems.KINDS`); what has them is left out, and counted.
       caption_field: where the captions are; by default "caption", if there is such a field.
       separator: between several captions in a string, which are then written as a list; None if a string is one.
       max_side: larger images are reduced to this length of their longer side, in pixels.
       data_dir: as in `sources.open`.
+      weights: of a language model, by whose likelihood the report says which answers need no image.
       console: where the progress bars go; standard error by default.
 
     Raises:
@@ -63,7 +66,7 @@ def prepare(
     problems.check(drop, has_captions=True)
     opened = _open(source, read, data_dir)
     split_of = {
-        name: [splits.by_shares(one, shares) for one in split.ids] if shares else [name] * len(split)
+        name: [splits.by_shares(one, shares) for one in split.groups] if shares else [name] * len(split)
         for name, split in opened.items()
     }
     names = _class_names(opened)
@@ -71,10 +74,11 @@ def prepare(
     out = Path(out).expanduser()
     with writing.whole(out) as draft:
         seen = scan(opened, split_of, caption_field, separator, console)
-        problems.check(drop, seen.caption_field is not None)
+        problems.check(drop, seen.caption_field is not None, bool(seen.records))
         found = problems.find(seen)
         decision = problems.decide(seen, found, drop)
-        told = report.Report(source, str(out), seen, found, decision, tuple(drop), _files(opened))
+        blind = _blind(seen, weights)
+        told = report.Report(source, str(out), seen, found, decision, tuple(drop), _files(opened), blind)
         for split, (before, after) in told.examples.items():
             if not after:
                 raise DataError(f"{source}: none of the {before} examples of {split!r} is left; drop less, see --drop")
@@ -87,6 +91,18 @@ def prepare(
             description=f"Prepared by vitvlm from {source} ({', '.join(read)}). See report.json.",
         )
     return told
+
+
+def _blind(seen: Scan, weights: str | None) -> dict[str, list[records.Blind]]:
+    """Shares of each split's instructions that are answered without an image, by each way of guessing."""
+    if weights is not None and not seen.records:
+        raise ConfigError("--weights: the source has no instructions: nothing is asked and answered in it")
+    found = [records.majority(seen.records)]
+    if weights is not None:
+        from vitvlm.jobs.prepare import blind
+
+        found.append(blind.by_likelihood(seen.records, weights))
+    return {split: [each[split] for each in found if split in each] for split in seen.records}
 
 
 def parse_shares(parts: Sequence[str]) -> dict[str, float]:
@@ -165,7 +181,9 @@ def _multi_label(opened: Mapping[str, Source]) -> bool:
 
 def _features(seen: Scan, label_names: Sequence[str], multi_label: bool) -> dict[str, tfds.features.FeatureConnector]:
     text = tfds.features.Text
-    features = {"image": tfds.features.Image(), "id": text()}
+    image = tfds.features.Image()
+    features = {"images": tfds.features.Sequence(image)} if seen.several else {"image": image}
+    features["id"] = text()
     features |= {name: tfds.features.Sequence(text()) if several else text() for name, several in seen.texts.items()}
     if not label_names:
         return features
@@ -188,12 +206,13 @@ def _examples(
         one = seen[i]
         try:
             example = opened[one.read][one.index]
-            image = reduce(example["image"], max_side)
+            images = [reduce(image, max_side) for image in images_of(example)]
         except UnreadableImage as error:
             raise DataError(
                 f"{one.id}: was readable when the source was scanned, and is not now: {error.reason}; prepare it again"
             ) from error
-        record = {"image": image, "id": example["id"]}
+        record = {"images": images} if told.scan.several else {"image": images[0]}
+        record["id"] = example["id"]
         if label_names:
             label = np.array(opened[one.read].label_names, object)[example["label"]]
             record["label"] = label if isinstance(label, str) else label.tolist()

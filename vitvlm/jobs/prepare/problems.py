@@ -6,17 +6,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.jobs.prepare import hashes, letters
-from vitvlm.jobs.prepare.captions import fault, key
+from vitvlm.jobs.prepare.captions import fault, is_shallow, key
+from vitvlm.jobs.prepare.records import key as key_of_text
 from vitvlm.jobs.prepare.scan import Scan
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of problem: what the report calls it, what it means, and whether it is about captions."""
+    """A kind of problem: what the report calls it, what it means, and whether it is about captions or instructions."""
 
     title: str
     meaning: str
     of_captions: bool = False
+    of_records: bool = False
 
 
 KINDS = {
@@ -32,12 +34,22 @@ KINDS = {
     "empty": Kind("empty captions", "examples without any caption", True),
     "file_name": Kind("file names", "captions that only name the file: a camera's counter, or the file's stem", True),
     "one_word": Kind("one-word captions", "captions of a single word", True),
+    "shallow": Kind("shallow captions", "captions that say one thing of the image, or none: “a photo of a cat”", True),
     "duplicate_captions": Kind(
         "duplicate captions", "captions that are another example's, but for case and spaces", True
+    ),
+    "missing": Kind("images missing", "files that are named and not there; they are always left out", of_records=True),
+    "markers": Kind("markers without image", "texts with more markers than images", of_records=True),
+    "unmarked": Kind("images without marker", "texts with markers, but fewer of them than images", of_records=True),
+    "no_answer": Kind("no answer", "records without a word to learn", of_records=True),
+    "unusable_chats": Kind("unusable chats", "chats that begin with the assistant, or are none", of_records=True),
+    "duplicate_questions": Kind(
+        "duplicate questions", "the same question of the same images as an earlier record, or of none", of_records=True
     ),
 }
 
 
+OF_TEXTS = ("markers", "unmarked", "no_answer", "unusable_chats")  # kinds by which records are wrong by themselves
 WITHOUT_CAPTIONS = "without_captions"  # how examples are dropped whose captions have all been
 
 
@@ -88,13 +100,18 @@ def find(scan: Scan) -> Findings:
         for caption in one.captions:
             if (kind := fault(caption, one.id)) is not None:
                 found[kind].append(Finding((i,), caption))
-    readable = [i for i in order if not scan.seen[i].unreadable]
+            elif is_shallow(caption):
+                found["shallow"].append(Finding((i,), caption))
+    readable = [i for i in order if scan.seen[i].pixels]
     first: dict[bytes, int] = {}
     for i in readable:
         kept = first.setdefault(scan.seen[i].pixels, i)
-        if kept != i:
+        # An image may be asked many things, though not in training and in a test.
+        if kept != i and not (scan.seen[i].told and scan.seen[i].split == scan.seen[kept].split):
             found["duplicates"].append(Finding((kept, i), note=_sides(scan, kept, i)))
-    found["near_duplicates"] = [Finding(pair, note=_sides(scan, *pair)) for pair in _near(scan, list(first.values()))]
+    alone = [i for i in first.values() if scan.seen[i].images == 1]
+    found["near_duplicates"] = [Finding(pair, note=_sides(scan, *pair)) for pair in _near(scan, alone)]
+    _find_in_records(scan, order, found)
     said: dict[str, int] = {}
     for i in order:
         for caption in scan.seen[i].captions:
@@ -104,13 +121,41 @@ def find(scan: Scan) -> Findings:
     return found
 
 
-def check(drop: Collection[str], has_captions: bool) -> None:
+def _find_in_records(scan: Scan, order: Sequence[int], found: dict[str, list[Finding]]) -> None:
+    """Adds what is wrong with instructions."""
+    asked: dict[tuple[bytes, str], int] = {}
+    for i in order:
+        one = scan.seen[i]
+        if one.missing:
+            found["missing"].append(Finding((i,), note=one.unreadable))
+        if one.told is None:
+            continue
+        if one.told.fault:
+            found[one.told.fault].append(Finding((i,), note=one.told.note))
+        if one.told.markers > one.images:
+            found["markers"].append(Finding((i,), note=f"{one.told.markers} markers, {one.images} images"))
+        if 0 < one.told.markers < one.images:
+            found["unmarked"].append(Finding((i,), note=f"{one.told.markers} markers, {one.images} images"))
+        question = key_of_text(one.told.question)
+        if not question or one.unreadable:
+            continue
+        kept = asked.setdefault((one.pixels, question), i)
+        if kept != i:
+            answers = (scan.seen[kept].told.answer, one.told.answer)
+            other = "" if answers[0] == answers[1] else f"answers differ: “{answers[0]:.40}”, “{answers[1]:.40}”"
+            note = "; ".join(filter(None, (_sides(scan, kept, i), other)))
+            found["duplicate_questions"].append(Finding((kept, i), one.told.question, note))
+
+
+def check(drop: Collection[str], has_captions: bool, has_records: bool = True) -> None:
     """Raises ConfigError for an unknown kind, or one that cannot be dropped here."""
     for kind in drop:
         if kind not in KINDS:
             raise ConfigError(f"--drop={kind}: no such kind; {suggest(kind, KINDS)}")
         if KINDS[kind].of_captions and not has_captions:
             raise ConfigError(f"--drop={kind}: the source has no captions; name their field with --caption_field")
+        if KINDS[kind].of_records and not has_records:
+            raise ConfigError(f"--drop={kind}: the source has no instructions: nothing is asked and answered in it")
     if "near_duplicates" in drop and "duplicates" not in drop:
         raise ConfigError(
             "--drop=near_duplicates: duplicates are nearer still; write --drop=duplicates,near_duplicates"
@@ -142,30 +187,36 @@ def decide(scan: Scan, found: Findings, drop: Collection[str]) -> Decision:
             if captions and not kept[place]:
                 remove(WITHOUT_CAPTIONS, [place])
 
-    for kind in ("unreadable", "text_in_image", "empty"):
-        if kind in drop or kind == "unreadable":
+    for kind in ("missing", "unreadable", "text_in_image", "empty", *OF_TEXTS):
+        if kind in drop or kind in ("missing", "unreadable"):
             remove(kind, [finding.examples[0] for finding in found[kind]])
     faults = {
         (finding.examples[0], finding.caption): kind
-        for kind in ("file_name", "one_word")
+        for kind in ("file_name", "one_word", "shallow")
         if kind in drop
         for finding in found[kind]
     }
     keep_captions(lambda place, caption: faults.get((place, caption)))
     standing: dict[bytes, int] = {}  # for each image the example that stays
     if "duplicates" in drop:
-        remove("duplicates", [i for i in list(kept) if standing.setdefault(scan.seen[i].pixels, i) != i])
+        for place in [i for i in kept if scan.seen[i].pixels]:
+            first = standing.setdefault(scan.seen[place].pixels, place)
+            if first != place and not (scan.seen[place].told and scan.seen[place].split == scan.seen[first].split):
+                remove("duplicates", [place])
     if "near_duplicates" in drop:
         near = collections.defaultdict(list)
         for finding in found["near_duplicates"]:
             one, other = (scan.seen[i].pixels for i in finding.examples)
             near[one].append(other)
             near[other].append(one)
+        others = collections.defaultdict(list)
+        for place in kept:
+            others[scan.seen[place].pixels].append(place)
         for place in list(kept):
             if place in kept:  # whatever is near to one that stays goes
-                remove(
-                    "near_duplicates", [standing[image] for image in near[scan.seen[place].pixels] if image in standing]
-                )
+                remove("near_duplicates", [i for image in near[scan.seen[place].pixels] for i in others[image]])
+    if "duplicate_questions" in drop:
+        remove("duplicate_questions", [f.examples[1] for f in found["duplicate_questions"] if f.examples[0] in kept])
     if "duplicate_captions" in drop:
         said: dict[str, int] = {}
         again = "duplicate_captions"

@@ -17,7 +17,8 @@ from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import decoding
 from vitvlm.data.sources import Example
 from vitvlm.jobs.prepare.problems import KINDS, WITHOUT_CAPTIONS, Decision, Finding, Findings, across_splits
-from vitvlm.jobs.prepare.scan import Scan
+from vitvlm.jobs.prepare.records import TYPES, Blind, Told, answer_type
+from vitvlm.jobs.prepare.scan import Scan, images_of
 
 JSON, PAGE = "report.json", "report.html"
 SHOWN = 12  # findings of each kind on the page
@@ -25,6 +26,8 @@ THUMBNAIL = 112  # pixels of the longer side there
 SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # pixels
 ASPECTS = (0.25, 0.5, 0.67, 0.8, 1.25, 1.5, 2.0, 4.0)  # width / height
 LENGTHS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # words
+IMAGES = (0, 1, 2, 3, 4, 5, 9, 17)
+MOST = 12  # answers and kinds of questions by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Report:
       source, out: where it was read from, and where the set was written.
       drop: the kinds that were asked to be dropped.
       files: what became of the source's files, by the split that was read.
+      blind: of instructions, what can be answered without the image, by split.
     """
 
     source: str
@@ -44,6 +48,7 @@ class Report:
     decision: Decision
     drop: Sequence[str]
     files: Mapping[str, Sequence[Files]] = dataclasses.field(default_factory=dict)
+    blind: Mapping[str, Sequence[Blind]] = dataclasses.field(default_factory=dict)
 
     @property
     def examples(self) -> dict[str, tuple[int, int]]:
@@ -64,6 +69,8 @@ class Report:
         for kind, about in KINDS.items():
             if about.of_captions and self.scan.caption_field is None:
                 continue
+            if about.of_records and not self.scan.records:
+                continue
             paired = any(len(finding.examples) == 2 for finding in self.found[kind])
             rows.append(
                 {
@@ -83,7 +90,7 @@ class Report:
     @property
     def histograms(self) -> dict[str, list[tuple[str, int]]]:
         """Counts readable images and all captions by bins, as (bin, count) pairs, before anything was dropped."""
-        sizes = np.array([one.size for one in self.scan.seen if not one.unreadable], float).reshape(-1, 2)
+        sizes = np.array([one.size for one in self.scan.seen if one.pixels], float).reshape(-1, 2)
         charts = {
             "width in pixels": bins(sizes[:, 1], SIDES),
             "height in pixels": bins(sizes[:, 0], SIDES),
@@ -92,7 +99,32 @@ class Report:
         if self.scan.caption_field is not None:
             words = [len(caption.split()) for one in self.scan.seen for caption in one.captions]
             charts["caption length in words"] = bins(np.array(words, float), LENGTHS)
+        if records := self.told:
+            for name in ("question", "answer"):
+                words = [len(getattr(one, name).split()) for one in records if getattr(one, name)]
+                charts[f"{name} length in words"] = bins(np.array(words, float), LENGTHS)
+            images = [one.images for one in self.scan.seen if one.told is not None]
+            charts["images of a record"] = bins(np.array(images, float), IMAGES)
         return charts
+
+    @property
+    def told(self) -> list[Told]:
+        """The instructions of all splits."""
+        return [one for each in self.scan.records.values() for one in each]
+
+    @property
+    def answers(self) -> dict[str, list[tuple[str, int]]]:
+        """Counts answers by type, the most frequent ones, and questions by their first words; empty for no records."""
+        records = [one for one in self.told if one.answer]
+        if not records:
+            return {}
+        types = collections.Counter(answer_type(one.answer) for one in records)
+        asked = collections.Counter(one.kind or " ".join(one.question.casefold().split()[:2]) for one in records)
+        return {
+            "answers by type": [(name, types[name]) for name in TYPES if types[name]],
+            "most frequent answers": _most(collections.Counter(one.answer[:40] for one in records)),
+            "questions by their type" if records[0].kind else "questions by their first words": _most(asked),
+        }
 
 
 def bins(values: np.ndarray, edges: Sequence[float]) -> list[tuple[str, int]]:
@@ -125,8 +157,32 @@ def as_json(report: Report) -> dict[str, Any]:
             | {"findings": [_named(report, finding) for finding in report.found[row["kind"]]]}
             for row in report.kinds
         },
+        "instructions": as_instructions(report),
         "histograms": {name: dict(chart) for name, chart in report.histograms.items()},
     }
+
+
+def as_instructions(report: Report) -> dict[str, Any] | None:
+    """All that is told of instructions; None where there are none."""
+    if not report.told:
+        return None
+    marked = [one for one in report.scan.seen if one.told is not None and one.images]
+    return {
+        "records": len(report.told),
+        "without_image": sum(one.told is not None and not one.images for one in report.scan.seen),
+        "images_first": sum(one.told.markers == 0 for one in marked),
+        "answers": {name: dict(chart) for name, chart in report.answers.items()},
+        "without_the_image": {
+            split: [dataclasses.asdict(each) for each in found] for split, found in report.blind.items()
+        },
+    }
+
+
+def _most(counts: collections.Counter[str]) -> list[tuple[str, int]]:
+    """The most frequent, and all others together."""
+    first = counts.most_common(MOST)
+    rest = counts.total() - sum(count for _, count in first)
+    return [*first, *([(f"{len(counts) - len(first):,} others", rest)] if rest else [])]
 
 
 def as_page(report: Report, example: Callable[[int], Example]) -> str:
@@ -145,9 +201,16 @@ def as_page(report: Report, example: Callable[[int], Example]) -> str:
         sections=sections,
         total=_sum(report),
         without_captions=report.decision.dropped.get(WITHOUT_CAPTIONS, 0),
-        charts=[(name, chart, max(count for _, count in chart)) for name, chart in report.histograms.items() if chart],
+        charts=_charts(report.histograms),
+        instructions=as_instructions(report),
+        answers=_charts(report.answers),
         json=JSON,
     )
+
+
+def _charts(charts: Mapping[str, list[tuple[str, int]]]) -> list[tuple[str, list[tuple[str, int]], int]]:
+    """Charts that hold anything, with their longest bar."""
+    return [(name, chart, max(count for _, count in chart)) for name, chart in charts.items() if chart]
 
 
 def tables(report: Report) -> list[Table]:
@@ -169,7 +232,17 @@ def tables(report: Report) -> list[Table]:
     for split, counts in [*report.examples.items(), ("together", _sum(report)), ("captions", report.captions)]:
         if split != "captions" or report.scan.caption_field is not None:
             left.add_row(split, *(f"{count:,}" for count in counts))
-    return [problems, left]
+    return [problems, left, *([_blind_table(report)] if any(report.blind.values()) else [])]
+
+
+def _blind_table(report: Report) -> Table:
+    table = Table("split", "guessed by", title="answered without the image", title_justify="left")
+    for heading in ("records", "right"):
+        table.add_column(heading, justify="right")
+    for split, found in report.blind.items():
+        for each in found:
+            table.add_row(split, each.way, f"{each.n:,}", f"{100 * each.share:.1f} %")
+    return table
 
 
 def files_lines(report: Report) -> list[str]:
@@ -195,7 +268,8 @@ def _shown(report: Report, finding: Finding, example: Callable[[int], Example]) 
     pictures = []
     for i in finding.examples:
         try:
-            picture = pages.thumbnail(decoding.decode(example(i)["image"], 3), THUMBNAIL)
+            first = next(iter(images_of(example(i))), None)
+            picture = None if first is None else pages.thumbnail(decoding.decode(first, 3), THUMBNAIL)
         except UnreadableImage:
             picture = None
         one = report.scan.seen[i]

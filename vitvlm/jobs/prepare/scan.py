@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -12,12 +13,12 @@ from rich.progress import track
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import decoding
-from vitvlm.data.sources import Source
-from vitvlm.jobs.prepare import hashes, letters
+from vitvlm.data.sources import Example, Source
+from vitvlm.jobs.prepare import hashes, letters, records
 from vitvlm.jobs.prepare.captions import captions_of
 
 CAPTION = "caption"
-FIXED = ("image", "label", "id")
+FIXED = ("image", "images", "label", "id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Seen:
       pixels: a hash of the pixels.
       letters: see `letters.letters_in_rows`.
       unreadable: why the image cannot be read; "" if it can.
+      missing: because its file is not there.
+      images: how many images it has; `size` is that of the first, `pixels` of all together.
+      told: of a record that asks and answers something, what it says; None of others.
     """
 
     read: str
@@ -45,6 +49,9 @@ class Seen:
     pixels: bytes = b""
     letters: int = 0
     unreadable: str = ""
+    missing: bool = False
+    images: int = 1
+    told: records.Told | None = None
 
     @property
     def name(self) -> str:
@@ -62,6 +69,7 @@ class Scan:
       texts: the source's text fields by name; whether some example holds a tuple of several there.
       caption_field: whose captions were seen; None if the source has no such field.
       left_out: the source's fields that are not texts, such as boxes; a prepared set does not hold them.
+      several: examples have `images`, of any number, in place of one `image`.
     """
 
     seen: Sequence[Seen]
@@ -70,6 +78,16 @@ class Scan:
     texts: Mapping[str, bool]
     caption_field: str | None
     left_out: Sequence[str] = ()
+    several: bool = False
+
+    @property
+    def records(self) -> dict[str, list[records.Told]]:
+        """The instructions of each split, in order; empty if the examples are none."""
+        found: dict[str, list[records.Told]] = {}
+        for one in self.seen:
+            if one.told is not None:
+                found.setdefault(one.split, []).append(one.told)
+        return found
 
 
 def scan(
@@ -93,6 +111,8 @@ def scan(
     field = caption_field or CAPTION
     places = [(name, index) for name, source in sources.items() for index in range(len(source))]
     seen, texts, left_out = [], {}, set()
+    several = any("images" in source.fields for source in sources.values())
+    looked: dict[bytes, _Look] = {}
     prints = np.zeros((len(places), hashes.BANDS), np.uint16)
     thumbnails = np.zeros((len(places), hashes.THUMBNAIL, hashes.THUMBNAIL, 3), np.uint8)
     console = console or Console(stderr=True)
@@ -101,34 +121,80 @@ def scan(
         try:
             example = sources[name][index]
         except UnreadableImage as error:
-            seen.append(Seen(name, index, split, error.name or sources[name].ids[index], unreadable=error.reason))
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            id_ = error.name or sources[name].ids[index]
+            told = _told(sources[name], index) if several else None
+            seen.append(Seen(name, index, split, id_, unreadable=error.reason, missing=gone, told=told))
             continue
+        several |= "images" in example
         for key in set(example) - set(FIXED):
             value = example[key]
             if value is None or isinstance(value, str | tuple):
                 texts[key] = texts.get(key, False) or isinstance(value, tuple)
             else:
                 left_out.add(key)
-        one = Seen(name, index, split, example["id"], captions_of(example.get(field), separator))
+        images = images_of(example)
+        told = records.told(example) if records.is_record(example) else None
+        one = Seen(
+            name, index, split, example["id"], captions_of(example.get(field), separator), images=len(images), told=told
+        )
         try:
-            rgba = decoding.decode(example["image"], 4)
+            looks = [_look(image, looked) for image in images]
         except UnreadableImage as error:
             seen.append(dataclasses.replace(one, unreadable=error.reason))
             continue
-        pixels = decoding.decode(rgba, 3)
-        prints[place] = hashes.difference_hash(pixels)
-        thumbnails[place] = hashes.colour_thumbnail(pixels)
-        seen.append(
-            dataclasses.replace(
-                one, size=pixels.shape[:2], pixels=_digest(rgba), letters=letters.letters_in_rows(pixels)
-            )
-        )
+        if looks:
+            prints[place], thumbnails[place] = looks[0].hash, looks[0].thumbnail
+            pixels = looks[0].pixels if len(looks) == 1 else _together(looks)
+            most = max(look.letters for look in looks)
+            one = dataclasses.replace(one, size=looks[0].size, pixels=pixels, letters=most)
+        seen.append(one)
     if caption_field is not None and caption_field not in texts:
         raise ConfigError(f"--caption_field={caption_field}: no such text in the source; {suggest(field, texts)}")
-    told = field if field in texts else None
-    if told and separator is not None:
-        texts[told] = True
-    return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), told, sorted(left_out))
+    captions = field if field in texts else None
+    if captions and separator is not None:
+        texts[captions] = True
+    return Scan(seen, prints, thumbnails, dict(sorted(texts.items())), captions, sorted(left_out), several)
+
+
+def images_of(example: Example) -> list[bytes | UInt8[np.ndarray, "H W C"]]:
+    """The images of an example, encoded or pixels: one, or `images`."""
+    return list(example["images"]) if "images" in example else [example["image"]]
+
+
+class _Look(NamedTuple):
+    """An image as it was seen; see `Seen` and `hashes`."""
+
+    size: tuple[int, int]
+    pixels: bytes
+    letters: int
+    hash: UInt16[np.ndarray, " 8"]
+    thumbnail: UInt8[np.ndarray, "8 8 3"]
+
+
+def _look(image: bytes | UInt8[np.ndarray, "H W C"], looked: dict[bytes, _Look]) -> _Look:
+    """Looks at an image once, by its content, however many records show it. Raises UnreadableImage."""
+    content = image if isinstance(image, bytes) else image.tobytes() + str(image.shape).encode()
+    name = hashlib.blake2b(content, digest_size=16).digest()
+    if name not in looked:
+        rgba = decoding.decode(image, 4)
+        pixels = decoding.decode(rgba, 3)
+        prints = hashes.difference_hash(pixels), hashes.colour_thumbnail(pixels)
+        looked[name] = _Look(pixels.shape[:2], _digest(rgba), letters.letters_in_rows(pixels), *prints)
+    return looked[name]
+
+
+def _together(looks: Sequence[_Look]) -> bytes:
+    return hashlib.blake2b(b"".join(look.pixels for look in looks), digest_size=16).digest()
+
+
+def _told(source: Source, index: int) -> records.Told | None:
+    """The texts of a record whose image cannot be read."""
+    try:
+        example = source.outline(index)
+    except UnreadableImage:
+        return None
+    return records.told(example) if records.is_record(example) else None
 
 
 def _digest(pixels: UInt8[np.ndarray, "H W 4"]) -> bytes:
