@@ -88,6 +88,20 @@ def test_chats_by_templates_with_and_without_parts(folder):
     assert "user\n<0><1><2>\ncat?<|im_end|>" in shown(folder, found)
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "a <image>", "output": "b", "image": PIXELS},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]},
+    ],
+)
+def test_images_that_nothing_would_put_there(folders, record):
+    with pytest.raises(DataError, match=r"its text shows images, and nothing says .*: set image_tokens="):
+        supervised(folders["none"], record, "64")
+    told = supervised(folders["none"], {"prompt": "a <image>", "output": "b"}, "64")  # a word, where no image is
+    assert "image_index" not in told
+
+
 def test_a_template_that_puts_all_images_first(folders, tmp_path):
     template = PARTS.replace(
         "{% for part in message.content %}", "{% for part in message.content | sort(attribute='type') %}"

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError
 from vitvlm.data import chat_files, tokenizers
 from vitvlm.data.chat import ChatTemplate, Rendered
-from vitvlm.data.conversations import ASSISTANTS, text_of
+from vitvlm.data.conversations import ASSISTANTS, is_image, text_of
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.operations import image_places, record_texts
 from vitvlm.data.operations.image_places import ImageRules, Images, Span
@@ -269,14 +269,14 @@ def _template(tokenizer: str, name: str) -> ChatTemplate:
 
 
 def _check_no_marker(example: Mapping[str, Any], texts: record_texts.Texts, marker: str) -> None:
-    """Raises ConfigError for a record of images and texts with markers, which nothing would put in their places."""
-    if not image_places.count_of(example):
-        return
-    said = [texts.prompt or "", texts.answer or "", *(text_of(each.get("content")) for each in texts.messages or ())]
-    if any(marker in text for text in said):
+    """Raises ConfigError for images that a text shows, by markers or parts, and that nothing would put there."""
+    contents = [each.get("content") for each in texts.messages or ()]
+    parts = any(is_image(part) for content in contents if isinstance(content, list) for part in content)
+    said = [texts.prompt or "", texts.answer or "", *map(text_of, contents)]
+    if parts or (any(marker in text for text in said) and image_places.count_of(example)):
         raise ConfigError(
-            f"supervise: {example['id']}: its text holds {marker!r}, and nothing says how many tokens an image takes: "
-            "set image_tokens="
+            f"supervise: {example['id']}: its text shows images, and nothing says how many tokens an image takes: set "
+            "image_tokens="
         )
 
 

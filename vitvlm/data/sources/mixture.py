@@ -68,6 +68,11 @@ class MixedSource(Source):
         own = [source.ids for source in self._sources]
         return [own[which][place] for which, place in map(self._place, range(len(self)))]
 
+    @functools.cached_property
+    def groups(self) -> Sequence[str]:
+        own = [source.groups for source in self._sources]
+        return [own[which][place] for which, place in map(self._place, range(len(self)))]
+
     def stamps(self) -> Mapping[str, str]:
         """Returns the stamps of all sources, and the weight of each source."""
         parts = list(zip(self._specs, self._weights, self._sources, strict=True))

@@ -59,6 +59,10 @@ class Relabelled(Source):
     def stamps(self) -> Mapping[str, str]:
         return self._source.stamps()
 
+    @property
+    def groups(self) -> Sequence[str]:
+        return self._source.groups
+
     def outline(self, index: int) -> Example:
         return self._placed(self._source.outline(index))
 
