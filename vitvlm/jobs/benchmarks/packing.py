@@ -5,6 +5,7 @@ scenes and emoji. Steps alternate between padded batches and packed rows of as m
 """
 
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from etils import epath
 from rich.table import Table
 
 from vitvlm.data import sources
+from vitvlm.data.operations import decoding, geometry, pixels
 from vitvlm.jobs.benchmarks import tables
-from vitvlm.jobs.prepare.job import reduce
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import setup
@@ -81,7 +82,7 @@ def records(count: int, side: int) -> Iterator[dict[str, Any]]:
     emoji = sources.open("emoji", "train")
     for i in range(count):
         scene, face = scenes[i], emoji[i % len(emoji)]
-        picture, icon = reduce(scene["image"], None), reduce(face["image"], side)
+        picture, icon = _png(scene["image"], side), _png(face["image"], side)
         asked = list(zip(scene["questions"], scene["answers"], strict=True))
         question, answer = asked[i // KINDS % len(asked)]
         yield (
@@ -95,6 +96,13 @@ def records(count: int, side: int) -> Iterator[dict[str, Any]]:
             {"images": [], "prompt": f"keywords of {face['name']}", "output": ", ".join(face["keywords"])},
             {"images": [picture, icon], "prompt": "which of <image> and <image> is an emoji?", "output": face["name"]},
         )[i % KINDS]
+
+
+def _png(image: Any, side: int) -> bytes:
+    """The file of an image of side x side pixels."""
+    content = io.BytesIO()
+    pixels.to_pillow(geometry.resize(decoding.decode(image), side)).save(content, "PNG")
+    return content.getvalue()
 
 
 def write(folder: Path, count: int, side: int) -> str:
