@@ -82,6 +82,22 @@ def test_afterwards_it_is_a_plain_decoder(undisturbed):
     assert loaded.model.apply(loaded.variables, np.array([[3, 4, 5]])).logits.shape == (1, 3, 2000)
 
 
+def test_what_it_writes_is_judged(undisturbed):
+    """Evaluators of what a model writes are reached by name, with fields of the command line."""
+    own = {"data": {"split": "test[:3]"}, "max_new_tokens": 4}
+    changes = {"evals": {"captions": {"references": "keywords", "meteor": False, **own}}}
+    changes["evals"]["questions"] = {"answers": "keywords", "rule": "relaxed", "types": "group", **own}
+    captions, questions = evaluate.evaluate(undisturbed[0], ["captions", "questions"], changes=changes)
+    assert 0 <= captions.result.metrics["cider"] < 1 and captions.result.metrics["n"] == 3
+    assert "at most 4 tokens" in questions.result.protocol and "relaxed match" in questions.result.protocol
+    folder = undisturbed[0] / "evaluations" / f"{questions.step:08d}"
+    with np.load(folder / "questions" / "examples.npz") as one, np.load(folder / "captions" / "examples.npz") as other:
+        assert len(set(one["id"])) == 3 and (one["answer"] == other["answer"]).all() and all(one["truth"])
+    wrong = {"evals": {"captions": {"references": "keyword"}}}
+    with pytest.raises(ConfigError, match=r"config\.evals\.captions\.references: .* have no 'keyword'; did you mean"):
+        evaluate.evaluate(undisturbed[0], ["captions"], changes=wrong)
+
+
 @pytest.mark.parametrize("adapt", ["full", "lora"])
 def test_what_trains(adapt):
     job = setup(golden.load(CONFIG, f"debug,adapt={adapt}"))

@@ -11,14 +11,19 @@ from typing import Any
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.registry import Registry
 from vitvlm.evaluation import (
+    captions,
+    choices,
     classification,
     compositionality,
+    dependency,
     features,
     geometry,
+    hallucination,
     knn,
     multi_label,
     perplexity,
     probes,
+    questions,
     reconstruction,
     retrieval,
     zero_shot,
@@ -39,6 +44,8 @@ __all__ = [
 ]
 
 EVALUATORS = Registry("evaluator")
+EVALUATORS.register("captions")(captions.Captions)
+EVALUATORS.register("chair")(hallucination.Chair)
 EVALUATORS.register("classification")(classification.Classification)
 EVALUATORS.register("compositionality")(compositionality.Compositionality)
 EVALUATORS.register("embedding_geometry")(geometry.EmbeddingGeometry)
@@ -46,10 +53,14 @@ EVALUATORS.register("features")(features.Features)
 EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
 EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
+EVALUATORS.register("multiple_choice")(choices.MultipleChoice)
 EVALUATORS.register("multi_label")(multi_label.MultiLabel)
 EVALUATORS.register("perplexity")(perplexity.Perplexity)
+EVALUATORS.register("pope")(questions.Pope)
+EVALUATORS.register("questions")(questions.Questions)
 EVALUATORS.register("reconstruction")(reconstruction.Reconstruction)
 EVALUATORS.register("retrieval")(retrieval.Retrieval)
+EVALUATORS.register("visual_dependency")(dependency.VisualDependency)
 EVALUATORS.register("zero_shot")(zero_shot.ZeroShot)
 
 # Arguments that a job fills in, with their meaning; a config cannot set them.
@@ -61,7 +72,9 @@ GIVEN = {
     "data_classes": "the classes that the evaluated data names, of those of the model's head",
     "matched": "how the data's classes were found among those, for the protocol",
     "tokenize": "texts to tokens, as the evaluated split's operations make them: (texts) -> ids and mask [n, L]",
-    "detokenize": "the inverse: (ids, mask) [n, L] -> texts",
+    "detokenize": "the inverse: (ids, mask) [n, L] -> texts; or rows of ids alone",
+    "texts": "an example's texts of a field: (index, field) -> text, several or None",
+    "stop_ids": "the tokens that end what a model writes",
     "texts_rule": "which texts of an image are judged, where it is not all of them",
     "picture": "an example's image as the model gets it, as colours: (index) -> uint8 [H, W, C]",
     "example_id": "an example's id in its source: (index) -> str",

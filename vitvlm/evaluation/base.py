@@ -17,9 +17,12 @@ Arrays = dict[str, np.ndarray]
 
 
 class Predict(Protocol):
-    """Runs a task's prediction function by name on one batch and brings the arrays to the host."""
+    """Runs a task's prediction function by name on one batch and brings the arrays to the host.
 
-    def __call__(self, name: str, variables: Variables, batch: Batch) -> Arrays: ...
+    `how` are keyword arguments of the function that it is compiled for, such as how many tokens it may write.
+    """
+
+    def __call__(self, name: str, variables: Variables, batch: Batch, **how: Any) -> Arrays: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Facts:
       labels, train_labels: functions that give every example's label, [n] and [m], unreadable images included.
       arrays: names of the arrays in batches besides image, label, example_mask and index.
       predictions: names of the task's prediction functions.
+      text: the first example's text, or texts, of a field; None if it has none.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Facts:
     train_labels: Callable[[], np.ndarray]
     arrays: tuple[str, ...] = ()
     predictions: tuple[str, ...] = ()
+    text: Callable[[str], str | tuple[str, ...] | None] = lambda name: None
 
 
 class Evaluator(abc.ABC):
@@ -73,10 +78,17 @@ class Evaluator(abc.ABC):
     Attributes:
       labelled: whether its figures are about labels: it is then given a source of two classes or more.
       multi_label: whether it takes a list of labels per image instead of a single one.
+      compared: the array of its examples.npz that tells how good each example's answer is, higher the better, by which
+        it is judged with other images and with none (`grounding`); None: it is not.
+      has_answers: whether examples.npz has answer, truth and question too, as texts; then there is a `max_images`.
+      types: the field of the records with the type of each question; "" for none.
     """
 
     labelled: ClassVar[bool] = False
     multi_label: ClassVar[bool] = False
+    compared: ClassVar[str | None] = None
+    has_answers: ClassVar[bool] = False
+    types: ClassVar[str] = ""
 
     @property
     @abc.abstractmethod
@@ -155,6 +167,14 @@ def _float32(array: np.ndarray) -> np.ndarray:
     """bfloat16 and float16 as float32: NumPy cannot save the first and overflows in the second."""
     array = np.asarray(array)
     return array.astype(np.float32) if array.dtype.itemsize < 4 and array.dtype.kind in "fV" else array
+
+
+def summed(values: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
+    """Sums over all processes of what each has."""
+    local = {name: np.asarray(value) for name, value in values.items()}
+    if jax.process_count() == 1:
+        return local
+    return {name: each.sum(axis=0) for name, each in multihost_utils.process_allgather(local).items()}
 
 
 def _gather(arrays: Mapping[str, np.ndarray]) -> Arrays:

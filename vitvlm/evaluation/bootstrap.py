@@ -63,6 +63,27 @@ def difference(
     return mean(first - second, seed, resamples, confidence)
 
 
+def sign_test(first: Values, second: Values, seed: int = 0, resamples: int = 10_000) -> float:
+    """Probability of means at least as far apart if each example's two values were exchanged by chance (two-sided).
+
+    It is Fisher's paired randomization test; of values 0 and 1, McNemar's exact test up to the drawing. A p-value is
+    never below 1 / (resamples + 1).
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values of {len(first)} and {len(second)} examples; both must hold the same examples")
+    differing = (first - second)[first != second]
+    if not len(differing):
+        return 1.0
+    rng, seen = np.random.default_rng(seed), abs(differing.sum()) * (1 - 1e-12)
+    sizes, counts = np.unique(np.abs(differing), return_counts=True)
+    if len(sizes) <= 64:  # of equal differences only the number that is positive counts
+        sums = (2 * rng.binomial(counts, 0.5, size=(resamples, len(sizes))) - counts) @ sizes
+    else:
+        sums = np.array([rng.choice((-1.0, 1.0), len(differing)) @ differing for _ in range(resamples)])
+    return float((1 + np.sum(np.abs(sums) >= seen)) / (resamples + 1))
+
+
 def save_examples(folder: pathlib.Path, index: Int[np.ndarray, " n"], **arrays: np.ndarray) -> pathlib.Path:
     """Writes per-example results, so that a later run can be compared with this one example by example."""
     path = pathlib.Path(folder) / EXAMPLES

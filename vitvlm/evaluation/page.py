@@ -102,7 +102,7 @@ def write(
         "page.html",
         data,
         title=page.title,
-        facts=_facts(result.metrics),
+        facts=facts(result.metrics),
         protocol=result.protocol,
         statement=statement,
         searchable=page.searchable is not None,
@@ -116,7 +116,7 @@ def write(
     return dataclasses.replace(result, page=path)
 
 
-def _facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def facts(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """Lists (name, value, interval) of each metric, for the head of the page."""
     return [
         (

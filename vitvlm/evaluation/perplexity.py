@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Perplexity(base.Evaluator):
     word_perplexity, per word between white space; bits_per_byte, of UTF-8; tokens, words, bytes and n. Writes
     `examples.npz` (index, log_likelihood, tokens), for `bootstrap.compare`.
     """
+
+    compared: ClassVar[str] = "log_likelihood"
 
     batches: base.Batches
     output: str = "log_likelihood"

@@ -1,6 +1,7 @@
 """Operations on examples, written as one string: "decode|random_resized_crop(224)|flip|normalize"."""
 
 from vitvlm.data.operations import (
+    candidates,
     colour,
     decoding,
     erasing,
@@ -18,6 +19,7 @@ from vitvlm.data.operations.parsing import Operation, Pipeline, describe, parse
 __all__ = [
     "Operation",
     "Pipeline",
+    "candidates",
     "colour",
     "decoding",
     "describe",

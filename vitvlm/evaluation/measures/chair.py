@@ -54,6 +54,17 @@ class Vocabulary:
         """The object of a name, a synonym or a plural; None if there is none."""
         return self._objects.get(name.lower())
 
+    def objects(self, name: str) -> list[str]:
+        """The object of a name, or those that a phrase such as "a small red square" mentions.
+
+        Raises ValueError if there is none.
+        """
+        whole = self.object(name)
+        found = [mention.object for mention in self.mentions(name)] if whole is None else [whole]
+        if not found:
+            raise ValueError(f"the object {name!r} is none of the vocabulary's")
+        return found
+
     def mentions(self, text: str) -> list[Mention]:
         """The objects that a text mentions, as often as it does."""
         words = self._joined(ptb.tokens(text))
@@ -85,28 +96,27 @@ def forms(name: str) -> tuple[str, ...]:
 
 
 class Hallucinated(NamedTuple):
-    """Mentions of a caption: all, and those of objects that are not in the image."""
+    """Mentions of a caption: all, and those of objects that are not in the image; and what there is."""
 
     mentions: tuple[Mention, ...]
     wrong: tuple[Mention, ...]
+    there: frozenset[str]
 
 
 def hallucinated(vocabulary: Vocabulary, caption: str, objects: Iterable[str], captions: Iterable[str]) -> Hallucinated:
     """The objects that a caption mentions and its image does not have.
 
     Args:
-      objects: names of what is in the image, such as those of COCO's annotations; captions: true ones, whose objects
-        are in the image too.
+      objects: what is in the image, by names or phrases, such as those of COCO's annotations.
+      captions: true ones, whose objects are in the image too.
 
     Raises ValueError for an object that the vocabulary does not have.
     """
     there = {mention.object for each in captions for mention in vocabulary.mentions(each)}
     for name in objects:
-        if (found := vocabulary.object(name)) is None:
-            raise ValueError(f"the object {name!r} is none of the vocabulary's")
-        there.add(found)
+        there |= set(vocabulary.objects(name))
     mentions = tuple(vocabulary.mentions(caption))
-    return Hallucinated(mentions, tuple(each for each in mentions if each.object not in there))
+    return Hallucinated(mentions, tuple(each for each in mentions if each.object not in there), frozenset(there))
 
 
 def coco() -> Vocabulary:

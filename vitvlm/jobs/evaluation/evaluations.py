@@ -17,13 +17,14 @@ from flax import linen as nn
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
-from vitvlm.data import operations, sources
+from vitvlm.data import operations, sources, supervision
 from vitvlm.data.batches import EvalBatches, left_out
 from vitvlm.data.loader import Loader
 from vitvlm.data.operations import colour, text
 from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import fields
-from vitvlm.jobs.evaluation.prediction import Predictor
+from vitvlm.jobs.evaluation import grounding
+from vitvlm.jobs.evaluation.prediction import Predictor, functions
 from vitvlm.jobs.setup import classes
 from vitvlm.jobs.setup.classes import Head
 from vitvlm.jobs.setup.data import DataSetup, check_renames, open_split
@@ -45,6 +46,10 @@ class Section:
       train_data: the same for the split that probes and neighbours learn from; by default the training split with
         the evaluation's operations.
       batch_size: by default the training's.
+      grounding: other images that a model which sees images is judged with beside the right ones, of
+        `other_images.CONDITIONS`; all by default, () for none.
+      swap_within: the field of the records that holds the type of a question, within which images are swapped; by
+        default the evaluator's own `types`, or "question_type" where the records have it.
     """
 
     type: str
@@ -54,6 +59,8 @@ class Section:
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
+    grounding: tuple[str, ...] | None = None
+    swap_within: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +147,10 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
         **labels.given,
         **_facts(model.task.model, pipeline),
         **_pictures(source, pipeline),
+        "texts": source.text,
     }
+    if "stop_ids" in evaluation.takes(when.type):
+        given["stop_ids"] = supervision.stop_ids(source, pipeline)
     evaluator = evaluation.build(when.type, {**labels.defaults, **own}, where, **given)
     facts = evaluation.Facts(
         name=source.name,
@@ -148,9 +158,16 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
         labels=lambda: _readable(source),
         train_labels=lambda: _readable(labels.train_source()),
         arrays=pipeline.arrays,
-        predictions=tuple(model.task.predict_fns),
+        predictions=tuple(functions(model.task)),
+        text=functools.partial(source.text, 0),
     )
     evaluation.check(evaluator, facts, where)
+    if grounding.grounds(model, evaluator, pipeline):
+        evaluator = grounding.grounded(model, evaluator, when, source, pipeline, given.get("picture"), where)
+    elif when.grounding:
+        raise config_lib.ConfigError(
+            f"{where}.grounding: {when.type} on this model and data compares no images: leave it out"
+        )
     note = note if split.ops == shared.eval.get("ops") else ""
     return Evaluation(name, when, evaluator, source, note, batches.left_out)
 
@@ -231,7 +248,7 @@ def _check_kind_of_labels(kind: str, source: sources.Source, where: str) -> None
 def _facts(model: nn.Module, pipeline: operations.Pipeline) -> dict[str, Any]:
     """Arguments of evaluators that the model and the operations give, such as patch size, mean and tokenizer."""
     facts: dict[str, Any] = {"texts_rule": texts_rule(pipeline)}
-    if tokenizer := text.tokenizer_of(pipeline):
+    if tokenizer := text.tokenizer_of(pipeline) or supervision.tokenizer_of(pipeline):
         facts["tokenize"], facts["detokenize"] = tokenizer.encode, tokenizer.decode
     if statistics := colour.normalization(pipeline):
         facts["mean"], facts["std"] = map(tuple, statistics)
@@ -249,7 +266,8 @@ def _pictures(source: sources.Source, pipeline: operations.Pipeline) -> dict[str
     loader, (mean, std) = Loader(source, pipeline, seed=0), statistics
 
     def picture(index: int) -> np.ndarray:
-        pixels = loader.example(0, index)["image"] * std + mean
+        example = loader.example(0, index)
+        pixels = (example["image"] if "image" in example else example["images"][0]) * std + mean
         return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)
 
     return {"picture": picture}
