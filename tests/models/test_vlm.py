@@ -248,9 +248,32 @@ def test_positions_do_not_count_what_is_missing_in_any_packed_text():
     positions = jnp.asarray([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
     shown = jnp.asarray([[1, 0, 0, 1, 1, 1, 0, 1, 1, 1]], bool)
     found = image_places.positions_without(positions, shown)
-    assert found[0][shown[0]].tolist() == [0, 1, 0, 1, 2, 3, 0]
+    assert found.tolist() == [[0, 0, 0, 1, 0, 1, 1, 2, 3, 0]]
+    places, alone = image_places.stand_ins(shown, positions)
+    assert places.tolist() == [[0, 0, 0, 3, 4, 5, 5, 7, 8, 9]] and not alone.any()
     first_missing = image_places.positions_without(jnp.asarray([[0, 1, 2]]), jnp.asarray([[False, True, True]]))
     assert first_missing[0, 1:].tolist() == [0, 1]
+    begun = jnp.asarray([[0, 1, 2, 0, 1, 2, 3]])
+    shown = jnp.asarray([[1, 1, 1, 0, 0, 1, 0]], bool)
+    places, alone = image_places.stand_ins(shown, begun)
+    assert places.tolist() == [[0, 1, 2, 3, 4, 5, 5]] and alone.astype(int).tolist() == [[0, 0, 0, 1, 1, 0, 0]]
+    places, alone = image_places.stand_ins(shown, None)
+    assert places.tolist() == [[0, 1, 2, 2, 2, 5, 5]] and not alone.any()
+
+
+def test_an_answer_right_behind_a_missing_image_is_predicted_without_it():
+    """From the token before the image, as in the text alone; from nothing of the row where there is none."""
+    model, variables, call = made("mlp")
+    tokens, words = prompt("mlp")
+    gone = {"image_mask": jnp.zeros((2, 2))}
+    blind = call(variables, IMAGES, tokens, **gone)
+    behind = 6  # the last place of the first image: its logits are of the word behind it
+    close(blind.logits[:, behind], blind.logits[:, 0])
+    first = tokens[:, 1:]  # the text begins with the image
+    blind = call(variables, IMAGES, first, **gone)
+    other = call(variables, -3 * IMAGES, jnp.where(first == IMAGE, first, (first + 5) % 29), **gone)
+    assert np.array_equal(blind.logits[:, behind - 1], other.logits[:, behind - 1])
+    assert np.abs(blind.logits - other.logits)[:, words[1:]].max() > 1e-3
 
 
 def test_a_prefix_is_read_both_ways_in_windows_and_with_a_cache():

@@ -118,6 +118,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         positions: Int[Array, "B L *axes"] | None = None,
         attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
         prefix_mask: Shaped[Array, "B L"] | None = None,
+        alone: Bool[Array, "B L"] | None = None,
         context: Float[Array, "B S E"] | None = None,
         context_mask: Shaped[Array, "B S"] | Bool[Array, "#B #K #L S"] | None = None,
         cache: Cache | None = None,
@@ -138,6 +139,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             Causality holds in any case, but for:
           prefix_mask [B, L]: 1 or True at tokens of this call that see each other whatever the order, where the masks
             let them (PaliGemma's prefix of image and prompt).
+          alone [B, L]: True at tokens of this call that see themselves only.
           context, context_mask [B, S] or [#B, #K, #L, S]: what cross-attention looks at, and 1 or True where it may, by
             default everywhere. A token that may look nowhere is given zeros by it. Calls with a cache that has seen the
             context need neither: their tokens see what the last one of the call before saw.
@@ -178,6 +180,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         call = Call(
             mask=over_keys(mask, attention_mask),
             prefix=None if prefix_mask is None else prefix_mask.astype(bool),
+            alone=alone,
             positions=positions,
             context=context,
             context_mask=sees,

@@ -40,8 +40,35 @@ def visible(image_at: Int[Array, "B L"], image_mask: Bool[Array, "B I"]) -> Bool
 
 
 def positions_without(positions: Int[Array, "B L"], visible: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """Positions that do not count the places that are not visible; they restart wherever the given ones are 0."""
-    missing = jnp.cumsum(~visible, axis=1)
-    start = jax.lax.cummax(jnp.where(positions == 0, jnp.arange(positions.shape[1]), 0), axis=1)
-    before = missing - (~visible).astype(missing.dtype)  # without the place itself
-    return jnp.maximum(positions - before + jnp.take_along_axis(before, start, axis=1), 0)
+    """Positions that do not count the places that are not visible; they restart wherever the given ones are 0.
+
+    A place that is not visible has that of the visible one before it.
+    """
+    return jnp.maximum(positions - _count(~visible, positions), 0)
+
+
+def stand_ins(
+    visible: Bool[Array, "B L"], positions: Int[Array, "B L *axes"] | None
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Places whose tokens stand for those that are not visible: the last visible one before in the same text.
+
+    So what follows is predicted as from there.
+
+    Args:
+      positions: of the texts, of which each in a row of several begins at 0; None: one text a row.
+
+    Returns the places, each its own where none is visible before, and True at these.
+    """
+    number = jnp.broadcast_to(jnp.arange(visible.shape[1]), visible.shape)
+    first = ~visible & (_count(visible, positions) == 0)
+    return jnp.where(first, number, jax.lax.cummax(jnp.where(visible, number, 0), axis=1)), first
+
+
+def _count(counted: Bool[Array, "B L"], positions: Int[Array, "B L *axes"] | None) -> Int[Array, "B L"]:
+    """Counts the places of a text up to each."""
+    number = jnp.cumsum(counted, axis=1)
+    if positions is None:
+        return number
+    begins = jnp.all(positions.reshape(*counted.shape, -1) == 0, axis=-1)
+    start = jax.lax.cummax(jnp.where(begins, jnp.arange(counted.shape[1]), 0), axis=1)
+    return number - jnp.take_along_axis(number - counted, start, axis=1)

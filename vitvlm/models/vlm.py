@@ -85,7 +85,8 @@ class VLM(nn.Module, ModelFacts):
           text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does, as
             where an image's marker does in "cross" fusion, which is `image_token` if there is such.
           image_mask [B, I]: 1 or True where there is an image; all are by default. Nothing looks at the tokens of
-            others, and positions do not count them (those of several axes stay as they are given).
+            others, what follows is predicted from the token before them, and positions do not count them (those of
+            several axes stay as they are given).
           image_index [B, L]: which row stands at each place of the text, -1 where its own token does. A text's rows are
             the M tokens of its first image, then those of its second, …, then the model's own. By default image tokens
             stand in their order at the places of `image_token`. A row that is not there is NaN.
@@ -120,8 +121,16 @@ class VLM(nn.Module, ModelFacts):
                 text_tokens = jnp.where(image_index < 0, text_tokens, self.image_token)
             output = self.text(text_tokens, mask, **_not_none(positions=positions), **given)
         else:
-            embeddings, visible = self._among(text_tokens, image_tokens, image_index, there)
-            visible = None if image_mask is None else visible
+            if image_index is None:
+                raise ValueError(
+                    "images without their places: give image_index, or build the model with an image_token"
+                )
+            visible = None
+            if image_mask is not None:
+                found = self._without(text_tokens, image_tokens, image_index, there, positions)
+                text_tokens, image_index, visible, call = found
+                given |= call
+            embeddings = self._among(text_tokens, image_tokens, image_index)
             mask, positions, following = self._placed(mask, positions, visible, cache, text_tokens)
             output = self.text(mask=mask, embeddings=embeddings, **_not_none(positions=positions), **given)
         return VLMOutput(
@@ -268,22 +277,34 @@ class VLM(nn.Module, ModelFacts):
         return jnp.concatenate(taken, axis=-1)
 
     def _among(
-        self,
-        text_tokens: Int[Array, "B L"],
-        image_tokens: Float[Array, "B I M D"],
-        index: Int[Array, "B L"] | None,
-        there: Bool[Array, "B I"],
-    ) -> tuple[Float[Array, "B L D"], Bool[Array, "B L"]]:
-        """Returns texts with the image tokens among them, and where images that are not there leave a gap."""
-        if index is None:
-            raise ValueError("images without their places: give image_index, or build the model with an image_token")
+        self, text_tokens: Int[Array, "B L"], image_tokens: Float[Array, "B I M D"], index: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        """Returns texts with the image tokens among them."""
         B, count, M, D = image_tokens.shape
         rows = image_tokens.reshape(B, count * M, D)
         if self.own_tokens:
             rows = jnp.concatenate([rows, jnp.broadcast_to(self.own.astype(rows.dtype), (B, *self.own.shape))], axis=1)
         texts = self.text.embed_text(jnp.where(index < 0, text_tokens, 0))
-        visible = image_places.visible(image_places.images_at(index, count, M), there)
-        return image_places.put(rows, texts, index), visible
+        return image_places.put(rows, texts, index)
+
+    def _without(
+        self,
+        text_tokens: Int[Array, "B L"],
+        image_tokens: Float[Array, "B I M D"],
+        index: Int[Array, "B L"],
+        there: Bool[Array, "B I"],
+        positions: Int[Array, "B L *axes"] | None,
+    ) -> tuple[Int[Array, "B L"], Int[Array, "B L"], Bool[Array, "B L"], dict[str, Array]]:
+        """Takes the images that are not there out of texts: the token before each of their places stands there again.
+
+        Returns the tokens and the index without them, what is visible, and, for a decoder's call, the places that see
+        themselves only because nothing visible stands before them.
+        """
+        visible = image_places.visible(image_places.images_at(index, *image_tokens.shape[1:3]), there)
+        places, alone = image_places.stand_ins(visible, positions)
+        text_tokens, index = (jnp.take_along_axis(each, places, axis=1) for each in (text_tokens, index))
+        call = {} if self.text.writes == "answer" else {"alone": alone}
+        return text_tokens, jnp.where(alone, -1, index), visible, call
 
     def _placed(
         self,

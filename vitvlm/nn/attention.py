@@ -200,6 +200,9 @@ class Attention(nn.Module):
         if seen is not None and call.prefix is not None:
             seen = seen | within(call.prefix, key_places - before)
         mask = _both(mask, seen)
+        if mask is not None and call.alone is not None:
+            own = places[:, None] == key_places[None, :]
+            mask = jnp.where(call.alone[:, None, :, None], own, mask)
         biases = [call.bias, *(part.bias(self.param, unrotated, places, key_places) for part in self.positional)]
         biases = [bias for bias in biases if bias is not None]
         return query, key, value, mask, sum(biases[1:], biases[0]) if biases else None, cache

@@ -10,6 +10,7 @@ from vitvlm.models.decoder import Decoder
 from vitvlm.models.mae import MAE
 from vitvlm.models.t5 import T5
 from vitvlm.models.two_towers import TwoTowers
+from vitvlm.models.vlm import VLM
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.coca import CoCa
@@ -71,5 +72,6 @@ def _(model: Blip2QFormer) -> Task:
 
 @task_for.register(Decoder)
 @task_for.register(T5)
-def _(model: Decoder | T5) -> Task:
+@task_for.register(VLM)
+def _(model: Decoder | T5 | VLM) -> Task:
     return NextToken(model)

@@ -112,6 +112,17 @@ def images_of(batch: Batch) -> Array | Patches:
     return Patches(images.reshape(B, N, -1), batch["patch_mask"], batch["patch_grid"])
 
 
+def images_in_texts(batch: Batch) -> Array | Patches | None:
+    """Returns the images that stand in a batch's texts, several to each or one; None for texts alone."""
+    if "images" not in batch:
+        return images_of(batch) if "image" in batch else None
+    images = batch["images"]
+    if "images_patch_mask" not in batch:
+        return images
+    B, I, N, *_ = images.shape  # noqa: E741 (DESIGN.md's letters)
+    return Patches(images.reshape(B, I, N, -1), batch["images_patch_mask"], batch["images_patch_grid"])
+
+
 def split_rng(rng: PRNGKeyArray, *names: str) -> dict[str, PRNGKeyArray]:
     """One key per name."""
     return dict(zip(names, jax.random.split(rng, len(names))))

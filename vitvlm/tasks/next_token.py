@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from vitvlm.core.config import ConfigError
 from vitvlm.objectives import masked
 from vitvlm.objectives.next_token import cross_entropy
-from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, split_rng
+from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, images_in_texts, split_rng
 
 SCALE = "loss_scale"  # [B]: what makes a mean over examples of sums of tokens the mean over the batch's tokens
 
@@ -25,6 +26,9 @@ class NextToken(Task):
     and text_positions [B, L] too: no token looks at another text's. The logits of the whole vocabulary are never held.
 
     An encoder-decoder (`models.t5`) encodes text_tokens, and learns all of answer_tokens, answer_mask [B, A].
+
+    For a model that sees images there are image [B, H, W, C] or images [B, I, H, W, C] too, with image_mask [B, I] and
+    image_index [B, L] (see `models.vlm`), and what else the model `reads`. A batch without images is texts alone.
 
     Attributes:
       model: a language model, see `ModelFacts.writes`.
@@ -44,8 +48,13 @@ class NextToken(Task):
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> dict[str, Any]:
         self._check(batch)
-        given = {"decoder_tokens": batch["answer_tokens"]} if self._answers else {}
-        return dict(self.model.init(rng, batch["text_tokens"], batch["text_mask"], **given))
+        given = self._images(batch) | ({"decoder_tokens": batch["answer_tokens"]} if self._answers else {})
+        if self.model.sees_images and "images" not in given:
+            raise ConfigError(
+                f"config.data: {type(self.model).__name__} sees images, and there are none: take a source that has "
+                "them, and decode, a size and normalize as operations"
+            )
+        return dict(self.model.init(rng, text_tokens=batch["text_tokens"], mask=batch["text_mask"], **given))
 
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
@@ -89,9 +98,10 @@ class NextToken(Task):
         model_call = self._answering(batch) if self._answers else self._continuing(batch)
         output = self.model.apply(
             variables,
-            batch["text_tokens"],
-            batch["text_mask"],
+            text_tokens=batch["text_tokens"],
+            mask=batch["text_mask"],
             **model_call,
+            **self._images(batch),
             logits="none",
             train=train,
             mutable=mutable,
@@ -107,13 +117,21 @@ class NextToken(Task):
         return jnp.sum(losses, axis=1, where=learned), learned, updated
 
     def _continuing(self, batch: Batch) -> dict[str, Array]:
-        if "text_segments" not in batch:
+        call = {"positions": batch["text_positions"]} if "text_positions" in batch else {}
+        segments = batch.get("text_segments")
+        if segments is not None:
+            call["attention_mask"] = (segments[:, :, None] == segments[:, None, :])[:, None]
+        if self.model.prefix_lm:
+            call["prefix_mask"] = prompts(batch["text_learned"], segments) & (batch["text_mask"] > 0)
+        return call
+
+    def _images(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of the model's call that are about images; none of texts alone."""
+        images = images_in_texts(batch) if self.model.sees_images else None
+        if images is None:
             return {}
-        segments = batch["text_segments"]
-        return {
-            "positions": batch["text_positions"],
-            "attention_mask": (segments[:, :, None] == segments[:, None, :])[:, None],
-        }
+        names = ("image_mask", "image_index", *self.model.reads)
+        return {"images": images} | {name: batch[name] for name in names if name in batch}
 
     def _answering(self, batch: Batch) -> dict[str, Array]:
         answer = batch["answer_tokens"]
@@ -132,3 +150,13 @@ class NextToken(Task):
             raise ConfigError(
                 f"config.data: task next_token needs {wanted}: add supervise(TOKENIZER, L{how}) to the ops"
             )
+
+
+def prompts(learned: Int[Array, "B L"], segments: Int[Array, "B L"] | None = None) -> Bool[Array, "B L"]:
+    """True at what stands before the first token that is learned of a text, or of each text in a row of several."""
+    before = jnp.cumsum(learned, axis=1)
+    if segments is None:
+        return before == 0
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], [(0, 0), (1, 0)], constant_values=True)
+    start = jax.lax.cummax(jnp.where(begins, jnp.arange(learned.shape[1]), 0), axis=1)
+    return before == jnp.take_along_axis(before - learned, start, axis=1)
