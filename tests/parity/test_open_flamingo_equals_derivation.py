@@ -16,6 +16,7 @@ import torch
 from flamingo_reference import OpenFlamingo
 from huggingface import array, close, close_trees
 from safetensors.numpy import load_file, save_file
+from seeing import written
 from transformers import LlamaConfig
 
 from vitvlm import pretrained
@@ -133,6 +134,15 @@ def test_every_layer_the_loss_and_all_gradients(how):
     close(np.where(sees, d_weights["text"]["cross"], 0), theirs, "dL/dA of cross")
     table = Table.reading(FAMILIES["OpenFlamingo"].rows(loaded.model, tensors), tensors)
     close_trees(paths.flatten(unstack_blocks(d_params)), paths.flatten(table.read(tensors)["params"]))
+
+
+def test_texts_written_have_the_ids_of_the_derivation():
+    theirs, folder = reference()
+    images = np.concatenate([IMAGES, IMAGES[:1] + 1])
+    texts = np.concatenate([TEXTS, TEXTS[:1]])
+    expected = theirs.greedy(theirs_of(images), theirs_of(texts), 8).tolist()
+    found = written(pretrained.load(folder), images, texts.tolist(), max_new_tokens=8, stop_ids=())
+    assert found == expected and expected[0] != expected[3]
 
 
 def test_gates_are_those_of_the_layers_that_look():

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.nn.gates import mean_gates
 from vitvlm.objectives import masked
 from vitvlm.objectives.next_token import cross_entropy
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, images_in_texts, split_rng
@@ -59,7 +60,8 @@ class NextToken(Task):
     def loss(
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """The loss in nats per token. Metrics: learned_tokens, per row, and learned_share, of all places."""
+        """The loss in nats per token. Metrics: learned_tokens, per row; learned_share, of all places; and of a model
+        with gates, gate_cross and gate_mlp, see `nn.gates.mean_gates`."""
         batch = self.whole_batch(batch)
         rngs = split_rng(rng, "dropout")
         changed = collections(variables) if train else []
@@ -68,6 +70,7 @@ class NextToken(Task):
         metrics = {
             "learned_tokens": masked.mean(learned.sum(axis=1), real),
             "learned_share": masked.mean(learned.mean(axis=1, dtype=jnp.float32), real),
+            **mean_gates(variables["params"]),
         }
         return masked.mean(sums * batch[SCALE], real), metrics, dict(updated)
 
