@@ -5,6 +5,7 @@ own. Generation knows nothing else of a model; a prompt may be given as embeddin
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.struct
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.models.outputs import VLMOutput
 
 Variables = Any
 
@@ -26,11 +28,14 @@ class Prompts:
     Fields:
       tokens [B, L]: ids; mask [B, L]: False at padding.
       embeddings [B, L, D]: in place of the tokens' own; the ids are then only what has been said.
+      inputs: what else the model's call is given as it reads them, by keyword, [B, …]: images, image_mask, or the
+        context of a decoder that looks at one. Later calls know it from the cache alone.
     """
 
     tokens: Int[Array, "B L"]
     mask: Bool[Array, "B L"]
     embeddings: Float[Array, "B L D"] | None = None
+    inputs: Mapping[str, Any] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -97,20 +102,28 @@ class Continuation:
     def read(self, variables, prompts, room, taken_back=0, cache=None):
         B, L = prompts.mask.shape
         mask = jnp.concatenate([prompts.mask, jnp.ones((B, room - L), bool)], axis=1)
+        given = {"text_tokens": prompts.tokens} if prompts.embeddings is None else {"embeddings": prompts.embeddings}
+        if not self.model.sees_images:  # which knows best what its images do to positions
+            given["positions"] = jnp.maximum(jnp.cumsum(prompts.mask, axis=1) - 1, 0)
+        if self.model.prefix_lm:
+            given["prefix_mask"] = prompts.mask
         output = self.model.apply(
             variables,
-            prompts.tokens if prompts.embeddings is None else None,
-            mask,
-            embeddings=prompts.embeddings,
-            positions=jnp.maximum(jnp.cumsum(prompts.mask, axis=1) - 1, 0),
+            **given,
+            mask=mask,
             cache=self.model.empty_cache(B, room, cache, taken_back),
             logits="last",
+            **prompts.inputs,
         )
-        return _wide(output.logits[:, 0]), Memory(output.cache, mask, jnp.sum(prompts.mask, axis=1, dtype=jnp.int32))
+        position = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
+        if isinstance(output, VLMOutput) and output.next_position is not None:
+            mask, position = output.mask, output.next_position
+        return _wide(output.logits[:, 0]), Memory(output.cache, mask, position)
 
     def go_on(self, variables, tokens, memory):
         positions = memory.position[:, None] + jnp.arange(tokens.shape[1])
-        output = self.model.apply(variables, tokens, memory.mask, positions=positions, cache=memory.cache)
+        given = {"text_tokens": tokens, "mask": memory.mask, "positions": positions}
+        output = self.model.apply(variables, **given, cache=memory.cache)
         return _wide(output.logits), memory.replace(cache=output.cache, position=positions[:, -1] + 1)
 
 
@@ -126,17 +139,21 @@ class Answer:
     def read(self, variables, prompts, room, taken_back=0, cache=None):
         B = len(prompts.mask)
         mask = jnp.ones((B, room), bool)
+        given = {"text_tokens": prompts.tokens} if prompts.embeddings is None else {"embeddings": prompts.embeddings}
         output = self.model.apply(
             variables,
-            prompts.tokens if prompts.embeddings is None else None,
-            prompts.mask,
-            embeddings=prompts.embeddings,
+            **given,
+            mask=prompts.mask,
             decoder_tokens=self.said(prompts),
             decoder_mask=mask,
             cache=self.model.empty_cache(B, room, cache),
             logits="last",
+            **prompts.inputs,
         )
-        return _wide(output.logits[:, 0]), Memory(output.cache, mask, context_mask=prompts.mask)
+        context_mask = prompts.mask
+        if isinstance(output, VLMOutput) and output.mask is not None:
+            context_mask = output.mask
+        return _wide(output.logits[:, 0]), Memory(output.cache, mask, context_mask=context_mask)
 
     def go_on(self, variables, tokens, memory):
         output = self.model.apply(
