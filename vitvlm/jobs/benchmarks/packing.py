@@ -168,17 +168,16 @@ def measure(configs: Mapping[str, Mapping[str, Any]], steps: int) -> list[Measur
 class _Running:
     """A training of which single steps are taken."""
 
-    def __init__(self, config: Mapping[str, Any], data: DataSetup, step: Any, state: Any, batches: Any, mesh: Any):
-        self._config, self._data, self._step, self._state = config, data, step, state
-        self._batches, self._mesh = batches, mesh
+    def __init__(self, data: DataSetup, step: Any, state: Any, batches: Any, mesh: Any):
+        self._data, self._step, self._state, self._batches, self._mesh = data, step, state, batches, mesh
         self._shape: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "_Running":
         whole = setup(config)
-        state = whole.training.init_state(jax.random.key(0))
-        batches = whole.data.batches()
-        return cls(config, whole.data, train.compiled_step(whole.training), state, batches, whole.model.mesh)
+        training = whole.training
+        step, state = train.compiled_step(training), train.first_state(training)
+        return cls(whole.data, step, state, whole.data.batches(), whole.model.mesh)
 
     def step(self) -> tuple[float, int]:
         """Takes a step; returns its seconds, without making the batch, and its real tokens."""
@@ -193,7 +192,7 @@ class _Running:
 
     def measured(self, name: str, timed: Sequence[tuple[float, int]]) -> Measured:
         rows, places, images = self._shape
-        whole = DataSetup.evaluation_pass(self._data, self._data.train, self._data.source)()
+        whole = self._data.evaluation_pass(self._data.train, self._data.source)()
         tokens, held = 0, 0
         for batch in whole:
             tokens += int(batch["text_mask"].sum())
