@@ -1,5 +1,8 @@
 """Steps as a TPU's compiler sees them: both sides do the same work, and the cycles are the entry's."""
 
+import json
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 
 from vitvlm.core import flops
 from vitvlm.core.config import ConfigError
-from vitvlm.jobs.benchmarks import plain_models, tpu
+from vitvlm.jobs.benchmarks import plain_models, tpu, tpu_sharded
 from vitvlm.jobs.benchmarks.tpu import Compiled, Measured
+from vitvlm.jobs.benchmarks.tpu_sharded import Travel
 
 PROGRAM = """
 %fused (p: f32[2]) -> f32[2] {
@@ -36,6 +40,7 @@ def test_cycles_are_those_of_the_entry():
 def test_the_plain_model_does_the_work_of_ours(family):
     """FLOPs of the losses and their gradients; each side's own way of its little products is within 2 %."""
     batch = dict(tpu.abstract_batch(family, 4, 224))
+    size = "S" if family == "smollm2" else "B"
 
     def work(init, loss):
         params = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch)["params"]
@@ -43,7 +48,7 @@ def test_the_plain_model_does_the_work_of_ours(family):
         return flops.count(jax.grad(lambda params, batch: loss({"params": params}, batch)), params, batch), size
 
     (ours, our_size), (plain, plain_size) = (
-        work(*side) for side in (tpu.ours(family, "B", 16, 224), tpu.plain(family, "B", 16))
+        work(*side) for side in (tpu.ours(family, size, 16, 224), tpu.plain(family, size, 16))
     )
     assert ours == pytest.approx(plain, rel=0.02)
     assert our_size == pytest.approx(plain_size, rel=0.002)
@@ -67,3 +72,46 @@ def test_the_table_has_both_sides():
     one = Measured("ViT-B/16", 64, Compiled(111_000_000, 4_880_000_000, 1), Compiled(118_000_000, 5_000_000_000, 2))
     text = tpu.markdown([one], {"device": "a TPU"})
     assert "| ViT-B/16 | 64 | 111.0 | 118.0 | 0.94 | 4.88 | 5.00 |" in text and "device a TPU" in text
+
+
+def test_a_table_is_made_piece_by_piece(monkeypatch, tmp_path):
+    """Models that were measured alike stay; what was measured on another device does not."""
+    chip = types.SimpleNamespace(device_kind="TPU v5 lite")
+    cycles = iter(range(1, 100))
+    monkeypatch.setattr(tpu, "devices", lambda topology: [chip])
+    monkeypatch.setattr(tpu, "measure", lambda *_: Compiled(next(cycles), 2, 3))
+    monkeypatch.setattr(tpu.metadata, "version", lambda package: "1.0")
+    how = {"batch_size": 8, "image_size": 32, "topology": "v5e:2x2", "workdir": str(tmp_path)}
+    tpu.run(["vit_s16"], **how)
+    measured = tpu.run(["mae_s16", "vit_s16"], **how)
+    assert [(one.name, one.ours.cycles, one.plain.cycles) for one in measured] == [
+        ("ViT-S/16", 5, 6),
+        ("MAE-S/16", 3, 4),
+    ]
+    written = json.loads((tmp_path / tpu.FILE).read_text())
+    assert [case["ours"]["cycles"] for case in written["cases"]] == [5, 3]
+    assert (tmp_path / "benchmark_tpu.md").read_text().count("| 8 |") == 2
+    chip.device_kind = "TPU v6 lite"
+    assert [one.name for one in tpu.run(["siglip_b16"], **how)] == ["SigLIP-B/16"]
+
+
+SHARED = """
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %all-gather.1 = bf16[16,8]{1,0} all-gather(bf16[4,8]{1,0} %x), dimensions={0}
+  %all-gather-start = (bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[16,8]{1,0}) all-gather-start(bf16[4,8]{1,0} %y)
+  %all-gather-done = bf16[16,8]{1,0} all-gather-done(%all-gather-start)
+}
+ENTRY %main {
+  %all-reduce.3 = (f32[2]{0}, f32[10]{0}) all-reduce(%a, %b), to_apply=%add
+  %permute = f32[] collective-permute(%c)
+}
+"""
+
+
+def test_what_travels_is_counted():
+    found = tpu_sharded.travel(SHARED)
+    assert found == {
+        "all-gather": Travel(2, 512, 256),
+        "all-reduce": Travel(1, 40, 40),
+        "collective-permute": Travel(1, 4, 4),
+    }

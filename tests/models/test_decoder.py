@@ -148,7 +148,8 @@ def test_packed_texts_are_as_those_apart(name):
     positions = np.concatenate([np.arange(first), np.arange(L - first)])[None]
     together = (owner[:, None] == owner[None, :])[None, None]
     run = jax.jit(model.apply)
-    packed = run(variables, text, positions=positions, attention_mask=together).logits
+    packed = run(variables, text, positions=positions, text_segments=jnp.asarray(owner)[None]).logits
+    close(packed, run(variables, text, positions=positions, attention_mask=together).logits)
     close(packed[:, :first], full(name).logits[:1, :first])
     close(packed[:, first:], run(variables, text[:, first:]).logits)
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from vitvlm.core.config import ConfigError
-from vitvlm.nn import attend_plain
+from vitvlm.nn import attend_plain, attention
 from vitvlm.nn.attend import attend, attention_weights
+from vitvlm.nn.attention import Attention
+from vitvlm.nn.rope import Rope
 
 B, K, N, M, d, dv = 2, 6, 5, 7, 4, 3
 
@@ -47,6 +49,7 @@ def platform(request, monkeypatch):
 
 def as_a_tpu(monkeypatch):
     monkeypatch.setattr(attend_plain, "TPU_QUERIES", 1)
+    monkeypatch.setattr(attend_plain, "TPU_LANES", 1)
     monkeypatch.setattr(attend_plain, "by_platform", lambda default, *args, one_tpu, **cases: one_tpu(*args))
 
 
@@ -133,3 +136,30 @@ def test_a_tpus_form_in_bfloat16_is_as_near_as_the_other(monkeypatch):
     for found, other, wanted in zip(run(*half), here, exact, strict=True):
         error, usual = (jnp.sqrt(jnp.mean((x - wanted) ** 2)) for x in (found, other))
         assert error < 1.3 * usual and error < 0.02 * jnp.abs(wanted).max()
+
+
+def test_projections_are_written_as_a_tpu_reads_them(monkeypatch):
+    """Equal in value and gradient; not where something is computed between, nor for tokens that fill no lanes."""
+    x = jax.random.normal(jax.random.key(0), (2, 130, 8))
+    model = Attention(2)
+    variables = model.init(jax.random.key(1), x)
+
+    def run(variables, x, model=model):
+        def loss(variables, x):
+            return jnp.mean(jnp.sin(model.apply(variables, x)[0]))
+
+        return jax.value_and_grad(loss, (0, 1))(variables, x)
+
+    def constraints(x, model=model):
+        program = jax.jit(lambda variables, x: model.apply(variables, x)[0]).trace(variables, x)
+        text = program.lower(lowering_platforms=("tpu",)).as_text()
+        return text.count("result_layouts = [dense<[1, 2, 0]>")  # from the last axis to the first
+
+    assert constraints(x) == 3 and constraints(x[:, :100]) == 0
+    assert constraints(x, Attention(2, positional=(Rope(),))) == 1
+    assert constraints(x, Attention(2, kind="blockwise")) == 0
+    monkeypatch.setattr(attention, "attend", attend.__wrapped__)  # keeps no trace of another platform
+    here = jax.jit(run)(variables, x)
+    as_a_tpu(monkeypatch)
+    there = jax.jit(lambda *args: run(*args))(variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), here, there)

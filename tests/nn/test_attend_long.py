@@ -14,7 +14,7 @@ from vitvlm.core.config import ConfigError
 from vitvlm.nn import attend as attend_file
 from vitvlm.nn import attend_blockwise, attend_kernels, attend_long, attend_plain
 from vitvlm.nn.attend import attend
-from vitvlm.nn.attention import visible
+from vitvlm.nn.visibility import rules_of
 
 B, K, N, M, d = 2, 4, 9, 11, 8
 
@@ -46,23 +46,27 @@ def assert_equal(function, arrays, atol=2e-5, **how):
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=atol)
 
 
+def blockwise(scale=None, soft_cap=None):
+    return lambda *arrays: attend_long.attend("blockwise", scale, soft_cap, *arrays, None)
+
+
 @pytest.mark.parametrize("block, soft_cap", [(4, 1.5), (11, None)], ids=["cut", "whole"])
 def test_blockwise_equals_plain(monkeypatch, block, soft_cap):
     monkeypatch.setattr(attend_blockwise, "BLOCK", block)
-    function = functools.partial(attend_long.attend, "blockwise", 0.3, soft_cap)
+    function = blockwise(0.3, soft_cap)
     assert_equal(function, draw(), scale=0.3, soft_cap=soft_cap)
 
 
 @pytest.mark.parametrize("bias, mask", [((B, 1, 1, M), (1, K, N, M)), ((1, 1, N, 1), (B, 1, 1, M)), (None, None)])
 def test_blockwise_takes_any_mask_and_bias(monkeypatch, bias, mask):
     monkeypatch.setattr(attend_blockwise, "BLOCK", 3)
-    function = functools.partial(attend_long.attend, "blockwise", None, None)
+    function = blockwise()
     assert_equal(function, draw(4, bias=bias, mask=mask))
 
 
 def test_blockwise_in_bfloat16_under_vmap_and_remat(monkeypatch):
     monkeypatch.setattr(attend_blockwise, "BLOCK", 4)
-    function = jax.checkpoint(functools.partial(attend_long.attend, "blockwise", None, None))
+    function = jax.checkpoint(blockwise())
     half = [x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x for x in draw()]
     assert_equal(function, half, atol=0.15)
     query, key, value, *_ = draw()
@@ -87,20 +91,71 @@ def test_memory_of_value_and_gradient(kind):
     assert large < 2 * 4096**2 * 4 / 2  # bytes of half the heads' scores
 
 
-def test_memory_of_a_long_causal_text():
-    """Grouped heads, a window and a soft cap: besides one byte a pair for the mask, memory grows with N."""
+def test_memory_of_long_texts_packed_in_a_row():
+    """Grouped heads, causal, a window, segments, a prefix and a soft cap: no byte for each pair of query and key."""
 
-    def temporary(n):
+    def temporary(n, masked=False):
         query, key = (jax.ShapeDtypeStruct((1, heads, n, 16), jnp.float32) for heads in (8, 2))
+        segments = jax.ShapeDtypeStruct((1, n), jnp.int32)
 
-        def loss(query, key, value):
-            mask = visible(jnp.arange(n), jnp.arange(n), True, 512, False)
-            return jnp.sum(jnp.sin(attend(query, key, value, mask, soft_cap=5.0)))
+        def loss(query, key, value, segments):
+            places = jnp.arange(n)
+            rules = rules_of(places, places, causal=True, local=512, prefix=segments > 1, segments=segments)
+            who = (rules.mask(),) if masked else (None, None, rules)
+            return jnp.sum(jnp.sin(attend(query, key, value, *who, soft_cap=5.0)))
 
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key).compile()
-        return compiled.memory_analysis().temp_size_in_bytes - n * n
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, segments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(4096) < 2.3 * temporary(2048)
+    small, large = temporary(2048), temporary(4096)
+    assert large < 2.1 * small
+    assert temporary(4096, masked=True) > large + 0.9 * 4096**2
+
+
+@pytest.mark.parametrize("block", [3, 11])
+@pytest.mark.parametrize("order", [{"causal": True}, {"local": 3}, {"causal": True, "local": 2, "cached": True}, {}])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_rules_equal_their_mask(monkeypatch, order, prefix, block):
+    """In value and gradient, blockwise and plain, with a mask besides; some queries see nothing."""
+    monkeypatch.setattr(attend_blockwise, "BLOCK", block)
+    query, key, value, mask, bias, direction = draw(m=N, bias=(1, K, N, N), mask=(B, 1, 1, N))
+    segments = jnp.repeat(jnp.array([[1, 2, 3, 0], [1, 1, 2, 2]]), jnp.array([2, 4, 2, 1]), axis=1)
+    alone = jnp.arange(N)[None] % jnp.array([[4], [3]]) == 2 if prefix else None
+    if order.get("cached"):
+        key_places = jnp.where(jnp.arange(N) < 7, jnp.arange(N), -1)
+        rules = rules_of(jnp.arange(N) - 2, key_places, **order, prefix=segments == 2 if prefix else None, alone=alone)
+    else:
+        known = {"prefix": segments == 2 if prefix else None, "segments": segments, "alone": alone}
+        rules = rules_of(jnp.arange(N), jnp.arange(N), **order, **known)
+    np.testing.assert_array_equal(rules.mask(), by_pairs(rules))
+    arrays = (query, key, value, mask, bias, direction)
+
+    def ruled(query, key, value, mask, bias, kind):
+        return attend(query, key, value, mask, bias, rules, kind=kind)
+
+    masked = (query, key, value, jnp.asarray(by_pairs(rules, mask)), bias, direction)
+    expected = run(functools.partial(attend, kind="plain"), *masked)
+    for kind in ("plain", "blockwise"):
+        found = run(functools.partial(ruled, kind=kind), *arrays)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def by_pairs(rules, mask=None):
+    """The mask of rules, from what `Visibility` says of a query and a key, with another [B, 1, 1, M]."""
+    rows = [x for x in (rules.segments, rules.prefix, mask) if x is not None]
+    seen = np.zeros((len(rows[0]) if rows else 1, 1, len(rules.places), len(rules.key_places)), bool)
+    for b, _, n, m in np.ndindex(*seen.shape):
+        place, other = int(rules.places[n]), int(rules.key_places[m])
+        sees = other >= 0 and (not rules.causal or other <= place)
+        sees &= rules.local is None or abs(place - other) < rules.local
+        if rules.prefix is not None:
+            sees |= bool(rules.prefix[b, n] and rules.key_prefix[b, m])
+        if rules.segments is not None:
+            sees &= bool(rules.segments[b, n] == rules.key_segments[b, m])
+        sees &= mask is None or bool(mask[b, 0, 0, m])
+        alone = rules.alone is not None and bool(rules.alone[b, n])
+        seen[b, 0, n, m] = place == other if alone else sees
+    return seen
 
 
 def test_auto_is_blockwise_for_long_sequences(monkeypatch):
@@ -189,13 +244,13 @@ def test_auto_takes_no_kernel_that_would_refuse(sizes, kv_heads, dtype, mask, bi
     value = (B, kv_heads, m, head if same else 6)
     shapes = [((B, K, n, head), dtype), ((B, kv_heads, m, head), dtype), (value, dtype), (mask, bool), (bias, dtype)]
     arrays = [None if shape is None else jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes]
-    if attend_kernels.cudnn_lacks(*arrays, soft_cap) is None:
+    if attend_kernels.cudnn_lacks(*arrays, None, soft_cap) is None:
         query, key, value = (jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), dtype)
                              for x in arrays[:3])  # fmt: skip
         biased = mask is not None or bias is not None
         checks.check_layout(query, key, value, None, *[None] * 6, checks.AttentionLayout.BTNH)
         checks.check_is_flash_attention(query, key, value, checks.AttentionLayout.BTNH.value, 91000, biased, True)
-    if attend_kernels.splash_lacks(*arrays, soft_cap) is None:
+    if attend_kernels.splash_lacks(*arrays, None, soft_cap) is None:
 
         def loss(query, key, value):
             return attend_kernels.splash(None, soft_cap, query, key, value, seen).astype(jnp.float32).sum()

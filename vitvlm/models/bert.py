@@ -205,6 +205,7 @@ class BertDecoder(BertBlocks, kw_only=True):
         segment_ids: Int[Array, "B L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
         attention_mask: Bool[Array, "#B #K #L #M"] | None = None,
+        text_segments: Int[Array, "B L"] | None = None,
         context: Float[Array, "B S E"] | None = None,
         context_mask: Shaped[Array, "B S"] | None = None,
         cache: Cache | None = None,
@@ -216,7 +217,7 @@ class BertDecoder(BertBlocks, kw_only=True):
         """Goes through texts, or goes on with them: the logits of the token after each.
 
         Args:
-          mask, positions, attention_mask, cache, logits, capture: see `models.decoder.Decoder`.
+          mask, positions, attention_mask, text_segments, cache, logits, capture: see `models.decoder.Decoder`.
           embeddings: in place of text_tokens, vectors to which those of positions and segments are added.
           segment_ids [B, L]: in [0, segments); all 0 by default.
           context, context_mask [B, S]: what cross-attention looks at, and 1 or True where it may; all by default. Calls
@@ -238,7 +239,7 @@ class BertDecoder(BertBlocks, kw_only=True):
             positions = count_positions(mask, places, B)
         x, embed = self._embed(text_tokens if embeddings is None else embeddings, positions, segment_ids, train)
         keys = {"mask": over_keys(mask, attention_mask), "context": context, "context_mask": over_keys(context_mask)}
-        call = Call(**keys, train=train, capture=capture)
+        call = Call(**keys, segments=text_segments, train=train, capture=capture)
         stacked = self._run_blocks(x, call, causal=True, cache=cache, perturb=perturb)
         tokens, bias = self._transform(stacked.tokens), self._bias()
         asked = last_real(tokens, mask, places) if logits == "last" else tokens

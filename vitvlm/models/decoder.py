@@ -121,6 +121,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         alone: Bool[Array, "B L"] | None = None,
         context: Float[Array, "B S E"] | None = None,
         context_mask: Shaped[Array, "B S"] | Bool[Array, "#B #K #L S"] | None = None,
+        text_segments: Int[Array, "B L"] | None = None,
         cache: Cache | None = None,
         logits: str = "all",
         train: bool = False,
@@ -135,14 +136,15 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             places that are not yet written. All are real by default.
           embeddings [B, L, E]: in place of text_tokens, as `embed_text` gives them.
           positions [B, L]: of the tokens; by default real ones are counted from 0, those in the cache included.
-          attention_mask [#B, #K, L, M]: True where a query may look besides (texts packed in one row, prefixes).
-            Causality holds in any case, but for:
+          attention_mask [#B, #K, L, M]: True where a query may look besides. Causality holds in any case, but for:
           prefix_mask [B, L]: 1 or True at tokens of this call that see each other whatever the order, where the masks
             let them (PaliGemma's prefix of image and prompt).
           alone [B, L]: True at tokens of this call that see themselves only.
           context, context_mask [B, S] or [#B, #K, #L, S]: what cross-attention looks at, and 1 or True where it may, by
             default everywhere. A token that may look nowhere is given zeros by it. Calls with a cache that has seen the
             context need neither: their tokens see what the last one of the call before saw.
+          text_segments [B, L]: numbers of the texts that are packed in a row, which do not see each other; without a
+            cache. It takes no memory of L L numbers, as an attention_mask that says the same would.
           cache: what `empty_cache` or the last call gave; these L tokens follow those in it.
           logits: "all" [B, L, V]; "last" [B, 1, V], of each text's last real token in this call; "none", and the
             matrix that they are the product with in their place.
@@ -181,6 +183,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
             mask=over_keys(mask, attention_mask),
             prefix=None if prefix_mask is None else prefix_mask.astype(bool),
             alone=alone,
+            segments=text_segments,
             positions=positions,
             context=context,
             context_mask=sees,

@@ -93,7 +93,7 @@ class VLM(nn.Module, ModelFacts):
           capture: any of "hidden" and "attention", of each part that has it.
           perturb: by "image", "connector" and "text", that of the parts.
           given: what the connector reads (`Connector.reads`), and other arguments of the language model's call:
-            attention_mask, prefix_mask, logits; decoder_tokens and so on of an encoder-decoder.
+            attention_mask, prefix_mask, text_segments, logits; decoder_tokens and so on of an encoder-decoder.
 
         Raises ConfigError for features that the encoder does not have and for what a connector cannot connect;
         ValueError for images that are no [B, I, H, W, C], and for no way to tell where they stand.
@@ -115,7 +115,8 @@ class VLM(nn.Module, ModelFacts):
         if image_index is None and self.image_token is not None:
             image_index = image_places.in_order(text_tokens, self.image_token)
         if self.connector.fusion == "cross":
-            given |= self._context(image_tokens, there, image_index, mask, given.get("attention_mask"), cache)
+            allowed = _allowed(given.get("attention_mask"), given.get("text_segments"))
+            given |= self._context(image_tokens, there, image_index, mask, allowed, cache)
             mask, positions, following = self._placed(mask, positions, None, cache, text_tokens)
             if image_index is not None and self.image_token is not None:
                 text_tokens = jnp.where(image_index < 0, text_tokens, self.image_token)
@@ -370,6 +371,16 @@ def _both(mask: Shaped[Array, "B S"] | None, visible: Bool[Array, "B S"] | None)
     if mask is None:
         return visible
     return mask.astype(bool) if visible is None else mask.astype(bool) & visible
+
+
+def _allowed(
+    attention_mask: Bool[Array, "#B #K #L #M"] | None, text_segments: Int[Array, "B L"] | None
+) -> Bool[Array, "#B #K L M"] | None:
+    """True where a token may look, by a mask and by the texts that are packed in a row; None where all may."""
+    if text_segments is None:
+        return attention_mask
+    same = (text_segments[:, :, None] == text_segments[:, None, :])[:, None]
+    return same if attention_mask is None else attention_mask & same
 
 
 def _not_none(**given: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The forward pass keeps each query's running maximum and sum (Milakov and Gimelshein 2018), the backward pass computes
 the weights again from them (Rabe and Staats 2021; Dao et al. 2022). Memory grows with N and with M, not with their
-product, but for a mask or bias that is given with N M numbers, and for the gradient of such a bias.
+product, but for a mask or bias that is given with N M numbers, and for the gradient of such a bias. Rules, such as
+that of causality, are evaluated for a block at a time.
 """
 
 import functools
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitvlm.nn.attend_plain import over_heads, sum_heads
+from vitvlm.nn.visibility import Visibility, both
 
 BLOCK = 512  # keys at a time, at most
 LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -27,14 +29,15 @@ def forward(
     value: Float[Array, "B Kv M dv"],
     mask: Bool[Array, "#B #K #N #M"] | None,
     bias: Float[Array, "#B #K #N #M"] | None,
+    rules: Visibility | None = None,
 ) -> tuple[Float[Array, "B K N dv"], Float[Array, "B K N 1"], Float[Array, "B K N 1"]]:
     """Returns the output, each query's highest score h, and the sum of exp(scores - h) over its keys."""
     size, count = _sizes(key)
-    score = _scores(scale, soft_cap, query, key, mask, bias)
+    score = _scores(scale, soft_cap, query, key, mask, bias, rules)
 
     def step(carry, index):
         highest, total, mixed = carry
-        scores, _ = score(index)
+        scores, *_ = score(index)
         above = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
         weights, shrink = jnp.exp(scores - above), jnp.exp(highest - above)
         total = total * shrink + weights.sum(axis=-1, keepdims=True)
@@ -47,10 +50,10 @@ def forward(
     return (mixed / total).astype(value.dtype), highest, total
 
 
-def gradients(scale, soft_cap, query, key, value, mask, bias, mixed, highest, total, d_mixed):
+def gradients(scale, soft_cap, query, key, value, mask, bias, rules, mixed, highest, total, d_mixed):
     """Returns the gradients by query, key, value and bias (None without one), from what `forward` took and returned."""
     size, count = _sizes(key)
-    score = _scores(scale, soft_cap, query, key, mask, bias)
+    score = _scores(scale, soft_cap, query, key, mask, bias, rules)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     Kv, M, dtype = *key.shape[1:3], value.dtype
     mean = jnp.sum(d_mixed * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
@@ -58,12 +61,12 @@ def gradients(scale, soft_cap, query, key, value, mask, bias, mixed, highest, to
 
     def step(carry, index):
         d_query, d_bias = carry
-        scores, slope = score(index)
+        scores, slope, seen = score(index)
         weights = jnp.exp(scores - highest) / total
         d_value = _sum("BKNd,BKNM->BKdM", d_mixed, weights.astype(dtype), Kv)
         d_scores = weights * (_over("BKNd,BKMd->BKNM", d_mixed, _cut(value, index, size, axis=2)) - mean)
-        if mask is not None:
-            d_scores = jnp.where(_cut(mask, index, size, axis=3), d_scores, 0)
+        if seen is not None:
+            d_scores = jnp.where(seen, d_scores, 0)
         each = None
         if bias is not None:
             axes = [axis for axis, length in enumerate(bias.shape) if length == 1]
@@ -111,20 +114,24 @@ def _cut(x: Array, index: Int[Array, ""], size: int, axis: int) -> Array:
     return jnp.take(x, index * size + jnp.arange(size), axis, mode="clip")
 
 
-def _scores(scale, soft_cap, query, key, mask, bias) -> Callable[[Array], tuple[Array, Array | float]]:
-    """Returns a function that gives a block's scores, -inf behind the last key, and the soft cap's slope there."""
+def _scores(scale, soft_cap, query, key, mask, bias, rules) -> Callable[[Array], tuple[Array, ...]]:
+    """Returns a function of a block that gives its scores, -inf behind the last key, the soft cap's slope there, and
+    where queries see its keys (None: everywhere)."""
     (size, _), M = _sizes(key), key.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
 
-    def score(index: Int[Array, ""]) -> tuple[Array, Array | float]:
+    def score(index: Int[Array, ""]) -> tuple[Array, Array | float, Array | None]:
         scores, slope = _over("BKNd,BKMd->BKNM", query, _cut(key, index, size, axis=2)), 1.0
         if soft_cap is not None:
             capped = jnp.tanh(scores / soft_cap)
             scores, slope = soft_cap * capped, 1 - capped**2
         if bias is not None:
             scores = scores + _cut(bias, index, size, axis=3)
-        if mask is not None:
-            scores = jnp.where(_cut(mask, index, size, axis=3), scores, LOWEST)
-        return jnp.where(index * size + jnp.arange(size) < M, scores, -jnp.inf), slope
+        seen = None if mask is None else _cut(mask, index, size, axis=3)
+        if rules is not None:
+            seen = both(seen, rules.of_keys(lambda x, axis: _cut(x, index, size, axis)))
+        if seen is not None:
+            scores = jnp.where(seen, scores, LOWEST)
+        return jnp.where(index * size + jnp.arange(size) < M, scores, -jnp.inf), slope, seen
 
     return score

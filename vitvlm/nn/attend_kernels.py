@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vitvlm.nn.visibility import Visibility, both
+
 LANES = 128  # of a TPU's registers: splash takes head dims and blocks of whole multiples
 
 
@@ -16,6 +18,7 @@ def splash(
     value: Float[Array, "B Kv M dv"],
     mask: Bool[Array, "#B 1 1 #M"] | None,
     bias: None = None,
+    rules: None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B K N dv"]:
@@ -50,12 +53,14 @@ def splash(
     return mixed[:, :, :N, :dv].astype(value.dtype)
 
 
-def splash_lacks(query, key, value, mask, bias, soft_cap) -> str | None:
+def splash_lacks(query, key, value, mask, bias, rules, soft_cap) -> str | None:
     """Tells what of a call `splash` cannot do; None if it can do all."""
     if bias is not None:
         return "a bias"
     if mask is not None and mask.shape[1:3] != (1, 1):
         return "a mask that differs between queries or heads (only one of keys, [B, 1, 1, M])"
+    if rules is not None:
+        return "causal or local attention, or segments"
     return None
 
 
@@ -67,11 +72,13 @@ def cudnn(
     value: Float[Array, "B Kv M d"],
     mask: Bool[Array, "#B #K #N #M"] | None,
     bias: Float[Array, "#B #K #N #M"] | None,
+    rules: Visibility | None = None,
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "B K N d"]:
     """Computes attention by `jax.nn.dot_product_attention`, whose tokens come before the heads."""
     N, M = query.shape[2], key.shape[2]
+    mask = both(mask, rules)
     if bias is not None:
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], N, M)).astype(query.dtype)
     if mask is not None:
@@ -81,7 +88,7 @@ def cudnn(
     return mixed.swapaxes(1, 2)
 
 
-def cudnn_lacks(query, key, value, mask, bias, soft_cap) -> str | None:
+def cudnn_lacks(query, key, value, mask, bias, rules, soft_cap) -> str | None:
     """Tells what of a call `cudnn` cannot do; None if it can do all."""
     if soft_cap is not None:
         return "a soft cap"
@@ -90,9 +97,10 @@ def cudnn_lacks(query, key, value, mask, bias, soft_cap) -> str | None:
     (N, d), (M, dv) = query.shape[2:], value.shape[2:]
     if d != dv or d % 8 or d > 128:
         return f"heads of {d} numbers and values of {dv} (one multiple of 8 up to 128 for both)"
-    if (mask is not None or bias is not None) and (N % 2 or M % 2):
+    masked = mask is not None or rules is not None
+    if (masked or bias is not None) and (N % 2 or M % 2):
         return f"a mask or bias of {N} queries and {M} keys (only even numbers of them)"
-    if mask is not None and query.dtype == jnp.float16:
+    if masked and query.dtype == jnp.float16:
         return "a mask in float16, where its numbers do not outweigh the scores (set dtype to bfloat16)"
     return None
 

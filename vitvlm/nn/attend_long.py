@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from vitvlm.core.config import ConfigError
 from vitvlm.core.lowering import by_platform
 from vitvlm.nn import attend_blockwise, attend_kernels
+from vitvlm.nn.visibility import Visibility
 
 # What computes each kind, by platform as in `by_platform`; block by block where there is no entry.
 # The compiler cannot share a Pallas kernel between devices, so that "auto" takes splash for one TPU alone.
@@ -32,15 +33,16 @@ def attend(
     value: Float[Array, "B Kv M dv"],
     mask: Bool[Array, "#B #K #N #M"] | None,
     bias: Float[Array, "#B #K #N #M"] | None,
+    rules: Visibility | None,
 ) -> Float[Array, "B K N dv"]:
-    """Computes `attend_plain.attend` as a kind of KERNELS; reverse mode only.
+    """Computes `attend_plain.attend` as a kind of KERNELS, who sees whom being said by rules too; reverse mode only.
 
     The residuals are the same on every platform. A kernel's own are not among them: its backward pass runs its forward
     pass again.
 
     Raises ConfigError for what the kind cannot do, and when lowered for a platform that has no such kernel.
     """
-    return _forward(kind, scale, soft_cap, query, key, value, mask, bias)[0]
+    return _forward(kind, scale, soft_cap, query, key, value, mask, bias, rules)[0]
 
 
 def _forward(kind, scale, soft_cap, *arrays):
@@ -57,22 +59,22 @@ def _forward(kind, scale, soft_cap, *arrays):
 
 
 def _backward(kind, scale, soft_cap, saved, d_mixed):
-    arrays = saved[:5]
+    arrays = saved[:6]
 
     def by(kernel: Callable) -> Callable:
-        def gradients(query, key, value, mask, bias, mixed, highest, total, d_mixed):
+        def gradients(query, key, value, mask, bias, rules, mixed, highest, total, d_mixed):
             if bias is None:
-                _, vjp = jax.vjp(lambda *heads: kernel(scale, soft_cap, *heads, mask, None), query, key, value)
+                _, vjp = jax.vjp(lambda *heads: kernel(scale, soft_cap, *heads, mask, None, rules), query, key, value)
                 return (*vjp(d_mixed), None)
             function = functools.partial(kernel, scale, soft_cap)
-            _, vjp = jax.vjp(lambda *x: function(*x[:3], mask, x[3]), query, key, value, bias)
+            _, vjp = jax.vjp(lambda *x: function(*x[:3], mask, x[3], rules), query, key, value, bias)
             return vjp(d_mixed)
 
         return gradients
 
     default = functools.partial(attend_blockwise.gradients, scale, soft_cap)
     *heads, d_bias = by_platform(default, *saved, d_mixed, **_cases(kind, by, arrays, soft_cap))
-    return *heads, None, d_bias
+    return *heads, None, d_bias, None
 
 
 attend.defvjp(_forward, _backward)

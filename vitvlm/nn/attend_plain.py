@@ -19,6 +19,8 @@ CPU_PARTS, CPU_PART_SIZE = 2, 4
 # On a TPU the weights are not written to memory if there are so many queries.
 TPU_QUERIES = 8
 
+TPU_LANES = 128  # numbers that a TPU has beside each other in a register
+
 # Names of the arrays that a remat policy saves to spare the backward pass attention's products.
 SAVED = ("attention_weights", "attention_total", "attention_output")
 
@@ -133,7 +135,9 @@ def _gradients_of_shifted(scale, soft_cap, query, key, value, mask, bias, shifte
     weights = jnp.exp(shifted.astype(jnp.float32) - log_total[..., None])
     saved = (mask, bias, weights, log_total, mixed)
     place = (lambda x: x) if scale == 1 else _tokens_in_lanes  # times 1 is no computation
-    return _gradients(scale, soft_cap, query, key, value, *saved, d_mixed, place=place)
+    by_product = value.dtype == jnp.bfloat16 and query.shape[2] >= TPU_LANES
+    sums = _dots_by_product if by_product else _dots
+    return _gradients(scale, soft_cap, query, key, value, *saved, d_mixed, place=place, dots=sums)
 
 
 def _of_many(function: Callable[..., Any], query: Array) -> Callable[..., Any] | None:
@@ -150,20 +154,51 @@ def _tokens_in_lanes(x: Float[Array, "B K N _"]) -> Float[Array, "B K N _"]:
     return with_layout_constraint(x, Layout((0, 1, 3, 2)))
 
 
-def _gradients(scale, soft_cap, query, key, value, mask, bias, weights, _, mixed, d_mixed, place=lambda x: x):
+@jax.custom_vjp
+def tokens_in_lanes(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """Returns x: projected tokens, which a TPU then writes as `attend` reads them instead of copying them for it.
+
+    That pays where tokens fill the lanes, so there is nothing to it for fewer. It has to be followed by a computation:
+    see `_tokens_in_lanes`.
+    """
+    if x.shape[1] < TPU_LANES:
+        return x
+    return by_platform(lambda x: x, x, one_tpu=lambda x: with_layout_constraint(x, Layout((0, 2, 1))))
+
+
+tokens_in_lanes.defvjp(lambda x: (tokens_in_lanes(x), None), lambda _, d_x: (d_x,))
+
+
+def _dots(left: Float[Array, "B K N d"], right: Float[Array, "B K N d"]) -> Float[Array, "B K N 1"]:
+    """Sums left times right over d, in float32."""
+    return jnp.sum(left * right, axis=-1, keepdims=True, dtype=jnp.float32)
+
+
+def _dots_by_product(left: Float[Array, "B K N d"], right: Float[Array, "B K N d"]) -> Float[Array, "B K N 1"]:
+    """Sums left times right, rounded as they are, over d by a product with ones: d lies across a TPU's registers.
+
+    Each head's row of the ones has zeros for the other heads, so that one product serves them all.
+    """
+    B, K, N, d = left.shape
+    rows = (left * right).swapaxes(2, 3).reshape(B, K * d, N)
+    ones = jnp.repeat(jnp.eye(K, dtype=left.dtype), d, axis=1)
+    return jnp.einsum("BeN,Ke->BKN", rows, ones, preferred_element_type=jnp.float32)[..., None]
+
+
+def _gradients(
+    scale, soft_cap, query, key, value, mask, bias, weights, _, mixed, d_mixed, place=lambda x: x, dots=_dots
+):
     """Gradients by query, key, value and by the scores with their bias, the last [B, K, N, M] (None without a bias).
 
     dV and dK are computed transposed: so the products run along the rows of P and dS, as they lie in memory. `place`
-    says how dQ and dK lie,
-    and dV if it is narrower than the weights.
+    says how dQ and dK lie, and dV if it is narrower than the weights; `dots` computes what `_dots` does.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     product = functools.partial(sum_heads, "BKNd,BKNM->BKdM", d_mixed, weights.astype(value.dtype), len(value[0]))
     d_value = product(preferred_element_type=weights.dtype).swapaxes(-1, -2)
     d_value = d_value if weights.dtype == value.dtype else place(d_value).astype(value.dtype)
     d_weights = over_heads("BKNd,BKMd->BKNM", d_mixed, value, preferred_element_type=jnp.float32)
-    mean = jnp.sum(d_mixed * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
-    d_scores = (weights * (d_weights - mean)).astype(value.dtype)
+    d_scores = (weights * (d_weights - dots(d_mixed, mixed))).astype(value.dtype)
     if mask is not None:
         d_scores = jnp.where(mask, d_scores, 0)
     d_bias = None if bias is None else d_scores

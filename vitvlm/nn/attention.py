@@ -6,17 +6,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from vitvlm.core.config import ConfigError
-from vitvlm.nn.attend import attend, attention_weights
-from vitvlm.nn.attend_plain import over_heads
+from vitvlm.nn.attend import attend, attention_weights, is_plain
+from vitvlm.nn.attend_plain import over_heads, tokens_in_lanes
 from vitvlm.nn.caches import Cache, ContextCache
 from vitvlm.nn.calls import CALL, LAYER, Call, PerLayer
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.norms import MakeNorm
 from vitvlm.nn.relative import DecomposedRelative, Positional, RelativeBuckets, RelativeTable
 from vitvlm.nn.roles import NORM, Roles, under
+from vitvlm.nn.visibility import both, rules_of
 from vitvlm.nn.windows import Windows
 
 PROJECTIONS = ("query", "key", "value", "out")
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         query = self._project("query", tokens, self.heads, head_dim)
         if self.cross:
             key, value = self._context(tokens, call, cache, head_dim)
-            mask, bias = self._context_mask(call, len(tokens[0])), None
+            mask, bias, rules = self._context_mask(call, len(tokens[0])), None, None
             cache = None if layer.cache is None else ContextCache(key, value)
             if not key.shape[2]:
                 return (
@@ -101,7 +102,7 @@ class Attention(nn.Module):
                 )
         else:
             key, value = self._keys(tokens, head_dim)
-            query, key, value, mask, bias, cache = self._place(query, key, value, call, cache)
+            query, key, value, mask, bias, rules, cache = self._place(query, key, value, call, cache)
             if self.windows is not None:
                 mask = self.windows.mask(len(x))
 
@@ -109,14 +110,15 @@ class Attention(nn.Module):
         capture = "attention" in call.capture
         weights, sees = None, None if mask is None or not self.cross else mask.any(axis=-1, keepdims=True)
         if capture or perturb is not None or (call.train and self.dropout):
-            weights = attention_weights(query, key, mask, bias, scale=self.scale, soft_cap=self.soft_cap)
+            how = {"scale": self.scale, "soft_cap": self.soft_cap}
+            weights = attention_weights(query, key, both(mask, rules), bias, **how)
             weights = weights if sees is None else jnp.where(sees, weights, 0)
             used = weights if perturb is None else weights + perturb
             used = nn.Dropout(self.dropout, deterministic=not call.train)(used)
             mixed = over_heads("BKNM,BKMd->BKNd", used.astype(self.dtype), value)
         else:
             scores = {"scale": self.scale, "soft_cap": self.soft_cap, "kind": self.kind}
-            mixed = attend(query, key, value, mask, bias, **scores)
+            mixed = attend(query, key, value, mask, bias, rules, **scores)
             mixed = mixed if sees is None else jnp.where(sees, mixed, 0)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(*tokens.shape[:2], self.heads * head_dim)
         y = self._dense("out", width)(mixed)
@@ -132,6 +134,8 @@ class Attention(nn.Module):
     def _check(self, call: Call, cache: Cache | ContextCache | None) -> None:
         if self.windows is not None and (call.mask is not None or call.bias is not None or cache is not None):
             raise ValueError("attention in windows takes no mask, bias or cache: windows have their own mask")
+        if call.segments is not None and (cache is not None or self.windows is not None):
+            raise ValueError("attention: segments say nothing of a cache's keys, nor of windows; leave them out")
         placed = {"positional": self.positional, "causal": self.causal, "local": self.local, "windows": self.windows}
         if self.cross and (given := [name for name, value in placed.items() if value]):
             raise ConfigError(f"attention.{given[0]}: a context has no places in the sequence; leave it out with cross")
@@ -148,10 +152,18 @@ class Attention(nn.Module):
         return Dense(features, name in self.biases, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
     def _project(self, name: str, tokens: Float[Array, "B T _"], heads: int, head_dim: int) -> Float[Array, "B _ T d"]:
-        projected = self._dense(name, heads * head_dim)(tokens).reshape(*tokens.shape[:2], heads, head_dim)
+        projected = self._dense(name, heads * head_dim)(tokens)
+        if self._goes_to_attend(name, tokens.shape[1]):
+            projected = tokens_in_lanes(projected)
+        projected = projected.reshape(*tokens.shape[:2], heads, head_dim)
         if self.qk_norm is not None and name != "value":
             projected = self.qk_norm(name=f"{name}_norm")(projected)
         return projected.transpose(0, 2, 1, 3)
+
+    def _goes_to_attend(self, name: str, N: int) -> bool:
+        """Tells whether a projection of N tokens is what plain attention reads, with nothing computed between."""
+        between = name != "value" and (self.qk_norm is not None or self.positional)
+        return not between and not self.cross and is_plain(self.kind, N, N)
 
     def _context(
         self, tokens: Float[Array, "B N D"], call: Call, cache: ContextCache | None, head_dim: int
@@ -196,48 +208,9 @@ class Attention(nn.Module):
             key, value, key_places = kept.key.astype(key.dtype), kept.value.astype(value.dtype), kept.places()
             mask = None if mask is None else kept.of_places(mask)
             cache = kept.kept()
-        seen = visible(places, key_places, self.causal, self.local, cache is not None)
-        if seen is not None and call.prefix is not None:
-            seen = seen | within(call.prefix, key_places - before)
-        mask = _both(mask, seen)
-        if mask is not None and call.alone is not None:
-            own = places[:, None] == key_places[None, :]
-            mask = jnp.where(call.alone[:, None, :, None], own, mask)
+        order = {"causal": self.causal, "local": self.local, "cached": cache is not None}
+        tokens = {"prefix": call.prefix, "segments": call.segments, "alone": call.alone}
+        rules = rules_of(places, key_places, **order, **tokens)
         biases = [call.bias, *(part.bias(self.param, unrotated, places, key_places) for part in self.positional)]
         biases = [bias for bias in biases if bias is not None]
-        return query, key, value, mask, sum(biases[1:], biases[0]) if biases else None, cache
-
-
-def visible(
-    places: Int[Array, "N"], key_places: Int[Array, "M"], causal: bool, local: int | None, cached: bool
-) -> Bool[Array, "1 1 N M"] | None:
-    """True where the query at a place may look at the key at another; None where all see all.
-
-    Args:
-      local: how many of the latest keys a query sees, its own included; without `causal`, as many on the other side.
-      cached: whether there may be keys without a token, at place -1, which nothing sees.
-    """
-    behind = places[:, None] - key_places[None, :]
-    conditions = []
-    if cached:
-        conditions.append(jnp.broadcast_to(key_places >= 0, behind.shape))
-    if causal:
-        conditions.append(behind >= 0)
-    if local is not None:
-        conditions.append(jnp.abs(behind) < local)
-    return jnp.all(jnp.stack(conditions), axis=0)[None, None] if conditions else None
-
-
-def within(prefix: Bool[Array, "B N"], key_places: Int[Array, "M"]) -> Bool[Array, "B 1 N M"]:
-    """True where query and key are both tokens of the prefix.
-
-    Args:
-      key_places: of the keys among the N tokens; others are not of the call.
-    """
-    of_call = (key_places >= 0) & (key_places < prefix.shape[1])
-    keys = jnp.take(prefix, key_places, axis=1, mode="clip") & of_call
-    return prefix[:, None, :, None] & keys[:, None, None, :]
-
-
-def _both(mask: Array | None, other: Array | None) -> Array | None:
-    return other if mask is None else mask if other is None else mask & other
+        return query, key, value, mask, sum(biases[1:], biases[0]) if biases else None, rules, cache

@@ -19,8 +19,10 @@ class Call:
       mask: True where a query may look at a key, broadcastable to [B, K, N, M]; of self-attention. With a cache, its
         last axis goes over the places of the whole sequence, those before the new tokens included.
       prefix: True at tokens of the call that see each other whatever their order and distance, [B, N] (a prefix LM);
-        `mask` holds for them too.
-      alone: True at tokens of the call that see themselves only, [B, N].
+        `mask` and `segments` hold for them too.
+      segments: numbers of the texts that are packed in a row, [B, N]; a token sees those of its own text alone. Without
+        a cache.
+      alone: True at tokens of the call that see themselves only, [B, N], whatever else is said.
       bias: added to the scores of self-attention, broadcastable likewise (T5's, which all layers share).
       positions: of the tokens, [B, N], or for positions of several axes [B, N, axes]; by default 0, 1, … N - 1, or
         behind the tokens of the cache.
@@ -32,6 +34,7 @@ class Call:
     mask: Bool[Array, "#B #K #N #M"] | None = None
     prefix: Bool[Array, "B N"] | None = None
     alone: Bool[Array, "B N"] | None = None
+    segments: Int[Array, "B N"] | None = None
     bias: Float[Array, "#B #K #N #M"] | None = None
     positions: Int[Array, "B N *axes"] | Float[Array, "B N *axes"] | None = None
     context: Float[Array, "B S E"] | None = None

@@ -123,7 +123,7 @@ class NextToken(Task):
         call = {"positions": batch["text_positions"]} if "text_positions" in batch else {}
         segments = batch.get("text_segments")
         if segments is not None:
-            call["attention_mask"] = (segments[:, :, None] == segments[:, None, :])[:, None]
+            call["text_segments"] = segments
         if self.model.prefix_lm:
             call["prefix_mask"] = prompts(batch["text_learned"], segments) & (batch["text_mask"] > 0)
         return call

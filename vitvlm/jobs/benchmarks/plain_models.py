@@ -126,3 +126,47 @@ class SigLIP(nn.Module):
         x = nn.Embed(self.vocab_size, width, dtype=HALF)(tokens)
         x = x + self.param("text_positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(HALF)
         return nn.Dense(width, dtype=HALF)(Encoder(**self.sizes)(x)[:, -1])
+
+
+class LLaMA(nn.Module):
+    """A LLaMA (Touvron et al. 2023) whose queries share keys and values, its table of words being its head too."""
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, ""]:
+        embed = nn.Embed(self.vocab_size, self.width, dtype=HALF)
+        x = embed(batch["text_tokens"])
+        for _ in range(self.depth):
+            x = x + self.attention(nn.RMSNorm(dtype=HALF)(x))
+            y = nn.RMSNorm(dtype=HALF)(x)
+            gate, up = (nn.Dense(self.mlp_width, use_bias=False, dtype=HALF)(y) for _ in range(2))
+            x = x + nn.Dense(self.width, use_bias=False, dtype=HALF)(nn.silu(gate) * up)
+        logits = embed.attend(nn.RMSNorm(dtype=HALF)(x)).astype(jnp.float32)
+        labels = batch["text_tokens"][:, 1:]
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels).mean()
+
+    def attention(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Causal attention with rotary positions; to be called in a compact method."""
+        d = self.width // self.heads
+
+        def project(heads: int) -> Float[Array, "B L K d"]:
+            return nn.DenseGeneral((heads, d), use_bias=False, dtype=HALF)(x)
+
+        query, key, value = rotated(project(self.heads)), rotated(project(self.kv_heads)), project(self.kv_heads)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return nn.DenseGeneral(self.width, (-2, -1), use_bias=False, dtype=HALF)(mixed)
+
+
+def rotated(x: Float[Array, "B L K d"]) -> Float[Array, "B L K d"]:
+    """Rotary positions (Su et al. 2021), of a head's first half with its second."""
+    L, d = x.shape[1], x.shape[3]
+    angles = jnp.arange(L)[:, None] * 100_000.0 ** (-jnp.arange(d // 2) / (d // 2))
+    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

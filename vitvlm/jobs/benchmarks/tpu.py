@@ -32,8 +32,10 @@ Batch = Mapping[str, jax.ShapeDtypeStruct]
 # Loss of a module's variables and a batch.
 Loss = Callable[[Any, Mapping[str, Array]], Array]
 
+FILE = "benchmark_tpu.json"
 CLASSES, DECODER = 1000, {"width": 512, "depth": 8, "heads": 16, "mlp_width": 2048}
-FAMILIES = {"vit": "ViT", "mae": "MAE", "siglip": "SigLIP"}
+FAMILIES = {"vit": "ViT", "mae": "MAE", "siglip": "SigLIP", "smollm2": "SmolLM2"}
+LANGUAGE_MODELS = {"S": "SmolLM2-135M", "M": "SmolLM2-360M", "L": "SmolLM2-1.7B"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,44 +69,69 @@ class Measured:
 
 
 def run(names: Sequence[str], *, batch_size: int, image_size: int, topology: str, workdir: str) -> list[Measured]:
-    """Compiles each model's step and the plain one's; writes benchmark_tpu.json and .md to `workdir`.
+    """Compiles each model's step and the plain one's; writes benchmark_tpu.json and .md to `workdir` after each.
+
+    What the workdir has of other models stays, if it was measured alike: so a long table can be made piece by piece.
 
     Args:
-      names: family, size and patch, such as "vit_b16", "mae_b16" and "siglip_b16".
+      names: family, size and patch, such as "vit_b16", "mae_b16" and "siglip_b16"; or of SmolLM2, by which we mean its
+        shape, the tokens of a text: "smollm2_s512".
       topology: as libtpu names it, such as "v5e:2x2"; the programs are for one of its chips.
 
     Raises ConfigError for an unknown model or topology, or without libtpu: pip install "vitvlm[aot]".
     """
     cases = [parse(name) for name in names]
     device = devices(topology)[0]
-    measured = []
-    for family, size, patch in cases:
-        name = f"{FAMILIES[family]}-{size}/{patch}"
-        both = (ours(family, size, patch, image_size), plain(family, size, patch))
-        batch = abstract_batch(family, batch_size, image_size)
-        measured.append(Measured(name, batch_size, *(measure(init, loss, batch, device) for init, loss in both)))
+    facts = {"device": f"{device.device_kind} of {topology}", "image_size": image_size}
+    facts |= {package: metadata.version(package) for package in ("jax", "flax", "libtpu")}
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"device": f"{device.device_kind} of {topology}"}
-    facts |= {package: metadata.version(package) for package in ("jax", "flax", "libtpu")}
-    rows = [dataclasses.asdict(one) | {"ratio": one.ratio} for one in measured]
-    (folder / "benchmark_tpu.json").write_text(json.dumps({"environment": facts, "cases": rows}, indent=2) + "\n")
-    (folder / "benchmark_tpu.md").write_text(markdown(measured, facts))
-    return measured
+    measured = read(folder, facts)
+    for family, size, patch in cases:
+        name = title(family, size, patch)
+        both = (ours(family, size, patch, image_size), plain(family, size, patch))
+        batch = abstract_batch(family, batch_size, image_size, *((patch,) if family == "smollm2" else ()))
+        measured[name] = Measured(name, batch_size, *(measure(init, loss, batch, device) for init, loss in both))
+        rows = [dataclasses.asdict(one) | {"ratio": one.ratio} for one in measured.values()]
+        (folder / FILE).write_text(json.dumps({"environment": facts, "cases": rows}, indent=2) + "\n")
+        (folder / "benchmark_tpu.md").write_text(markdown(list(measured.values()), facts))
+    return list(measured.values())
+
+
+def read(folder: epath.Path, facts: Mapping[str, Any]) -> dict[str, Measured]:
+    """Reads by name what a workdir has of models that were measured with the same facts."""
+    if not (folder / FILE).exists():
+        return {}
+    written = json.loads((folder / FILE).read_text())
+    if written["environment"] != facts:
+        return {}
+    cases = [{name: case[name] for name in ("name", "batch_size", "ours", "plain")} for case in written["cases"]]
+    sides = [case | {side: Compiled(**case[side]) for side in ("ours", "plain")} for case in cases]
+    return {case["name"]: Measured(**case) for case in sides}
 
 
 def parse(name: str) -> tuple[str, str, int]:
-    """Parses `"vit_b16"`: family, size and patch side. Raises ConfigError for an unknown model."""
+    """Parses `"vit_b16"`: family, size and patch side (of SmolLM2 the length). Raises ConfigError for unknown ones."""
     sizes = {size.lower(): size for size in SIZES}
     parsed = re.fullmatch(rf"({'|'.join(FAMILIES)})_([a-z]+)(\d+)", name)
-    if parsed is None or parsed[2] not in sizes:
+    known = parsed is not None and parsed[2] in sizes
+    if not known or (parsed[1] == "smollm2" and sizes[parsed[2]] not in LANGUAGE_MODELS):
         near = suggest(name, [f"{family}_{size}16" for family in FAMILIES for size in sizes])
         raise ConfigError(f"--models: {name!r} is not family_sizepatch, such as vit_b16; {near}")
     return parsed[1], sizes[parsed[2]], int(parsed[3])
 
 
+def title(family: str, size: str, patch: int) -> str:
+    """Returns a model's name for people: "ViT-B/16"."""
+    if family == "smollm2":
+        return f"{LANGUAGE_MODELS[size]}, {patch} tokens"
+    return f"{FAMILIES[family]}-{size}/{patch}"
+
+
 def abstract_batch(family: str, batch_size: int, image_size: int, length: int = 64) -> Batch:
     """Shapes of a batch; MAE's has the random key by which patches are masked."""
+    if family == "smollm2":
+        return {"text_tokens": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
     batch = {"image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)}
     if family == "vit":
         batch["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
@@ -115,9 +142,21 @@ def abstract_batch(family: str, batch_size: int, image_size: int, length: int = 
     return batch
 
 
-def ours(family: str, size: str, patch: int, image_size: int) -> tuple[Callable[..., Any], Loss]:
-    """Returns our model's init(rng, batch) and its loss."""
-    fields = {"dtype": jnp.bfloat16, "scan": False}
+def ours(
+    family: str, size: str, patch: int, image_size: int, *, scan: bool = False, remat: str = "none"
+) -> tuple[Callable[..., Any], Loss]:
+    """Returns our model's init(rng, batch) and its loss; scan, remat: see `nn.stack.apply_blocks`."""
+    fields = {"dtype": jnp.bfloat16, "scan": scan, "remat": remat}
+    if family == "smollm2":
+        decoder = models.build("decoder", variant=LANGUAGE_MODELS[size], **fields)
+
+        def loss(variables: Any, batch: Mapping[str, Array]) -> Array:
+            """All logits at once: what is in chunks is a loop, whose cycles are not among the entry's."""
+            logits = decoder.apply(variables, batch["text_tokens"], train=True).logits.astype(jnp.float32)
+            labels = batch["text_tokens"][:, 1:]
+            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels).mean()
+
+        return lambda rng, batch: decoder.init(rng, batch["text_tokens"]), loss
     vit = {**SIZES[size], "patch_size": patch, "image_size": image_size, "activation": "gelu_tanh"}
     if family == "vit":
         model = models.build("vit", **vit, **fields, num_classes=CLASSES)
@@ -150,8 +189,16 @@ def plain(family: str, size: str, patch: int) -> tuple[Callable[..., Any], Loss]
         "vit": lambda: plain_models.ViT(SIZES[size], patch, CLASSES),
         "mae": lambda: plain_models.MAE(SIZES[size], patch, DECODER),
         "siglip": lambda: plain_models.SigLIP(SIZES[size], patch, vocab_size=32_000),
+        "smollm2": lambda: plain_language_model(LANGUAGE_MODELS[size]),
     }[family]()
     return model.init, model.apply
+
+
+def plain_language_model(variant: str) -> plain_models.LLaMA:
+    """Returns a plain model of a published one's sizes."""
+    sizes = ("width", "depth", "heads", "kv_heads", "mlp_width", "vocab_size")
+    fields = {name: getattr(models.build("decoder", variant=variant), name) for name in sizes}
+    return plain_models.LLaMA(**fields | {"kv_heads": fields["kv_heads"] or fields["heads"]})
 
 
 def measure(init: Callable[..., Any], loss: Loss, batch: Batch, device: Any) -> Compiled:
