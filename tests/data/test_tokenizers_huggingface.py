@@ -98,3 +98,17 @@ def test_a_template_of_two_tokens_is_refused(folders, tmp_path):
     model.save(str(tmp_path / "two.json"))
     with pytest.raises(ConfigError, match="adds <s>, <e> to a text; only one token at either end"):
         tokenizers.open(f"hf:{tmp_path / 'two.json'}", 8, pad_id=0)
+
+
+def test_tokens_that_are_added_come_behind_the_vocabulary():
+    """The first two that it lacks have the next ids, whatever the text around them; one that it has keeps its own."""
+    plain = tokenizers.open("emoji")
+    more = tokenizers.open("emoji", 40, added="<image> <eos> <row_1_col_1>")
+    assert more.vocab_size == plain.vocab_size + 2 and more.token_id("<eos>") == plain.eos_id
+    image, row = plain.vocab_size, plain.vocab_size + 1
+    ids = more.pieces("cat<image><image> <row_1_col_1>face").ids
+    cat, face = plain.pieces("cat").ids, plain.pieces("face").ids
+    assert [i for i in ids if i >= plain.vocab_size] == [image, image, row] and ids[: len(cat)] == cat
+    assert ids[-len(face) :] == face and plain.pieces("<image>").ids != [image]
+    with pytest.raises(ConfigError, match=r"tokenizer\.added: '<image>': this kind takes no more tokens"):
+        tokenizers.open("clip", added="<image>")

@@ -144,8 +144,9 @@ def _inputs(name: str, fields: dict) -> tuple:
         mask = jnp.ones((B, length), bool).at[1, -1].set(False)
         return tokens, mask
     if name == "vlm":
-        patch = image.get("patch_size", 14)
-        count = models.build(name, **fields).connector.count((height // patch, width // patch))
+        model = models.build(name, **fields)
+        p, q = model.image.patch or (14, 14)
+        count = model.connector.count((height // p, width // q))
         return images[:, None], jnp.concatenate([tokens, jnp.full((B, count), fields["image_token"]), tokens], axis=1)
     return (images, tokens) if text is not fields else (images,)
 

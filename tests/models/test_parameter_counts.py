@@ -114,3 +114,24 @@ def test_qformer(vision, parameters):
     model, queries = QFormer(**BASE), 32 * 768
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 257, vision), jnp.float32))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) - queries == parameters
+
+
+@pytest.mark.parametrize(
+    "variant, side, parameters",
+    [
+        ("PaliGemma-3B-224", 224, 2_923_466_480),
+        ("nanoVLM-222M", 224, 222_081_600),
+        ("nanoVLM-228M", 512, 228_063_936),
+        ("Idefics3-8B", 364, 8_462_086_384),
+        ("LLaVA-NeXT-Vicuna-7B", 336, 7_063_431_168),
+        ("LLaVA-NeXT-Mistral-7B", 336, 7_566_747_648),
+        ("Qwen2-VL-2B", 28, 2_208_985_600),
+        ("Qwen2-VL-7B", 28, 8_291_375_616),
+    ],
+)
+def test_vlms_that_put_images_among_texts(variant, side, parameters):
+    """nanoVLM's are published; the others are those of the classes of `transformers` at the published sizes."""
+    model = models.build("vlm", variant=variant)
+    image, text = jnp.zeros((1, 1, side, side, 3)), jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda key: model.init(key, image, text, image_index=text - 1), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == parameters

@@ -17,8 +17,9 @@ FROM_OTHERS = {
     "num_key_value_heads": lambda theirs: theirs.num_attention_heads,
     "head_dim": lambda theirs: theirs.hidden_size // theirs.num_attention_heads,
 }
-NOT_THEIRS = {"open_flamingo"}  # formats of others, whose config.json says the same of their parts
-UNUSED = {("qwen2", "sliding_window"), ("qwen3", "sliding_window")}  # None in a config that does not use them
+NOT_THEIRS = {"open_flamingo", "nanovlm"}  # formats of others, whose config.json says the same of their parts
+# None in a config that does not use them.
+UNUSED = {(kind, "sliding_window") for kind in ("qwen2", "qwen3", "qwen2_vl_text")}
 
 
 def plain(value):

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-Array = Any  # of NumPy or JAX, the same for all arguments
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any  # of NumPy, or if one is of JAX, of JAX
 
 
 def multimodal_positions(real: Array, image_index: Array, grids: Array, times: Array, rows: int) -> Array:
-    """Positions (t, h, w) int32 [B, L, 3] of text tokens and image tokens; (0, 0, 0) at padding.
+    """Positions (t, h, w) int32 [B, L, 3] of text tokens and image tokens; of other places, that of what came before.
 
     Text counts on by one, alike on all axes. An image's tokens begin at the next number p: the token in row r and
     column c of its grid has (p + t, p + r, p + c), and the text behind it goes on at p + max(h, w). The slices of a
@@ -19,7 +22,8 @@ def multimodal_positions(real: Array, image_index: Array, grids: Array, times: A
       times [B, I]: t, the number of a slice in its video; 0 of images.
       rows: tokens that each image has room for.
     """
-    xp = image_index.__array_namespace__()
+    given = (real, image_index, grids, times)
+    xp = np if all(isinstance(each, np.ndarray) for each in given) else jnp
     real, grids, times = real.astype(bool), xp.maximum(grids, 1), times.astype(xp.int32)
     is_image = (image_index >= 0) & real
     index = xp.where(is_image, image_index, 0)
@@ -31,5 +35,5 @@ def multimodal_positions(real: Array, image_index: Array, grids: Array, times: A
     steps = xp.where(is_image, xp.where(begins, largest, 0), real)
     reached = xp.cumsum(steps.astype(xp.int32), axis=1)
     in_image = xp.stack([time, within // width, within % width], axis=-1) + (reached - largest)[..., None]
-    in_text = xp.where(real, reached - 1, 0)[..., None]
+    in_text = xp.maximum(reached - 1, 0)[..., None]
     return xp.where(is_image[..., None], in_image, in_text).astype(xp.int32)

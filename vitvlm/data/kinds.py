@@ -23,6 +23,8 @@ IMAGES = ("image", "images", "video")
 MOVED = ("boxes", "points", "masks", "relations")
 KINDS = (*IMAGES, *MOVED, "text", "texts", "array")
 LEFT_RIGHT = (("left", "right"),)
+# Arrays with a row for each of `images` beside them, see `operations.patches.merge_patches`.
+OF_EACH_IMAGE = ("images_patch_mask", "images_patch_grid", "image_times")
 
 
 @dataclasses.dataclass(frozen=True)

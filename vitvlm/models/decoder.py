@@ -213,6 +213,11 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         )
 
     @property
+    def position_axes(self) -> int:
+        """Number of axes of its positions, see `nn.rope.Rope.axes`."""
+        return 1 if self.positions != "rotary" or self.rope.axes is None else max(self.rope.axes) + 1
+
+    @property
     def embedding_width(self) -> int:
         """E: width of the embeddings that the call takes."""
         return self.embed_width or self.width

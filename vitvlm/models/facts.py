@@ -18,6 +18,7 @@ class ModelFacts:
       has_text_tower, has_decoder: whether it embeds texts (`encode_text`), and writes them (`decode`).
       sees_images: whether its language call takes images among the text, see `models.vlm.VLM`.
       reads: fields of a batch that its language call takes by keyword, besides the tokens and images.
+      position_axes: of the positions that its language call takes: 1, or for positions of time, row and column 3.
       prefix_lm: whether what is not learned of a text, the prompt, is read both ways, not only by what follows it.
       writes: how it writes texts, see `generation.models`: "continuation" of a prompt, or an "answer" to one that it
         encodes; None if it does not.
@@ -31,6 +32,7 @@ class ModelFacts:
     has_decoder: bool = False
     sees_images: bool = False
     reads: tuple[str, ...] = ()
+    position_axes: int = 1
     prefix_lm: bool = False
     writes: str | None = None
     has_cls: bool = False

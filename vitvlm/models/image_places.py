@@ -4,15 +4,68 @@ An index [B, L] says which of a text's image tokens, those of all its images one
 -1 where a token of the text does. Rows behind those of the images are vectors of the model's own.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vitvlm.models.outputs import EncoderOutput
+from vitvlm.nn.patches import Patches
 
-def in_order(text_tokens: Int[Array, "B L"], image_token: int) -> Int[Array, "B L"]:
-    """Index by which the image tokens stand, in their order, wherever a text has the token of an image."""
+Images = Float[Array, "B I H W C"] | Float[Array, "B H W C"] | Patches
+
+
+def by_text(images: Images, text_tokens: Int[Array, "B L"] | None) -> Float[Array, "B I H W C"] | Patches:
+    """Returns images with those of a text together, [B, I, …]. Raises ValueError for other shapes and numbers."""
+    pixels, dims = (images.pixels, 3) if isinstance(images, Patches) else (images, 4)
+    if pixels.ndim == dims:
+        return by_text(jax.tree.map(lambda leaf: leaf[:, None], images), text_tokens)
+    if pixels.ndim != dims + 1:
+        found = list(pixels.shape)
+        raise ValueError(f"images must be [B, I, H, W, C], I to each text, or [B, H, W, C], or Patches; got {found}")
+    if text_tokens is None or len(pixels) != len(text_tokens):
+        count = "no" if text_tokens is None else len(text_tokens)
+        raise ValueError(f"images of {len(pixels)} texts, and {count} texts: give both for each")
+    return images
+
+
+def in_order(
+    text_tokens: Int[Array, "B L"], image_token: int, real: Bool[Array, "B R"] | None = None
+) -> Int[Array, "B L"]:
+    """Index by which the image tokens stand, in their order, wherever a text has the token of an image.
+
+    Args:
+      real: True at rows that are an image's, no padding of one that is smaller than others; None: all are.
+    """
     here = text_tokens == image_token
-    return jnp.where(here, jnp.cumsum(here, axis=1) - 1, -1)
+    number = jnp.cumsum(here, axis=1) - 1
+    if real is not None:
+        R = real.shape[1]
+        order = jnp.argsort(~real, axis=1, stable=True)
+        number = jnp.where(number < real.sum(axis=1, keepdims=True), number, R)
+        order = jnp.pad(order, [(0, 0), (0, 1)], constant_values=R)
+        number = jnp.take_along_axis(order, jnp.clip(number, 0, R), axis=1)
+    return jnp.where(here, number, -1)
+
+
+def rows_of(encoded: EncoderOutput, image_tokens: Float[Array, "B I M D"]) -> Bool[Array, "B R"] | None:
+    """True at rows of a text's image tokens that are no padding of an image smaller than others; None: all are."""
+    B, _, M, _ = image_tokens.shape
+    return encoded.mask.reshape(B, -1) if encoded.mask is not None and encoded.mask.shape[1] == M else None
+
+
+def grids_of(encoded: EncoderOutput, image_tokens: Float[Array, "B I M D"]) -> Int[Array, "B I 2"]:
+    """Rows and columns of each image's M tokens, behind a connector that may have made squares of tokens one.
+
+    Of a connector that keeps no grid, such as queries, the tokens of an image are one row.
+    """
+    B, count, M, _ = image_tokens.shape
+    if encoded.grids is not None and encoded.tokens.shape[1] == M:
+        return encoded.grids.reshape(B, count, 2)
+    (h, w), factor = encoded.grid, math.isqrt(max(encoded.grid[0] * encoded.grid[1] // M, 1))
+    kept = h % factor == w % factor == 0 and h * w == factor**2 * M
+    return jnp.broadcast_to(jnp.array((h // factor, w // factor) if kept else (1, M)), (B, count, 2))
 
 
 def put(rows: Float[Array, "B R D"], texts: Float[Array, "B L D"], index: Int[Array, "B L"]) -> Float[Array, "B L D"]:

@@ -108,6 +108,7 @@ class NaFlex(Transformer, ModelFacts, kw_only=True):
             hidden=stacked.hidden,
             attention=stacked.weights(),
             mask=None if alike else real,
+            grids=None if alike else patches.grids,
         )
 
     def _check(self) -> None:

@@ -29,6 +29,7 @@ class EncoderOutput:
       attention [depth, B, K, R + N, R + N]: weights of each block; a tuple for a hierarchical encoder, of
         [B * windows, K, T, T] if each window of T tokens looks at itself only; None unless captured.
       mask [B, N]: True at tokens of the image, where the images of a batch have shapes of their own; None: all are.
+      grids [B, 2]: rows and columns of each image's tokens, where they have shapes of their own; None: all have `grid`.
       cls_logits, distillation_logits [B, S]: of a DeiT's two heads, whose mean `logits` is; None for other models.
     """
 
@@ -41,6 +42,7 @@ class EncoderOutput:
     hidden: Float[Array, "layers B M D"] | Pyramid | None = None
     attention: Float[Array, "depth B K M M"] | tuple[Float[Array, "_ _K _T _T"], ...] | None = None
     mask: Bool[Array, "B N"] | None = None
+    grids: Int[Array, "B 2"] | None = None
     cls_logits: Float[Array, "B S"] | None = None
     distillation_logits: Float[Array, "B S"] | None = None
 

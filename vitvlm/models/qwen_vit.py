@@ -75,7 +75,7 @@ class QwenViT(Transformer, ModelFacts, kw_only=True):
 
         Patches come merge by merge: the merge^2 patches that become a token follow each other, row by row, and so do
         these groups (`data.operations.tiling` cuts them so); in a patch, frames come before channels. The output's
-        grid is (1, N) for them, and its `mask` marks the real tokens. `hidden` and `attention` are of patches, before
+        grid is (1, N) for them, and its `mask` marks the real tokens; `hidden` and `attention` are of patches, before
         the merge, in the order of the input. In training, rng "dropout" is used if any dropout or drop path is on.
 
         Raises ValueError if merge x merge patches do not divide the images, or their channels are neither C nor
@@ -116,6 +116,7 @@ class QwenViT(Transformer, ModelFacts, kw_only=True):
             hidden=stacked.hidden,
             attention=stacked.weights(),
             mask=mask,
+            grids=None if real is None else images.grids // m,
         )
 
     def _framed(self, pixels: Float[Array, "B N PPC"]) -> Float[Array, "B N PPTC"]:

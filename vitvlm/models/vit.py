@@ -51,7 +51,8 @@ class ViT(Transformer, ModelFacts, kw_only=True):
       cls_token: by default there is a CLS token exactly if it is pooled.
       distillation: whether a distillation token follows CLS, and a head of its own if there are classes: `logits` is
         the mean of both heads (Touvron et al. 2021, section 3). distillation_head: False leaves out that head.
-      positions: "learned", "sincos" or "none"; position_antialias: whether resampling them has antialias.
+      positions: "learned", "sincos" or "none"; position_antialias: whether resampling them has antialias;
+        position_buckets: whether they are not mixed for another grid, but each taken from the table (Idefics3).
       position_grid: (h, w) of the table of positions; by default that of image_size in patches.
       special_positions: whether CLS and the distillation token have positions too.
       registers: R, learned tokens without position, dropped from `tokens` (Darcet et al. 2024).
@@ -89,6 +90,7 @@ class ViT(Transformer, ModelFacts, kw_only=True):
     distillation_head: bool = True
     positions: str = "learned"
     position_antialias: bool = False
+    position_buckets: bool = False
     position_grid: Pair | None = None
     special_positions: bool = True
     registers: int = 0
@@ -220,6 +222,7 @@ class ViT(Transformer, ModelFacts, kw_only=True):
                 D,
                 self.placed,
                 self.position_antialias,
+                self.position_buckets,
                 param_dtype=self.param_dtype,
                 name="positions",
             )

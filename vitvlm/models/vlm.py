@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.mrope import multimodal_positions
 from vitvlm.models import image_places
 from vitvlm.models.connectors import Connector, ConnectorOutput
 from vitvlm.models.facts import ModelFacts
@@ -17,6 +18,7 @@ from vitvlm.models.language import Cache, count_positions, extent
 from vitvlm.models.outputs import EncoderOutput, VLMOutput
 from vitvlm.models.two_towers import by_part
 from vitvlm.nn.calls import check_capture
+from vitvlm.nn.patches import Patches
 from vitvlm.nn.pyramids import ScaleTokens
 from vitvlm.nn.roles import Role, Roles, under
 
@@ -64,12 +66,13 @@ class VLM(nn.Module, ModelFacts):
 
     def __call__(
         self,
-        images: Float[Array, "B I H W C"] | Float[Array, "B H W C"] | None = None,
+        images: image_places.Images | None = None,
         text_tokens: Int[Array, "B L"] | None = None,
         mask: Shaped[Array, "B S"] | None = None,
         *,
         image_mask: Shaped[Array, "B I"] | None = None,
         image_index: Int[Array, "B L"] | None = None,
+        image_times: Int[Array, "B I"] | None = None,
         positions: Int[Array, "B L *axes"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
@@ -80,16 +83,18 @@ class VLM(nn.Module, ModelFacts):
         """Reads texts with images among them, or goes on with texts.
 
         Args:
-          images: I of each text, or one; a connector may take them for the frames of videos. None: texts alone, or a
-            cache that has seen the images.
+          images: I of each text, or one, of shapes of their own as `Patches` with leaves [B, I, …] or [B, …]; a
+            connector may take them for the frames of videos. None: texts alone, or a cache that has seen the images.
           text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does, as
-            where an image's marker does in "cross" fusion, which is `image_token` if there is such.
+            where an image's marker does in "cross" fusion, which is `image_token` if there is such. Positions of
+            several axes are by default those of `core.mrope`.
           image_mask [B, I]: 1 or True where there is an image; all are by default. Nothing looks at the tokens of
             others, what follows is predicted from the token before them, and positions do not count them (those of
             several axes stay as they are given).
           image_index [B, L]: which row stands at each place of the text, -1 where its own token does. A text's rows are
             the M tokens of its first image, then those of its second, …, then the model's own. By default image tokens
             stand in their order at the places of `image_token`. A row that is not there is NaN.
+          image_times [B, I]: of slices of a video that are images here, their number in it; 0 by default.
           capture: any of "hidden" and "attention", of each part that has it.
           perturb: by "image", "connector" and "text", that of the parts.
           given: what the connector reads (`Connector.reads`), and other arguments of the language model's call:
@@ -108,12 +113,15 @@ class VLM(nn.Module, ModelFacts):
             if self.connector.fusion == "cross" and not jax.tree.leaves((cache or {}).get("cross")):
                 given["context"] = jnp.zeros((len(text_tokens), 0, 1), self.dtype)  # nothing to look at
             return VLMOutput(**vars(self.text(text_tokens, mask, **_not_none(positions=positions), **given)))
-        images = _by_text(images, text_tokens)
-        there = jnp.ones(images.shape[:2], bool) if image_mask is None else image_mask.astype(bool)
+        images = image_places.by_text(images, text_tokens)
+        lead = jax.tree.leaves(images)[0].shape[:2]
+        there = jnp.ones(lead, bool) if image_mask is None else image_mask.astype(bool)
         encoded, connected, image_tokens = self._connect(images, there, train, capture, perturb, reads)
         there = there.reshape(*image_tokens.shape[:2], -1).any(axis=2)  # of videos, if one of their frames is
         if image_index is None and self.image_token is not None:
-            image_index = image_places.in_order(text_tokens, self.image_token)
+            image_index = image_places.in_order(
+                text_tokens, self.image_token, image_places.rows_of(encoded, image_tokens)
+            )
         if self.connector.fusion == "cross":
             allowed = _allowed(given.get("attention_mask"), given.get("text_segments"))
             given |= self._context(image_tokens, there, image_index, mask, allowed, cache)
@@ -132,7 +140,9 @@ class VLM(nn.Module, ModelFacts):
                 text_tokens, image_index, visible, call = found
                 given |= call
             embeddings = self._among(text_tokens, image_tokens, image_index)
-            mask, positions, following = self._placed(mask, positions, visible, cache, text_tokens)
+            times = jnp.zeros(image_tokens.shape[:2], jnp.int32) if image_times is None else image_times
+            shapes = image_index, image_places.grids_of(encoded, image_tokens), times, image_tokens.shape[2]
+            mask, positions, following = self._placed(mask, positions, visible, cache, text_tokens, shapes)
             output = self.text(mask=mask, embeddings=embeddings, **_not_none(positions=positions), **given)
         return VLMOutput(
             **vars(output),
@@ -144,10 +154,10 @@ class VLM(nn.Module, ModelFacts):
         )
 
     def encode_images(
-        self, images: Float[Array, "B I H W C"], *, train: bool = False, **reads: Array
+        self, images: Float[Array, "B I H W C"] | Patches, *, train: bool = False, **reads: Array
     ) -> Float[Array, "B I M D"]:
         """Returns the image tokens alone; `reads` is what the connector reads besides."""
-        there = jnp.ones(images.shape[:2], bool)
+        there = jnp.ones(jax.tree.leaves(images)[0].shape[:2], bool)
         return self._connect(images, there, train, (), by_part(None, PARTS), reads)[2]
 
     def empty_cache(self, batch: int, room: int, *how: Any, **fields: Any) -> Cache:
@@ -169,8 +179,8 @@ class VLM(nn.Module, ModelFacts):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of what the connector reads besides the images."""
-        return self.connector.reads
+        """Names of what it and the connector read besides the images."""
+        return ("image_times",) * (self.text.position_axes > 1) + self.connector.reads
 
     @property
     def vocab_size(self) -> int:
@@ -207,7 +217,7 @@ class VLM(nn.Module, ModelFacts):
 
     def _connect(
         self,
-        images: Float[Array, "B I H W C"],
+        images: Float[Array, "B I H W C"] | Patches,
         there: Bool[Array, "B I"],
         train: bool,
         capture: Collection[str],
@@ -215,7 +225,7 @@ class VLM(nn.Module, ModelFacts):
         reads: Mapping[str, Array],
     ) -> tuple[EncoderOutput, ConnectorOutput, Float[Array, "B V M D"]]:
         """Encodes images and connects their features, those of a video's frames together; with the tokens by text."""
-        (B, count), frames = images.shape[:2], self.connector.frames
+        (B, count), frames = there.shape, self.connector.frames
         if count % frames:
             raise config.ConfigError(f"model.connector.frames: {frames} do not divide the {count} images of a text")
         layers = any(isinstance(each, int) for each in self.features)
@@ -223,7 +233,7 @@ class VLM(nn.Module, ModelFacts):
         kept = tuple(name for name in self.image.captures if name in wanted)
         if layers and "hidden" not in kept:
             self._no_layers()
-        flat = images.reshape(-1, *images.shape[2:])
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images)
         encoded = self.image(flat, train=train, **_if_any(capture=kept), **perturb["image"])
         features, mask = self._features(encoded), encoded.mask
         if frames > 1:
@@ -314,8 +324,13 @@ class VLM(nn.Module, ModelFacts):
         visible: Bool[Array, "B L"] | None,
         cache: Cache | None,
         text_tokens: Int[Array, "B L"],
+        images: tuple[Int[Array, "B L"], Int[Array, "B I 2"], Int[Array, "B I"], int] | None = None,
     ) -> tuple[Bool[Array, "B S"] | None, Int[Array, "B L *axes"] | None, Int[Array, "B"] | None]:
-        """Returns the mask and the positions without what is not visible, and the position behind each text."""
+        """Returns the mask and the positions without what is not visible, and the position behind each text.
+
+        Args:
+          images: where image tokens stand, the grids and times of the images, and M, for positions of several axes.
+        """
         B, L = text_tokens.shape
         if self.text.writes == "answer":  # whose encoder reads the whole prompt at once, by distances
             return _both(mask, visible), positions, None
@@ -325,11 +340,13 @@ class VLM(nn.Module, ModelFacts):
                 raise ValueError("image_mask with a cache of local layers alone: give the mask of all places too")
             visible = jax.lax.dynamic_update_slice(jnp.ones((B, room), bool), visible, (0, before))
         mask, places = _both(mask, visible), before + jnp.arange(L)
-        if positions is None:
+        real = jnp.ones((B, L), bool) if mask is None else jnp.take(mask, places, axis=1, mode="clip")
+        if positions is None and self.text.position_axes > 1 and images is not None:
+            positions = multimodal_positions(real, *images)
+        elif positions is None:
             positions = count_positions(mask, places, B)
         elif visible is not None and positions.ndim == 2:
             positions = image_places.positions_without(positions, jnp.take(visible, places, axis=1))
-        real = jnp.ones((B, L), bool) if mask is None else jnp.take(mask, places, axis=1, mode="clip")
         highest = positions if positions.ndim == 2 else positions.max(axis=-1)
         return mask, positions, jnp.max(jnp.where(real, highest, -1), axis=1) + 1
 
@@ -354,17 +371,6 @@ class VLM(nn.Module, ModelFacts):
             raise config.ConfigError(
                 f"model.text: a {type(self.text).__name__} writes no text; take decoder or another language model"
             )
-
-
-def _by_text(images: Array, text_tokens: Int[Array, "B L"] | None) -> Float[Array, "B I H W C"]:
-    if images.ndim == 4:
-        images = images[:, None]
-    if images.ndim != 5:
-        raise ValueError(f"images must be [B, I, H, W, C], I to each text, or [B, H, W, C]; got {list(images.shape)}")
-    if text_tokens is None or len(images) != len(text_tokens):
-        count = "no" if text_tokens is None else len(text_tokens)
-        raise ValueError(f"images of {len(images)} texts, and {count} texts: give both for each")
-    return images
 
 
 def _both(mask: Shaped[Array, "B S"] | None, visible: Bool[Array, "B S"] | None) -> Bool[Array, "B S"] | None:

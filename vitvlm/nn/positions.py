@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vitvlm.nn.patches import Pair
-from vitvlm.nn.resampling import cubic_weights, resample
+from vitvlm.nn.resampling import bucket_weights, cubic_weights, resample
 from vitvlm.nn.roles import Role, Roles
 
 
@@ -18,7 +18,8 @@ class PositionTable(nn.Module):
     """One vector per patch of a grid, and one per token before them: learned, or the fixed sin-cos table.
 
     Fields:
-      grid: (h, w) of the table; another grid is served by bicubic resampling, with `antialias` or without.
+      grid: (h, w) of the table; another grid is served by bicubic resampling, with `antialias` or without, or with
+        `buckets` by the vector of the part of the table that a place begins in.
       prefix: names of the R tokens before the patches that have a place, such as ("cls",). Their learned positions are
         parameters of these names; their sin-cos positions are zero.
     """
@@ -33,6 +34,7 @@ class PositionTable(nn.Module):
     width: int
     prefix: tuple[str, ...] = ()
     antialias: bool = False
+    buckets: bool = False
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -46,7 +48,7 @@ class PositionTable(nn.Module):
         else:
             table = jnp.asarray(sincos_grid(self.grid, self.width))
             before = jnp.zeros((len(self.prefix), self.width), table.dtype)
-        return resample_grid(table, grid, self.antialias).reshape(-1, self.width), before
+        return resample_grid(table, grid, self.antialias, self.buckets).reshape(-1, self.width), before
 
 
 class FlexiblePositions(nn.Module):
@@ -113,15 +115,19 @@ def _linear_weights(places: Int[Array, "B N"], size: int, new_sizes: Int[Array, 
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def resample_grid(table: Float[Array, "h w D"], grid: Pair, antialias: bool = False) -> Float[Array, "h2 w2 D"]:
+def resample_grid(
+    table: Float[Array, "h w D"], grid: Pair, antialias: bool = False, buckets: bool = False
+) -> Float[Array, "h2 w2 D"]:
     """Bicubic resampling of a table of positions, equal to PyTorch's
     `interpolate(mode="bicubic", align_corners=False, antialias=antialias)`.
 
     Without antialias the cubic has a = -0.75 and four taps, and the border repeats; with it, a = -0.5, and the
-    support grows with the step when the table shrinks. `jax.image.resize` has neither of the two.
+    support grows with the step when the table shrinks. `jax.image.resize` has neither of the two. `buckets` is
+    `resampling.bucket_weights`.
     """
     h, w, _ = table.shape
     if (h, w) == grid:
         return table
-    rows, columns = (cubic_weights(n, m, antialias) for n, m in zip((h, w), grid))
+    sizes = zip((h, w), grid)
+    rows, columns = (bucket_weights(n, m) if buckets else cubic_weights(n, m, antialias) for n, m in sizes)
     return resample("Hh,Ww,hwD->HWD", rows, columns, table)

@@ -7,7 +7,8 @@ that vitvlm reads; the tests compare each default with the classes of `transform
 from collections.abc import Mapping
 from typing import Any
 
-from vitvlm.pretrained import language_defaults
+from vitvlm.pretrained import language_defaults, vlm_defaults
+from vitvlm.pretrained.tower_defaults import CLIP_TEXT, CLIP_VISION, SIGLIP2_VISION, SIGLIP_TEXT, SIGLIP_VISION
 
 Json = Mapping[str, Any]
 
@@ -100,21 +101,6 @@ ALIGN_VISION = {
 }
 EFFICIENTNET = ALIGN_VISION | {"dropout_rate": 0.5}
 
-CLIP_TOWER = {
-    "num_hidden_layers": 12,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-    "projection_dim": 512,
-}
-CLIP_VISION = CLIP_TOWER | {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-}
 IDEFICS_VISION = {
     "embed_dim": 768,
     "num_hidden_layers": 32,
@@ -151,30 +137,6 @@ IDEFICS = {
     "qk_layer_norms": False,
     "use_resampler": False,
     "tie_word_embeddings": False,
-}
-CLIP_TEXT = CLIP_TOWER | {
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "vocab_size": 49_408,
-    "max_position_embeddings": 77,
-    "eos_token_id": 49_407,
-}
-SIGLIP_TOWER = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-    "attention_dropout": 0.0,
-}
-SIGLIP_VISION = SIGLIP_TOWER | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
-SIGLIP2_VISION = SIGLIP_TOWER | {"num_channels": 3, "num_patches": 256, "patch_size": 16, "vision_use_head": True}
-SIGLIP_TEXT = SIGLIP_TOWER | {
-    "vocab_size": 32_000,
-    "max_position_embeddings": 64,
-    "projection_size": None,  # that is, hidden_size
 }
 BERT = {
     "vocab_size": 30_522,
@@ -285,10 +247,13 @@ DEFAULTS: Mapping[str, Json] = {
         "text_config": {"model_type": "llama"},
     },
     **language_defaults.DEFAULTS,
+    **vlm_defaults.DEFAULTS,
 }
 
 # Fields of old files that newer ones hold inside another.
 INSIDE = dict.fromkeys(("rope_theta", "rope_local_base_freq", "partial_rotary_factor"), "rope_parameters")
+
+FLAT = {"qwen2_vl"}  # whose old files have the fields of text_config among the rest
 
 
 def completed(model_type: str, source: Json) -> dict[str, Any]:
@@ -299,8 +264,7 @@ def completed(model_type: str, source: Json) -> dict[str, Any]:
     defaults = DEFAULTS[model_type]
     full = {**defaults, **source}
     for part in (name for name, value in defaults.items() if isinstance(value, Mapping)):
-        own = source.get(f"{part}_dict")
-        own = (source.get(part) or {}) if own is None else own
+        own = _own(model_type, source, part)
         full[part] = {**_of_part(defaults[part], own), **own}
     return full
 
@@ -311,12 +275,21 @@ def defaulted(model_type: str, source: Json) -> dict[str, Any]:
     flat = {name: value for name, value in defaults.items() if not isinstance(value, Mapping)}
     missing = {name: value for name, value in flat.items() if name not in source and INSIDE.get(name) not in source}
     for tower in defaults.keys() - flat.keys():
-        own = source.get(f"{tower}_dict")
-        own = (source.get(tower) or {}) if own is None else own
+        own = _own(model_type, source, tower)
         of_part = _of_part(defaults[tower], own)
         left = {name: value for name, value in of_part.items() if name not in own and INSIDE.get(name) not in own}
         missing |= {f"{tower}.{name}": value for name, value in left.items()}
     return missing
+
+
+def _own(model_type: str, source: Json, part: str) -> Json:
+    """Returns what the source says of a part: in a config of its own, or, of files without one, among the rest."""
+    own = source.get(f"{part}_dict")
+    own = source.get(part) if own is None else own
+    if own is None and part == "text_config" and model_type in FLAT:
+        names = (*DEFAULTS[model_type][part], "rope_scaling", *INSIDE.values(), "layer_types")
+        own = {name: source[name] for name in names if name in source and name != "model_type"}
+    return own or {}
 
 
 def _of_part(defaults: Json, own: Json) -> Json:

@@ -82,6 +82,26 @@ class Expressible:
                 yield f"{prefix}{name}", f"{prefix}{name} = {value!r}"
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf(Expressible):
+    """Names what several formats can say of one kind of module: what any one of them can.
+
+    Fields, besides those of `Expressible`, which are the first one's:
+      others: the other formats.
+    """
+
+    others: tuple[Expressible, ...] = ()
+
+    @classmethod
+    def of(cls, first: Expressible, *others: Expressible) -> "OneOf":
+        return cls(first.format, first.kind, first.fields, others)
+
+    def problems(self, model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Yields the problems of the format that has the fewest."""
+        found = [[*super().problems(model, prefix)], *([*each.problems(model, prefix)] for each in self.others)]
+        yield from min(found, key=len)
+
+
 def _acts_in_training_alone(path: str) -> bool:
     return path.rpartition(".")[2] in IN_TRAINING
 

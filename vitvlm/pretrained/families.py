@@ -23,7 +23,8 @@ from vitvlm.pretrained.expressible import Expressible
 from vitvlm.pretrained.tables import Row, Table
 
 Json = Mapping[str, Any]
-Inputs = tuple[jax.ShapeDtypeStruct, ...]  # of one example, as the model is called
+# Of one example, as the model is called: by place, or by keyword.
+Inputs = tuple[jax.ShapeDtypeStruct, ...] | Mapping[str, jax.ShapeDtypeStruct]
 
 
 def image_inputs(image_size: int | Pair, channels: int) -> Inputs:
@@ -59,6 +60,9 @@ class Family:
       texts: reader of the tokenizer's files beside the weights, see `pretrained.texts`; None for a model without texts.
       read_beside: (folder, requested fields) -> fields that files other than config.json hold.
       write_beside: writes these files for a model.
+      recognises: tells whether a config.json that says neither architectures nor model_type is of this family.
+      own_operations: config.json -> how pixels are made, for folders that have no file of a preprocessor.
+      plain_config: whether config.json has the family's own fields alone, and nothing that `transformers` adds.
     """
 
     model: str
@@ -74,6 +78,9 @@ class Family:
     read_beside: Callable[[Path, Mapping[str, Any]], dict[str, Any]] = lambda folder, fields: {}
     write_beside: Callable[[Any, Path], None] = lambda model, folder: None
     expressible: Expressible | None = None
+    recognises: Callable[[Json], bool] = lambda source: False
+    own_operations: Callable[[Json], str] | None = None
+    plain_config: bool = False
 
     def __post_init__(self):
         if (self.config is None) != (self.expressible is None):
@@ -174,7 +181,8 @@ def _shapes(model: nn.Module, inputs: Inputs) -> tuple[dict[str, tuple[int, ...]
     """Shapes of the model's variables by path, those of scanned blocks as a loop has them, and the stacks' periods."""
     rngs = {name: jax.random.key(0) for name in ("params", "mask")}
     shapes: dict[str, tuple[int, ...]] = {}
-    leaves = paths.flatten(jax.eval_shape(model.init, rngs, *inputs))
+    by_place, named = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    leaves = paths.flatten(jax.eval_shape(model.init, rngs, *by_place, **named))
     of_stacks = periods(leaves)
     for path, leaf in leaves.items():
         if is_scanned(path):

@@ -29,12 +29,17 @@ from vitvlm.pretrained import (
     gpt2,
     hub_names,
     idefics,
+    idefics3,
     llama,
+    llava_next,
     mae,
+    nanovlm,
     open_flamingo,
     opt,
+    paligemma,
     phi,
     preprocessing,
+    qwen2_vl,
     resnet,
     siglip,
     siglip2,
@@ -51,6 +56,7 @@ from vitvlm.pretrained.tensors import open_folder, read_json, write_folder
 from vitvlm.pretrained.wrappers import unwrap
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
+OF_TRANSFORMERS = ("architectures", "model_type", "dtype")  # entries of a config.json that it reads itself
 GENERATION = "generation_config.json"  # which tokens end a text, and how texts are drawn
 
 # By the architecture that config.json names.
@@ -76,6 +82,11 @@ FAMILIES: Mapping[str, Family] = {
     **phi.FAMILIES,
     **opt.FAMILIES,
     **gpt2.FAMILIES,
+    **paligemma.FAMILIES,
+    **llava_next.FAMILIES,
+    **idefics3.FAMILIES,
+    **nanovlm.FAMILIES,
+    **qwen2_vl.FAMILIES,
 }
 
 
@@ -115,7 +126,7 @@ def open(folder: Path, tensors: Tensors | None = None, **fields: Any) -> Pretrai
     return Pretrained(
         model=model,
         variables=variables,
-        preprocessing=described and _operations(family, described, source, where),
+        preprocessing=_preprocessing(family, described, source, where),
         texts=_texts(family, model, folder),
         source={
             "path": str(folder),
@@ -141,6 +152,10 @@ def _architecture(source: Json, tensors: Tensors, config: Path) -> str:
         return name
     types = sorted({family.model_type for family in FAMILIES.values()})
     siblings = {each: family for each, family in FAMILIES.items() if family.model_type == model_type}
+    if name is None and model_type is None:
+        name = next((each for each, family in FAMILIES.items() if family.recognises(source)), None)
+        if name is not None:
+            return name
     if name is not None:
         hint = suggest(name, siblings) if siblings else f"model_type {model_type!r}; there is: {', '.join(types)}"
         raise WeightsError(f"{config}: architecture {name!r}; {hint}")
@@ -221,18 +236,26 @@ def save(loaded: Pretrained, folder: Path) -> None:
     config, tensors = take_apart({**own, **FAMILIES}, loaded.model, loaded.variables, "hf")
     dtype = jax.tree.leaves(loaded.variables["params"])[0].dtype
     config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
+    family = FAMILIES[config["architectures"][0]]
+    whole = {name: value for name, value in config.items() if not (family.plain_config and name in OF_TRANSFORMERS)}
     if loaded.class_names is not None:
         config |= class_names.labels(loaded.class_names)
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    FAMILIES[config["architectures"][0]].write_beside(loaded.model, folder)
+    (folder / CONFIG).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+    family.write_beside(loaded.model, folder)
     if described := _described_images(loaded, config):
         (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n")
     if generation := loaded.source.get("generation"):
         (folder / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
     if loaded.texts is not None:
         texts.copy_files(loaded.texts, folder)
+
+
+def _preprocessing(family: Family, described: Json | None, config: Json, where: str) -> str | None:
+    if described is None and family.own_operations is not None:
+        return family.own_operations(config_defaults.completed(family.model_type, config))
+    return described and _operations(family, described, config, where)
 
 
 def _operations(family: Family, described: Json, config: Json, where: str) -> str:
@@ -246,6 +269,8 @@ def _described_images(loaded: Pretrained, config: Json) -> dict[str, Any] | None
     if loaded.preprocessing is None:
         return None
     family = FAMILIES[config["architectures"][0]]
+    if _preprocessing(family, None, config, CONFIG) == loaded.preprocessing:
+        return None  # as config.json alone says
     if own := loaded.source.get("preprocessor"):
         try:
             if _operations(family, own, config, PREPROCESSOR) == loaded.preprocessing:

@@ -37,7 +37,11 @@ class ImageSteps:
 def take_apart(text: str) -> ImageSteps:
     """The steps on images of an operation string. Raises ConfigError that names an operation that is none of them."""
     found: dict[str, Operation] = {}
-    for operation in (each for each in operations.parse(text).operations if each.function.on_image):
+    for operation in operations.parse(text).operations:
+        if not operation.function.on_image:
+            if "image" in operation.reads and "images" in operation.writes:  # tiles
+                raise ConfigError(f"{operation.text} makes several images of one, which no file says")
+            continue
         name = operation.function.name
         kind = "resize" if name in _RESIZES else "crop" if name == "central_crop" else name
         if kind not in _ORDER or any(kind == each or _ORDER.index(kind) < _ORDER.index(each) for each in found):

@@ -5,7 +5,6 @@ image processor has it. Their processors that resize by Pillow are meant, by whi
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +12,23 @@ from typing import Any
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.families import Json
+from vitvlm.pretrained.image_settings import (
+    COMMON,
+    METHODS,
+    Processor,
+    is_side,
+    method_of,
+    normalization,
+    number_of,
+    resized,
+    sides_of,
+    size_of,
+)
 from vitvlm.pretrained.image_steps import near_misses, pair, take_apart
+from vitvlm.pretrained.tile_settings import TILING
 
 FILE = "preprocessor_config.json"
 NO_CONFIG: Json = MappingProxyType({})
-METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 BILINEAR, BICUBIC = 2, 3
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,40 +39,16 @@ HARMLESS = {
     *("model_input_names", "transformers_version", "use_fast", "do_reduce_labels", "reduce_labels"),
 }
 
-# Of every class; "size", "resample", "image_mean" and "image_std" are each one's own.
-COMMON = MappingProxyType(
-    {
-        "do_convert_rgb": None,  # `decode` always makes the channels that the model has
-        "do_resize": True,
-        "default_to_square": True,
-        "do_center_crop": False,
-        "crop_size": None,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "do_pad": False,
-        "pad_size": None,
-    }
-)
-
-
-def _resize(settings: Json, where: str) -> list[str]:
-    """Resizes to a square, to (height, width), or the shorter side to a length."""
-    size, method = _size(settings, where), _method(settings, where)
-    if "shortest_edge" in size:
-        return [f"resize_small({size['shortest_edge']}, {method!r})"]
-    return [f"resize({(size['height'], size['width'])}, {method!r})"]
-
 
 def _resize_and_crop(settings: Json, where: str) -> list[str]:
     """Resizes as ConvNext does: the centre of a larger image below 384 pixels, the whole image squeezed from there."""
-    size, method = _size(settings, where), _method(settings, where)
+    size, method = size_of(settings, where), method_of(settings, where)
     if "shortest_edge" not in size:
         raise WeightsError(f"{where}: size {size!r}; ConvNextImageProcessor needs a number or a shortest_edge")
     side = size["shortest_edge"]
     if side >= 384:
         return [f"resize({(side, side)}, {method!r})"]
-    larger = int(side / _number(settings, "crop_pct", where))
+    larger = int(side / number_of(settings, "crop_pct", where))
     if not larger:
         raise WeightsError(f"{where}: crop_pct {settings['crop_pct']!r} leaves no pixel of {side}")
     return [f"resize_small({larger}, {method!r})", _crop((side, side), padded=larger < side)]
@@ -69,35 +56,21 @@ def _resize_and_crop(settings: Json, where: str) -> list[str]:
 
 def _fit_patches(settings: Json, where: str) -> list[str]:
     """Resizes to whole patches, at most as many as the model takes; the `size` in the settings does not count."""
-    return [f"fit_patches({_patches(settings, where)}, {_method(settings, where)!r})"]
+    return [f"fit_patches({_patches(settings, where)}, {method_of(settings, where)!r})"]
 
 
 def _patches(settings: Json, where: str) -> str:
     numbers = [settings[key] for key in ("patch_size", "max_num_patches")]
-    if not all(map(_is_side, numbers)):
+    if not all(map(is_side, numbers)):
         raise WeightsError(f"{where}: patch_size, max_num_patches {numbers}; write two whole numbers above 0")
     return ", ".join(map(str, numbers))
-
-
-@dataclasses.dataclass(frozen=True)
-class Processor:
-    """A class of image processors.
-
-    Fields:
-      defaults: of all its settings; a key that is not here is unknown to the class.
-      resize: the settings and the file's name to the operations that resize; last: to those after all others.
-    """
-
-    defaults: Json
-    resize: Callable[[Json, str], list[str]] = _resize
-    last: Callable[[Json, str], list[str]] = lambda settings, where: []
 
 
 def _processor(
     size: Json,
     resample: int,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    resize: Callable[[Json, str], list[str]] = _resize,
+    resize: Callable[[Json, str], list[str]] = resized,
     **settings: Any,
 ) -> Processor:
     mean, std = statistics
@@ -137,6 +110,7 @@ PROCESSORS: Mapping[str, Processor] = {
         _processor(NO_CONFIG, BILINEAR, _HALF, _fit_patches, patch_size=16, max_num_patches=256),
         last=lambda settings, where: [f"patchify({_patches(settings, where)})"],
     ),
+    **TILING,
 }
 
 # The class of files that name none, by config.json's model_type.
@@ -156,6 +130,11 @@ BY_MODEL_TYPE = {
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "siglip2": "Siglip2ImageProcessor",
+    "paligemma": "SiglipImageProcessor",
+    "idefics3": "Idefics3ImageProcessor",
+    "smolvlm": "SmolVLMImageProcessor",
+    "llava_next": "LlavaNextImageProcessor",
+    "qwen2_vl": "Qwen2VLImageProcessor",
     "siglip2_vision_model": "Siglip2ImageProcessor",
 }
 
@@ -173,6 +152,8 @@ def operations(source: Json, channels: int, config: Json = NO_CONFIG, where: str
     """
     settings = complete(source, config, where)
     processor = PROCESSORS[processor_name(source, config, where)]
+    if processor.tiles is not None:
+        return processor.tiles(settings, channels, config, where)
     steps = [f"decode({channels})"]
     if settings["do_resize"]:
         steps += processor.resize(settings, where)
@@ -180,7 +161,7 @@ def operations(source: Json, channels: int, config: Json = NO_CONFIG, where: str
         if settings["crop_size"] is None:
             raise WeightsError(f"{where}: do_center_crop without a crop_size")
         steps.append(_central_crop(settings, where))
-    return "|".join([*steps, _normalize(settings, channels, where), *processor.last(settings, where)])
+    return "|".join([*steps, normalization(settings, channels, where), *processor.last(settings, where)])
 
 
 def processor_name(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> str:
@@ -222,7 +203,7 @@ def complete(source: Json, config: Json = NO_CONFIG, where: str = FILE) -> dict[
         if key in flags and not isinstance(value, bool):
             raise WeightsError(f"{where}: {key} = {value!r}; write true or false")
     settings = {**defaults, **given}
-    if settings["do_pad"]:
+    if settings["do_pad"] and PROCESSORS[name].tiles is None:
         raise WeightsError(f"{where}: do_pad to {settings['pad_size']!r}: images are not padded here")
     if settings.get("use_square_size"):
         settings["size"] = _square(defaults["size"]["shortest_edge"])
@@ -237,17 +218,23 @@ def described(text: str, config: Json) -> tuple[dict[str, Any], list[str]]:
 
     Raises ConfigError, with the reason, for operations that no image processor follows.
     """
+    for processor in PROCESSORS.values():
+        if (found := processor.described(text)) is not None:
+            return found, []
     steps = take_apart(text)
     name = BY_MODEL_TYPE.get(config.get("model_type"), "ViTImageProcessor")
     small = steps.resize is not None and steps.resize[0] == "resize_small"
     if small or steps.crop:  # in every release of `transformers`, one of these two does
         name = name if name == "BitImageProcessor" else "CLIPImageProcessor"
-    elif PROCESSORS[name].resize is not _resize:
+    elif PROCESSORS[name].resize is not resized:
         name = "ViTImageProcessor"
     found = {key: value for key, value in PROCESSORS[name].defaults.items() if value is not None}
     found |= {"image_processor_type": name, "do_resize": steps.resize is not None, "do_center_crop": bool(steps.crop)}
     found |= {"image_mean": list(steps.mean), "image_std": list(steps.std), "do_convert_rgb": steps.channels == 3}
     found |= {key: False for key in ("include_top", "rescale_offset") if key in found}
+    if config.get("model_type") == "paligemma":  # whose processor asks it for the number of image tokens
+        vision = config["vision_config"]
+        found["image_seq_length"] = (vision["image_size"] // vision["patch_size"]) ** 2
     if steps.resize is not None:
         operation, arguments = steps.resize
         if operation not in ("resize", "resize_small"):
@@ -267,37 +254,11 @@ def _square_or_not(size: int | tuple[int, int]) -> dict[str, int]:
     return {"height": height, "width": width}
 
 
-def _size(settings: Json, where: str) -> dict[str, int]:
-    """Returns {"shortest_edge"} or {"height", "width"}; the class's default_to_square decides for a bare number."""
-    size = settings["size"]
-    if isinstance(size, Mapping) and set(size) == {"shortest_edge"} and _is_side(size["shortest_edge"]):
-        return dict(size)
-    if _is_side(size) and not settings["default_to_square"]:
-        return {"shortest_edge": size}
-    height, width = _sides(size, "size", where)
-    return {"height": height, "width": width}
-
-
-def _sides(size: Any, name: str, where: str) -> tuple[int, int]:
-    """Returns (height, width); a single number is both."""
-    sides = (size, size) if _is_side(size) else size
-    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
-        sides = size["height"], size["width"]
-    if isinstance(sides, list | tuple) and len(sides) == 2 and all(map(_is_side, sides)):
-        return tuple(sides)
-    shortest = ", a shortest_edge" if name == "size" else ""
-    raise WeightsError(f"{where}: {name} {size!r}; write a number{shortest}, or height and width")
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _central_crop(settings: Json, where: str) -> str:
-    height, width = _sides(settings["crop_size"], "crop_size", where)
+    height, width = sides_of(settings["crop_size"], "crop_size", where)
     if not settings["do_resize"]:
         return _crop((height, width), padded=True)
-    size = _size(settings, where)
+    size = size_of(settings, where)
     least = (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
     return _crop((height, width), padded=least[0] < height or least[1] < width)
 
@@ -305,54 +266,3 @@ def _central_crop(settings: Json, where: str) -> str:
 def _crop(size: tuple[int, int], padded: bool) -> str:
     """The middle; if images may be smaller, they get a black border."""
     return f"central_crop({size}, 0)" if padded else f"central_crop({size})"
-
-
-def _method(settings: Json, where: str) -> str:
-    number = settings["resample"]
-    if number not in METHODS or isinstance(number, bool):
-        raise WeightsError(f"{where}: resample {number!r}; there is: {METHODS}")
-    return METHODS[number]
-
-
-def _normalize(settings: Json, channels: int, where: str) -> str:
-    """One mean and deviation per channel, of pixels in [0, 1], for all that is done to values.
-
-    With factor f, offset 1 or 0, mean m and deviation s, each from the file or without effect, a pixel p of 0 to 255
-    becomes (f p - offset - m) / s, which is (p / 255 - (m + offset) / (255 f)) / (s / (255 f)).
-    """
-    scales, normalizes = settings["do_rescale"], settings["do_normalize"]
-    again = settings.get("include_top", False)  # EfficientNet's classifiers divide by the deviation once more
-    factor = _number(settings, "rescale_factor", where) if scales else 1.0
-    offset = 1.0 if scales and settings.get("rescale_offset") else 0.0
-    mean = _per_channel(settings, "image_mean", channels, where) if normalizes else (0.0,)
-    deviation = _per_channel(settings, "image_std", channels, where) if normalizes or again else (1.0,)
-    std = deviation if normalizes else (1.0,) * len(deviation)
-    if again:
-        std = tuple(a * b for a, b in zip(std, deviation))
-    mean = tuple(mean) * (len(std) // len(mean))
-    if abs(255 * factor - 1) > 1e-9 or offset:
-        mean, std = (tuple(float(f"{x / (255 * factor):.9g}") for x in xs) for xs in ([m + offset for m in mean], std))
-    if mean == (0.0,) and std == (1.0,):
-        return "normalize('unit')"
-    if min(std) <= 0:
-        raise WeightsError(f"{where}: image_std {settings['image_std']!r} must be above 0")
-    return f"normalize({mean}, {std})"
-
-
-def _per_channel(settings: Json, key: str, channels: int, where: str) -> tuple[float, ...]:
-    value = settings[key]
-    values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
-    if len(values) != channels or not all(map(_is_number, values)):
-        raise WeightsError(f"{where}: {key} {value!r}; write a number, or one for each of {channels} channels")
-    return tuple(map(float, values))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _number(settings: Json, key: str, where: str) -> float:
-    value = settings[key]
-    if not _is_number(value) or value <= 0:
-        raise WeightsError(f"{where}: {key} {value!r}; write a number above 0")
-    return value

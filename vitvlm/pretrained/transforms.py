@@ -12,6 +12,7 @@ same = Transform(read=lambda x: (x,), write=lambda x: (x,))
 linear = Transform(read=lambda x: (x.T,), write=lambda x: (x.T,))  # [out, in], [in, out]
 token = Transform(read=lambda x: (x[0, 0],), write=lambda x: (x[None, None],))  # [1, 1, D], [D]
 tokens = Transform(read=lambda x: (x[0],), write=lambda x: (x[None],))  # [1, R, D], [R, D]
+token_row = Transform(read=lambda x: (x[None],), write=lambda x: (x[0],))  # [D], [1, D]
 scalar = Transform(read=lambda x: (x.reshape(()),), write=lambda x: (x[None],))  # [1], []
 pointwise = Transform(read=lambda x: (x[:, :, 0, 0].T,), write=lambda x: (x.T[:, :, None, None],))  # [out, in, 1, 1]
 conv = Transform(  # [out, in, h, w], [h, w, in, out]; of a depthwise one, in is 1 for both

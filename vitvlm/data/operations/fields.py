@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import suggest
-from vitvlm.data.kinds import LEFT_RIGHT, Field, Fields
+from vitvlm.data.kinds import LEFT_RIGHT, OF_EACH_IMAGE, Field, Fields
 from vitvlm.data.operations import tracing
 from vitvlm.data.operations.moving import visible
 from vitvlm.data.operations.parsing import example_operation
@@ -185,8 +185,9 @@ def drop_hidden(example: dict[str, Any], *names: str, min_visible: float = 0.0) 
 def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") -> dict[str, Any]:
     """Fills a field up to `size` rows of zeros: pad('boxes', 8), or pad('images', 4) for at most four images each.
 
-    FIELD_mask int32 [size] is 1 at rows of the example (of images, image_mask); FIELD_visible is filled up too. More
-    rows than `size` are an error; with surplus="first" the first ones are taken, and the others counted.
+    FIELD_mask int32 [size] is 1 at rows of the example (of images, image_mask); FIELD_visible is filled up too, and so
+    is what `merge_patches` makes beside images. More rows than `size` are an error; with surplus="first" the first ones
+    are taken, and the others counted.
     """
     if surplus not in ("first", "error") or size < 1:
         raise ValueError(f"surplus={surplus!r} is 'first' or 'error', and size={size} at least 1")
@@ -209,6 +210,10 @@ def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") 
     else:  # of what shape, other examples say
         whole = np.zeros(0, np.float32)
     new = {field: whole, mask_of(field): (np.arange(size) < len(rows)).astype(np.int32)}
+    for name in OF_EACH_IMAGE if field == "images" else ():
+        if name in example:
+            beside = np.asarray(example[name])[: len(rows)]
+            new[name] = np.pad(beside, [(0, size - len(beside)), *[(0, 0)] * (beside.ndim - 1)])
     if visible(field) in example:
         seen = np.asarray(example[visible(field)], np.float32)[:size]
         new[visible(field)] = np.pad(seen, (0, size - len(seen)))

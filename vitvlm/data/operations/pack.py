@@ -7,6 +7,7 @@ import numpy as np
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import UnreadableImage
+from vitvlm.data.kinds import OF_EACH_IMAGE
 from vitvlm.data.operations.image_places import FIELDS, MASK, count_of
 from vitvlm.data.operations.language import ARRAYS, INDEX, OWN_ROWS, PER_IMAGE
 from vitvlm.data.operations.parsing import LOST, MEMBERS, TOGETHER, example_operation
@@ -30,8 +31,9 @@ def pack(example: dict[str, Any], length: int, images: int = 0) -> dict[str, Any
     is predicted from another record's, nor looks at one.
 
     With images, at most `images` of them in a row: `images` [images, H, W, C] are those of the records one after the
-    other, image_mask int32 [images] is 1 where there is one, and image_index points to their tokens. A record that
-    cannot be read is left out, counted and named, and the others stay.
+    other, image_mask int32 [images] is 1 where there is one, and image_index points to their tokens. What
+    `merge_patches` makes beside them goes along; put `mrope` before it. A record that cannot be read is left out,
+    counted and named, and the others stay.
     """
     members = [each for each in example.get(MEMBERS, [example]) if isinstance(each, Mapping)]
     lost = [each for each in example.get(MEMBERS, ()) if isinstance(each, UnreadableImage)]
@@ -43,6 +45,7 @@ def pack(example: dict[str, Any], length: int, images: int = 0) -> dict[str, Any
     if positions:
         arrays[POSITIONS] = np.zeros((length, *positions[0].shape[1:]), np.int32)
     pictures: list[np.ndarray] = []
+    beside: dict[str, list[np.ndarray]] = {name: [] for name in OF_EACH_IMAGE if name in members[0]}
     start = 0
     for number, member in enumerate(members, 1):
         count = int(member["text_mask"].sum())
@@ -58,11 +61,18 @@ def pack(example: dict[str, Any], length: int, images: int = 0) -> dict[str, Any
         if INDEX in member:
             arrays[INDEX][row] = shifted(member, count, len(own), len(pictures), images)
         pictures += own
+        for name, rows in beside.items():
+            rows += list(member[name])[: len(own)]
         start += count
-    rest = {name: value for name, value in example.items() if name not in (MEMBERS, *FIELDS, *UNPACKED)}
+    unpacked = (MEMBERS, *FIELDS, *UNPACKED, *OF_EACH_IMAGE)
+    rest = {name: value for name, value in example.items() if name not in unpacked}
     packed = {**rest, **arrays}
     if images:
         packed |= _row_of_images(pictures, images)
+        for name, rows in beside.items():
+            whole = np.zeros((images, *np.shape(members[0][name])[1:]), np.int32)
+            whole[: len(rows)] = np.reshape(rows, (-1, *whole.shape[1:]))
+            packed[name] = whole
     else:
         del packed[INDEX]
     return packed | ({TOGETHER: len(members) + len(lost), LOST: lost} if MEMBERS in example else {})

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.mrope import multimodal_positions
+from vitvlm.data.kinds import OF_EACH_IMAGE
 from vitvlm.data.operations import tracing
 from vitvlm.data.operations.geometry import Shape
 from vitvlm.data.operations.parsing import example_operation, geometric_operation
@@ -14,7 +15,6 @@ from vitvlm.data.operations.steps import Resize, Steps
 
 PRECISION = 1e-5  # of the scale that is searched for
 LARGEST_SCALE = 100.0
-MERGED = ("images_patch_mask", "images_patch_grid", "image_times")  # beside the patches of several images
 
 
 @geometric_operation("fit_patches")
@@ -87,7 +87,7 @@ def smart_resize(
 @example_operation(
     "merge_patches",
     reads=lambda given: {given["field"]: given["field"]},
-    writes=lambda given: ("images", *MERGED),
+    writes=lambda given: ("images", *OF_EACH_IMAGE),
     makes=lambda given: ("image_texts", "image_rows"),
 )
 def merge_patches(
@@ -113,7 +113,7 @@ def merge_patches(
     images = list(value) if tracing.several(value) else [value]
     slices = _slices(images, frames) if field == "video" else [np.tile(image, frames) for image in images]
     rows_of_each, start, rows = max_patches // merge**2, 0, []
-    new: dict[str, Any] = {"images": [], **{name: [] for name in MERGED}}
+    new: dict[str, Any] = {"images": [], **{name: [] for name in OF_EACH_IMAGE}}
     for number, image in enumerate(slices):
         patches, grid = _merge_by_merge(image, patch_size, max_patches, merge)
         count = grid[0] * grid[1]

@@ -28,7 +28,7 @@ _READERS = {
 }
 
 
-def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
+def open(spec: str, length: int | None = None, added: str = "", **rules: Any) -> Tokenizer:
     """Opens a tokenizer. A special token that is spelt out in a text is that token, except with SentencePiece.
 
     Args:
@@ -41,18 +41,24 @@ def open(spec: str, length: int | None = None, **rules: Any) -> Tokenizer:
         "gguf:PATH"           the tokenizer inside a GGUF file, byte-level BPE or SentencePiece's BPE;
         "sentencepiece:PATH"  a SentencePiece .model; adds EOS and no BOS, unless told otherwise.
       length: L, tokens of each text with BOS and EOS; default: what the files say.
+      added: special tokens, with spaces between, that the vocabulary is to have: "<image> <row_1_col_1>". Those that it
+        lacks come behind it, in this order, and a model needs rows for them.
       **rules: any other field of `Tokenizer` but its vocabulary, instead of what the files say: pad_id, bos_id, eos_id,
         add_bos, add_eos, truncation, padding, cleaning, lower_case, mask_padding.
 
     Raises:
-      ConfigError: for a spec or rule that cannot be meant, or where the files give no length or padding id.
+      ConfigError: for a spec or rule that cannot be meant, where the files give no length or padding id, or for tokens
+        that are to be added to a kind that takes none.
       DataError: for files that are not there or cannot be used.
     """
     kind, _, path = str(spec).partition(":")
     if kind not in _READERS:
         raise ConfigError(f"tokenizer {spec!r}: no such kind {kind!r}; {suggest(kind, _READERS)}")
-    check_names(rules, RULES, "tokenizer")
+    check_names(rules, [*RULES, "added"], "tokenizer")
     model, fields = _READERS[kind](path)
+    if added:
+        model = model.with_tokens(added.split())
+        fields["vocab_size"] = max(fields["vocab_size"], *(model.id_of(token) + 1 for token in added.split()))
     fields |= rules if length is None else rules | {"length": length}
     for name in ("length", "pad_id"):
         if name not in fields:

@@ -59,6 +59,10 @@ class Model:
         """The id of what is written for a token, if there is one."""
         raise NotImplementedError
 
+    def with_tokens(self, tokens: Sequence[str]) -> "Model":
+        """The model with these special tokens besides. Raises ConfigError for a kind that takes none."""
+        raise ConfigError(f'tokenizer.added: {tokens[0]!r}: this kind takes no more tokens; "hf" and "gguf" do')
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:

@@ -4,6 +4,7 @@ A folder of BERT's that has no tokenizer.json is read from its vocab.txt."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,13 @@ class FastTokenizer(Model):
 
     def id_of(self, token: str) -> int | None:
         return self.fast.token_to_id(token)
+
+    def with_tokens(self, tokens: Sequence[str]) -> "FastTokenizer":
+        import tokenizers
+
+        fast = tokenizers.Tokenizer.from_str(self.fast.to_str())
+        fast.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
+        return FastTokenizer(fast)
 
 
 def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:

@@ -19,6 +19,7 @@ class Projector(Connector, kw_only=True):
 
     Fields, besides those of `Connector`:
       layers: how many linear maps; activation: between them; bias: whether they have one.
+      hidden: width between them; by default D.
     """
 
     roles: ClassVar[Roles] = under(r"layers_\d+/", Dense.roles)
@@ -26,6 +27,7 @@ class Projector(Connector, kw_only=True):
     layers: int = 1
     activation: str = "gelu"
     bias: bool = True
+    hidden: int | None = None
 
     @nn.compact
     def __call__(
@@ -53,7 +55,8 @@ class Projector(Connector, kw_only=True):
         for i in range(self.layers):
             tokens = tokens if i == 0 else activation(self.activation)(tokens)
             dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            tokens = Dense(self.width, self.bias, name=f"layers_{i}", **dtypes)(tokens)
+            width = self.width if i == self.layers - 1 else self.hidden or self.width
+            tokens = Dense(width, self.bias, name=f"layers_{i}", **dtypes)(tokens)
         return tokens
 
     def count(self, grid: Pair) -> int:
