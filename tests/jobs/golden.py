@@ -18,6 +18,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 VARIANTS = (
     "configs/clip_emoji.py:loss=sigmoid",
     "configs/lit_emoji.py:loss=sigmoid,lock=both",
+    *(f"configs/prefix_vlm.py:system={name}" for name in ("nanovlm", "idefics3", "llava_next", "qwen2_vl")),
     "configs/vit_fashion.py:flexible",
 )  # arguments that make another job of a file
 CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])

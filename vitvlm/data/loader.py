@@ -200,7 +200,7 @@ def shapes_of(example: Example, pipeline: Pipeline) -> tuple[dict[str, np.ndarra
     named = [name for name in pipeline.batched if name in example and name not in ("label", "labels")]
     strings = tuple(name for name in named if name in pipeline.kept and _is_text(example[name]))
     arrays = {name: np.zeros_like(_as_numbers(example, name)) for name in named if name not in strings}
-    for name in pipeline.images:
+    for name in (each for each in pipeline.images if each in arrays):  # of one image, tiles may have taken the place
         if arrays[name].dtype != np.float32 or arrays[name].ndim < 3:
             raise ConfigError(f"operations {pipeline.text!r} must end in float pixels: add normalize")
     if not arrays:
