@@ -88,3 +88,17 @@ def test_the_worst_classes_come_first_with_their_mistakes():
         (0, 2, 0.5, (1,)),
     ]
     assert confusions.worst(np.zeros(3, int), np.zeros(3, int), 3, 2) == []
+
+
+@pytest.mark.parametrize("shapes", [((4, 3, 2), (5, 2)), ((4, 2), (5, 3, 2)), ((4, 2), (5, 2))], ids=str)
+def test_of_several_embeddings_the_best_counts(shapes):
+    rng = np.random.default_rng(0)
+    queries, candidates = (rng.normal(size=shape) for shape in shapes)
+    each = [[np.max(np.atleast_2d(q) @ np.atleast_2d(c).T) for c in candidates] for q in queries]
+    np.testing.assert_allclose(nearest.similarities(queries, candidates), each)
+    places, scores = nearest.top(queries, candidates, k=2, block=2)
+    np.testing.assert_array_equal(places, np.argsort(-np.array(each), axis=1)[:, :2])
+    np.testing.assert_allclose(scores, -np.sort(-np.array(each), axis=1)[:, :2])
+    if candidates.ndim == 2:
+        own = nearest.own_similarities(queries, candidates[:4])
+        np.testing.assert_allclose(own, np.diagonal(np.array(each)[:, :4]))

@@ -16,6 +16,7 @@ from vitvlm.core import config as config_lib
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
 VARIANTS = (
+    "configs/blip2.py:stage=2",
     "configs/clip_emoji.py:loss=sigmoid",
     "configs/lit_emoji.py:loss=sigmoid,lock=both",
     *(f"configs/prefix_vlm.py:system={name}" for name in ("nanovlm", "idefics3", "llava_next", "qwen2_vl")),

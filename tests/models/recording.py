@@ -93,6 +93,8 @@ def model_fields(case: str) -> dict:
     if case in MODELS:
         return dict(MODELS[case])
     fields = config_lib.plain(golden.load(case, "debug"))["model"]
+    if fields["name"] == "vlm" and fields.get("image_token") is None:  # its batches say where images stand
+        fields["image_token"] = 1
     return fields | ({"num_classes": CLASSES} if fields.get("num_classes") == "data" else {})
 
 

@@ -10,6 +10,7 @@ import layouts_configs  # noqa: F401
 import layouts_files  # noqa: F401
 import layouts_huggingface  # noqa: F401
 import layouts_language  # noqa: F401 (registers its cases)
+import layouts_qformer  # noqa: F401
 import layouts_text  # noqa: F401
 import numpy as np
 import pytest

@@ -64,8 +64,12 @@ def test_what_is_predicted(trained, run):
 
     @jax.jit
     def predict(variables, batch):
-        names = ("image_embedding", "text_embedding", "match", "log_likelihood", "features")
-        return {name: task.predict_fns[name](variables, batch) for name in names}
+        names = ("image_embedding", "text_embedding", "log_likelihood", "features")
+        several = {name: jnp.stack([batch[name], batch[name][::-1]], axis=1) for name in ("text_tokens", "text_mask")}
+        matched = task.predict_fns["match_texts"](variables, batch | several)["match"]
+        pairs = (batch["image"], batch["text_tokens"][::-1], batch["text_mask"][::-1])
+        alone = task.model.apply(variables, *pairs, method=task.model.match_images)
+        return {name: task.predict_fns[name](variables, batch) for name in names} | {"match": (matched, alone)}
 
     found = predict(variables, batch)
     whole = run(variables, batch["image"], batch["text_tokens"], batch["text_mask"])
@@ -77,7 +81,9 @@ def test_what_is_predicted(trained, run):
     real = np.asarray(batch["text_mask"])[:, 1:]
     np.testing.assert_allclose(found["log_likelihood"]["log_likelihood"], (own * real).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(found["log_likelihood"]["learned_tokens"], real.sum(1))
-    assert found["match"]["logit"].shape == (5,) and type(task_for(task.model)) is type(task)
+    matched, alone = found["match"]
+    np.testing.assert_allclose(matched[:, 1], alone[:, 1] - alone[:, 0], rtol=1e-4, atol=1e-5)
+    assert matched.shape == (5, 2) and type(task_for(task.model)) is type(task)
 
 
 def test_a_text_is_written_from_the_token_that_starts_one(trained, run):

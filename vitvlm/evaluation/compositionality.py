@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.evaluation import base, bootstrap, choices, classification
+from vitvlm.evaluation import base, bootstrap, choices, classification, nearest
 from vitvlm.evaluation.nearest import TIE
 from vitvlm.evaluation.retrieval import check_texts, with_texts
 
@@ -56,7 +56,8 @@ class Compositionality(base.Evaluator):
         else:
             whole = with_texts(predict, variables, self.batches)
             there, index = whole["is_text"], whole["index"]
-            similarity = np.einsum("ne,nte->nt", whole["image"], whole["text"])
+            columns = whole["text"].swapaxes(0, 1)
+            similarity = np.stack([nearest.own_similarities(whole["image"], text) for text in columns], axis=1)
         count = similarity.shape[1] - 1
         if count != len(self.kinds):
             raise ConfigError(f"kinds: {len(self.kinds)} names, and {count} texts of each image after the first")

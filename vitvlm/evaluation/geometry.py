@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
+from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base
 from vitvlm.evaluation.nearest import BLOCK
 from vitvlm.evaluation.retrieval import check_texts, embeddings
@@ -40,6 +41,8 @@ class EmbeddingGeometry(base.Evaluator):
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
         image, text, owner = found.image, found.text, found.owner
+        if image.ndim == 3:
+            raise ConfigError("type: geometry is of one embedding an image; this model has several: leave it out")
         own = np.einsum("me,me->m", image[owner], text)
         n, m = len(image), len(text)
         metrics = {

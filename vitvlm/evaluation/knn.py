@@ -135,9 +135,9 @@ def vote(
     return votes
 
 
-def normalise(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+def normalise(features: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
     """Rows of length 1; a row of zeros stays zero and is then equally far from everything."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
+    length = np.linalg.norm(features, axis=-1, keepdims=True)
     return features / np.where(length == 0, 1, length)
 
 

@@ -15,8 +15,27 @@ TEXTS_PER_IMAGE = 10  # a page has at most so many texts to search for each imag
 _CHUNK = 64  # texts whose neighbours are found at once while there is room on the page
 
 
+def similarities(
+    queries: Float[np.ndarray, "q *M E"], candidates: Float[np.ndarray, "c *M E"]
+) -> Float[np.ndarray, "q c"]:
+    """Products of embeddings, one of a query with one of a candidate; of a side that has M each, the largest.
+
+    Several are those of a Q-Former's queries, of which the best counts (Li et al. 2023).
+    """
+    several = [side[:, None] if side.ndim == 2 else side for side in (queries, candidates)]
+    rows, columns = (side.reshape(-1, side.shape[-1]) for side in several)
+    (q, m, _), (c, n, _) = (side.shape for side in several)
+    return (rows @ columns.T).reshape(q, m, c, n).max(axis=(1, 3))
+
+
+def own_similarities(images: Float[np.ndarray, "n *M E"], texts: Float[np.ndarray, "n E"]) -> Float[np.ndarray, " n"]:
+    """Similarities of image i and text i alone."""
+    several = images.reshape(len(images), -1, images.shape[-1])
+    return np.einsum("nme,ne->nm", several, texts).max(axis=1)
+
+
 def top(
-    queries: Float[np.ndarray, "q E"], candidates: Float[np.ndarray, "c E"], k: int, block: int = BLOCK
+    queries: Float[np.ndarray, "q *M E"], candidates: Float[np.ndarray, "c *M E"], k: int, block: int = BLOCK
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
     """Finds (places, similarities) of each query's k most similar candidates, best first; all, if there are fewer.
 
@@ -28,7 +47,7 @@ def top(
         some = queries[i : i + block].astype(np.float64)
         place, score = np.zeros((len(some), 0), np.int64), np.zeros((len(some), 0))
         for j in range(0, len(candidates), block):
-            new = some @ candidates[j : j + block].astype(np.float64).T
+            new = similarities(some, candidates[j : j + block].astype(np.float64))
             score = np.concatenate([score, new], axis=1)
             place = np.concatenate([place, np.broadcast_to(np.arange(j, j + new.shape[1]), new.shape)], axis=1)
             best = np.argsort(-np.round(score / TIE), axis=1, kind="stable")[:, :k]
@@ -47,11 +66,11 @@ class Pairs:
     """A set of images and texts whose embeddings are unit vectors; a text is right for the images of its group.
 
     Attributes:
-      image, text: [n, E] and [m, E].
+      image, text: [n, E], or [n, M, E] of an image that has several, and [m, E].
       image_group, text_group: [n] and [m]: the image itself (captions), or its class (class names).
     """
 
-    image: Float[np.ndarray, "n E"]
+    image: Float[np.ndarray, "n *M E"]
     text: Float[np.ndarray, "m E"]
     image_group: Int[np.ndarray, " n"]
     text_group: Int[np.ndarray, " m"]

@@ -17,11 +17,11 @@ Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(base.Evaluator):
-    """Recall at k of cosine similarity: the right answer is among the k best of all.
+    """Recall at k of cosine similarity, of the best embedding where an image has several.
 
-    An image is a hit if ANY of its texts is among the k best texts; a text has one right image (the protocol of
-    CLIP_benchmark and of COCO and Flickr30k). Batches hold text [B, L] or, several to an image, [B, T, L], and
-    text_mask likewise, in which a row of zeros is no text.
+    The right answer is among the k best of all. An image is a hit if ANY of its texts is among the k best texts; a text
+    has one right image (the protocol of CLIP_benchmark and of COCO and Flickr30k). Batches hold text [B, L] or, several
+    to an image, [B, T, L], and text_mask likewise, in which a row of zeros is no text.
 
     Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
     median ranks, n images and texts; chance, the recall of a random order, is in the protocol. Where pictures are
@@ -88,13 +88,13 @@ class Embeddings:
     """Embeddings of all images and texts of a set.
 
     Attributes:
-      image, text: [n, E] and [m, E].
+      image, text: [n, E], or [n, M, E] of a model that has several to an image, and [m, E].
       owner: [m], each text's image, as its row in `image`.
       index: [n], each image's position in its source.
       ids, mask: [m, L], the texts' tokens.
     """
 
-    image: Float[np.ndarray, "n E"]
+    image: Float[np.ndarray, "n *M E"]
     text: Float[np.ndarray, "m E"]
     owner: Int[np.ndarray, " m"]
     index: Int[np.ndarray, " n"]
@@ -121,8 +121,8 @@ def embeddings(predict: base.Predict, variables: base.Variables, batches: base.B
 def with_texts(predict: base.Predict, variables: base.Variables, batches: base.Batches) -> base.Arrays:
     """Embeds all images and texts of a set, T texts to an image.
 
-    Returns image [n, E] and text [n, T, E], float64 of length 1; is_text [n, T]; index [n], each image's position in
-    its source; and the texts' tokens, ids and text_mask [n, T, L].
+    Returns image [n, E], or [n, M, E] of several to an image, and text [n, T, E], float64 of length 1; is_text [n, T];
+    index [n], each image's position in its source; and the texts' tokens, ids and text_mask [n, T, L].
     """
 
     def both(batch: base.Batch) -> dict[str, np.ndarray]:
@@ -150,7 +150,7 @@ def with_texts(predict: base.Predict, variables: base.Variables, batches: base.B
 
 
 def ranks(
-    image: Float[np.ndarray, "n E"], text: Float[np.ndarray, "m E"], owner: Int[np.ndarray, " m"], block: int = BLOCK
+    image: Float[np.ndarray, "n *M E"], text: Float[np.ndarray, "m E"], owner: Int[np.ndarray, " m"], block: int = BLOCK
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
     """Ranks, from 0, the best of each image's texts among all texts, and each text's image among all images.
 
@@ -159,7 +159,7 @@ def ranks(
     memory. An image without a text has rank m.
     """
     image, text = image.astype(np.float64), text.astype(np.float64)
-    own = np.einsum("me,me->m", image[owner], text)
+    own = nearest.own_similarities(image[owner], text)
     best = np.full(len(image), -np.inf)
     np.maximum.at(best, owner, own)
     first = np.full(len(image), len(text))  # the earliest text of each image that is as good as its best
@@ -169,7 +169,7 @@ def ranks(
     for i in range(0, len(image), block):
         for j in range(0, len(text), block):
             rows, columns = np.arange(len(image))[i : i + block, None], np.arange(len(text))[None, j : j + block]
-            similarity = image[i : i + block] @ text[j : j + block].T
+            similarity = nearest.similarities(image[i : i + block], text[j : j + block])
             similarity[rows == owner[columns]] = -np.inf  # an image's own texts never come before its best
             to_text[i : i + block] += before(similarity, best[rows], columns < first[rows]).sum(axis=1)
             to_image[j : j + block] += before(similarity, own[columns], rows < owner[columns]).sum(axis=0)

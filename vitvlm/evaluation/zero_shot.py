@@ -89,7 +89,7 @@ class ZeroShot(base.Evaluator):
         classes = class_embeddings(predict, variables, self.tokenize, names, templates)
         whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))
         images, labels = normalise(whole["embedding"].astype(np.float64)), whole["label"]
-        logits = images @ classes.T
+        logits = nearest.similarities(images, classes)
         classification.check_labels(labels, len(names))
         metrics, prediction = classification.scores(logits, labels), logits.argmax(axis=1)
         correct = prediction == labels

@@ -311,7 +311,7 @@ def _expressible(format: str, reads: bool) -> Expressible:
             "image": blip_vision.expressible(format),
             "connector": Expressible(format, QFormerConnector, CONNECTOR_FIELDS | vocabulary),
             "text": _is_expressible,
-            "image_token": lambda model: model.image_token is not None,
+            "image_token": lambda model: model.image_token is not None and model.image_token >= 0,
             "keep_prefix": (True,),
         },
     )

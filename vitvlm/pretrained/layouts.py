@@ -18,6 +18,7 @@ from vitvlm.pretrained import (
     clip_files,
     huggingface,
     mae_original,
+    minigpt4,
     open_clip,
     timm,
     timm_resnet,
@@ -164,6 +165,15 @@ LAYOUTS = (
         preprocessing=clip_files.preprocessing,
         texts=clip_files.tokenizer,
     ),
+    Layout(
+        "MiniGPT-4",
+        minigpt4.MARKS,
+        minigpt4.FAMILY,
+        minigpt4.inputs,
+        asked=minigpt4.ASKED,
+        assumed=("image.heads", "connector.heads", "text.heads", "text.norm_eps", "text.length"),
+        left_out=minigpt4.LEFT_OUT,
+    ),
 )
 
 # What is recognised and not read, and why.
@@ -175,6 +185,8 @@ REFUSED = {
     r"layers\.0\.blocks\.0\.attn\.cpb_mlp\..*": "a Swin V2, which is not read",
     r"head\.1\.weight": "a linear probe of MAE, whose batch norm lies before its head; the encoder alone is read",
 }
+# What is recognised where it is without the rest of its layout.
+ALONE = {r"llama_proj\.weight": minigpt4.ALONE}
 TRANSFORMERS = re.compile(r"(.*\.)?(embeddings|embedder|embed_tokens|wte|shared)\..*")
 
 
@@ -262,7 +274,7 @@ def _described(path: Path, layout: Layout | None, tensors: Tensors) -> Callable[
 
 
 def _unknown(tensors: Tensors) -> str:
-    for pattern, what in REFUSED.items():
+    for pattern, what in (REFUSED | ALONE).items():
         if any(re.fullmatch(pattern, name) for name in tensors):
             return what
     if not tensors:

@@ -65,7 +65,7 @@ class QFormerPretraining(Task):
         """
         self._check()
         images, text, mask = pairs_of(batch)
-        real = batch["example_mask"]
+        text, mask, real = jnp.asarray(text), jnp.asarray(mask), jnp.asarray(batch["example_mask"])
         rngs = split_rng(rng, "dropout", "negatives", "match")
         mutable = collections(variables) if train else []
         output, updated = self.model.apply(
@@ -99,9 +99,10 @@ class QFormerPretraining(Task):
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
         """image_embedding {"embedding": [B, M, E]} and text_embedding {"embedding": [B, E]}, of length 1; features of
-        the image encoder; match {"logit": [B]}, how much likelier it is that text i is of image i than not; and, with
-        a head that writes, log_likelihood of the text given the image."""
-        found = {"image_embedding": self._embed_image, "text_embedding": self._embed_text, "match": self._predict_match}
+        the image encoder; match_texts {"match": [B, R]}, the logit of each of an image's text_tokens [B, R, L] being of
+        it; and, with a head that writes, log_likelihood of the text given the image."""
+        found = {"image_embedding": self._embed_image, "text_embedding": self._embed_text}
+        found["match_texts"] = self._match_texts
         if self.model.qformer.lm_head:
             found["log_likelihood"] = self._log_likelihood
         return {**found, **feature_fns(self._encode, self.model.image)}
@@ -147,9 +148,13 @@ class QFormerPretraining(Task):
         texts = (batch["text_tokens"], batch["text_mask"])
         return {"embedding": self.model.apply(variables, *texts, method=self.model.encode_text)}
 
-    def _predict_match(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        logits = self.model.apply(variables, *pairs_of(batch), method=self.model.match_images)
-        return {"logit": logits[:, 1] - logits[:, 0]}
+    def _match_texts(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        images, text, mask = pairs_of(batch)
+        B, R, L = text.shape
+        seen = self.model.apply(variables, images, method=self.model.encode_image_tokens)
+        pairs = (jnp.repeat(seen, R, axis=0), text.reshape(B * R, L), mask.reshape(B * R, L))
+        logits, _ = self.model.apply(variables, *pairs, method=self.model.match)
+        return {"match": (logits[:, 1] - logits[:, 0]).reshape(B, R)}
 
     def _log_likelihood(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """log_likelihood [B], in nats, of the text's tokens but the first; learned_tokens [B], how many these are."""
