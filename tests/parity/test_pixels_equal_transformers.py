@@ -193,7 +193,7 @@ ODD = [
         (model_type, {})
         for model_type in ("vit", "deit", "swin", "vit_mae", "dinov2", "resnet", "efficientnet", "align")
     ),
-    *((model_type, {}) for model_type in ("clip", "siglip")),
+    *((model_type, {}) for model_type in ("clip", "siglip", "blip-2", "instructblip")),
     ("vit", {"size": {"shortest_edge": 31}, "do_center_crop": True, "crop_size": 28, "resample": 5}),
     ("vit", {"size": [20, 33], "do_rescale": False}),
     ("vit", {"size": 20, "do_rescale": False, "do_normalize": False, "do_flip_channel_order": False}),

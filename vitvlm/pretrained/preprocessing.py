@@ -100,6 +100,7 @@ PROCESSORS: Mapping[str, Processor] = {
     "BitImageProcessor": _CLIP,
     "CLIPImageProcessor": dataclasses.replace(_CLIP, defaults={**_CLIP.defaults, "use_square_size": False}),
     "SiglipImageProcessor": _processor(_square(224), BICUBIC, _HALF, default_to_square=False),
+    "BlipImageProcessor": _processor(_square(384), BICUBIC, CLIP),
     "ConvNextImageProcessor": _processor(
         {"shortest_edge": 384}, BICUBIC, _HALF, _resize_and_crop, default_to_square=False, crop_pct=224 / 256
     ),
@@ -127,6 +128,8 @@ BY_MODEL_TYPE = {
     "align_vision_model": "EfficientNetImageProcessor",
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "blip-2": "BlipImageProcessor",
+    "instructblip": "BlipImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "siglip2": "Siglip2ImageProcessor",
