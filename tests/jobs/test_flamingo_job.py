@@ -11,6 +11,7 @@ from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import count_bytes, flatten
 from vitvlm.jobs.benchmarks import adapting
+from vitvlm.jobs.evaluation import evaluate
 from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import load_state, setup
 
@@ -46,6 +47,14 @@ def test_gates_are_metrics(trained):
     gates = [row["train/gate_cross"] for row in rows if "train/gate_cross" in row]
     assert len(gates) == 4 and gates[0] == 0 < gates[-1]
     assert all("train/gate_mlp" in row for row in rows if "train/gate_cross" in row)
+
+
+def test_gates_are_in_the_report_of_an_evaluation(trained):
+    (row,) = evaluate.evaluate(trained[0])
+    assert np.isfinite(row.result.metrics["log_likelihood"])
+    *_, table = sorted((trained[0] / "evaluations").rglob("gates.csv"))  # of the training's own evaluations too
+    lines = table.read_text().splitlines()
+    assert lines[0] == "gate,layer,value" and {line.split(",")[0] for line in lines[1:]} == {"cross", "mlp"}
 
 
 def test_memory_of_the_ways(tmp_path):
