@@ -138,6 +138,8 @@ def test_packed_is_alone_and_nothing_leaks(name):
     second = call(variables, IMAGES[1:], TOKENS[1:, :7]).logits
     close(packed[0, :9], first[0], atol=1e-5)
     close(packed[0, 9:], second[0], atol=1e-5)
+    by_segments = {"positions": positions, "text_segments": jnp.asarray(segments)[None]}
+    close(call(variables, images, tokens, image_index=index, **by_segments).logits, packed, atol=1e-5)
     other = call(variables, images.at[:, :2].add(1), tokens, image_index=index, **given).logits
     np.testing.assert_array_equal(other[0, 9:], packed[0, 9:])
     changed = np.where(segments == 1, 3, tokens)
