@@ -292,6 +292,24 @@ def test_tiles_of_an_operation_are_padded_and_packed(folders, tmp_path):
     assert packed["image_mask"].sum() == tiles.sum()
 
 
+def test_images_of_any_shapes_with_their_positions_are_packed(folders, tmp_path):
+    """Qwen2-VL's patches and positions of three axes, of records with and without images."""
+    source = written(tmp_path, ROWS)
+    cut = "as_images|decode(field='images')|smart_resize(4, 16, 96, field='images')|normalize(field='images')"
+    cut += "|merge_patches(2, 24, image_token='<image>')"
+    said = f"supervise('hf:{folders['token']}', 120, image_tokens=6)|mrope"
+    ops = f"{cut}|{said}|pack(200, images=8)"
+    rows = packing.packed(source, operations.parse(ops), "x")
+    shapes = batch_shapes(ops, len(rows), rows.fields)
+    (batch,) = eval_batches(rows, ops, len(rows))
+    assert {name: batch[name].shape for name in shapes} == {name: zeros.shape for name, zeros in shapes.items()}
+    assert batch["text_positions"].shape == (len(rows), 200, 3) and batch["image_mask"].sum() == 16
+    assert ((batch["images_patch_mask"].sum(axis=2) > 0) == (batch["image_mask"] > 0)).all()
+    padded = f"{cut}|pad('images', 2)|{said}"
+    (alone,) = eval_batches(source, padded, len(source))
+    assert alone["images_patch_grid"].shape == (16, 2, 2) and (alone["image_index"][1] == -1).all()
+
+
 def test_packed_batches_with_images(folder, tmp_path):
     source = written(tmp_path, ROWS)
     ops = f"as_images|{OPS}|supervise('hf:{folder}', 40, image_tokens={M})|pack(64, images=4)"

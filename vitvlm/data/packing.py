@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import UnreadableImage
-from vitvlm.data.kinds import Fields
+from vitvlm.data.kinds import OF_EACH_IMAGE, Fields
 from vitvlm.data.operations import image_places
 from vitvlm.data.operations.language import supervise
 from vitvlm.data.operations.pack import pack
@@ -190,7 +190,7 @@ def _check(pipeline: Pipeline, place: int, where: str) -> None:
     if len(makers) != 1 or makers[0].arguments["answer_length"] is not None:
         raise ConfigError(f"{where}: pack follows supervise, once and without answer_length, {told}")
     given = pipeline.operations[place].arguments
-    taken = {*packs({**given, "images": 1}), *image_places.FIELDS, image_places.MASK, *makers[0].writes}
+    taken = {*packs({**given, "images": 1}), *image_places.FIELDS, *OF_EACH_IMAGE, *makers[0].writes}
     lost = [name for name in Pipeline(pipeline.text, before).batched if name not in taken]
     if lost:
         raise ConfigError(f"{where}: pack makes rows of tokens and images, and would lose {', '.join(lost)}, {told}")

@@ -123,6 +123,8 @@ def merge_patches(
         new["image_times"].append(np.int32(number if field == "video" else 0))
         rows.append(np.arange(start, start + count // merge**2, dtype=np.int32))
         start += rows_of_each
+    for name, shape in zip(OF_EACH_IMAGE, ((-1, max_patches), (-1, 2), (-1,)), strict=True):
+        new[name] = np.array(new[name], np.int32).reshape(shape)  # of a record without images too
     if field == "video":
         rows = [np.concatenate(rows)]
     new |= {"image_rows": tuple(rows), "image_texts": tuple(image_token * len(each) for each in rows)}
@@ -135,13 +137,15 @@ def mrope(example: dict[str, Any], merge: int = 2) -> dict[str, Any]:
 
     Not needed without pack: the model finds them itself. See `core.mrope`.
     """
-    images = list(example["images"])
+    grids, times = (np.asarray(example[name]) for name in ("images_patch_grid", "image_times"))
+    if not len(times):  # a record without images
+        grids, times = np.zeros((1, 2), np.int32), np.zeros(1, np.int32)
     found = multimodal_positions(
         np.asarray(example["text_mask"])[None],
         np.asarray(example["image_index"])[None],
-        np.stack(example["images_patch_grid"])[None] // merge,
-        np.stack(example["image_times"])[None],
-        len(images[0]) // merge**2,
+        grids[None] // merge,
+        times[None],
+        np.shape(example["images_patch_mask"])[1] // merge**2,
     )
     return {**example, "text_positions": found[0]}
 
