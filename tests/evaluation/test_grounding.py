@@ -43,7 +43,11 @@ class Data:
         for start in range(0, self.n, 16):
             index = np.arange(start, start + 16)
             real, index = index < self.n, np.minimum(index, self.n - 1)
-            batch = {"index": index, "example_mask": real.astype(np.float32)}
+            batch = {
+                "index": index,
+                "example_mask": real.astype(np.float32),
+                "text_tokens": np.zeros((16, 2), np.int32),
+            }
             if self.several:
                 mask = np.stack([np.ones(16, np.int32), np.zeros(16, np.int32)], axis=1)
                 yield batch | {"images": self.images[index], "image_mask": mask}
@@ -213,6 +217,14 @@ def test_statistics_of_matrices(tmp_path):
     data = Data()
     run(data, sees(data), tmp_path, variables={"params": params})
     assert "connector/a/kernel" in (tmp_path / "grounding" / "weights.csv").read_text()
+    assert not (tmp_path / "grounding" / "gates.csv").exists()
+    params["text"] = {f"blocks_{i}": {"look": {"cross_gate": np.float32(i)}} for i in (1, 3)}
+    run(data, sees(data), tmp_path, variables={"params": params})
+    assert (tmp_path / "grounding" / "gates.csv").read_text().split() == [
+        "gate,layer,value",
+        "cross,1,0.76159",
+        "cross,3,0.99505",
+    ]
 
 
 def test_attention_on_images_by_a_loop():

@@ -86,3 +86,51 @@ def test_a_model_without_room():
 
 def test_only_models_that_write_generate():
     assert generating.functions(models.build("vit", width=8, depth=1, heads=2, mlp_width=8, patch_size=4)) == {}
+
+
+@functools.cache
+def made_vlm():
+    """A model whose images are of 2 x 2 patches, and random parameters."""
+    image = {"name": "vit", "image_size": 8, "patch_size": 4, **{k: v for k, v in SIZES.items() if k != "vocab_size"}}
+    text = {"name": "decoder", "length": 32, **SIZES}
+    model = models.build("vlm", image=image, connector={"name": "mlp"}, text=text)
+    index = jnp.arange(4)[None]
+    shapes = jax.eval_shape(
+        functools.partial(model.init, image_index=index), jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)), index
+    )
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def test_among_images_each_token_is_the_likeliest_after_those_before_it():
+    """By one pass over the prompt and all that was written; the second text's image is not there."""
+    model, variables = made_vlm()
+    predict = prediction.Predictor(task_for(model), sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    rng, first = np.random.default_rng(2), np.array([7, 9])
+    tokens, places = rng.integers(1, 30, (2, 12)).astype(np.int32), np.arange(12)
+    index = np.where((places >= 1) & (places < 5), places - 1, -1)
+    given = {
+        "images": rng.normal(size=(2, 1, 8, 8, 3)).astype(np.float32),
+        "image_mask": np.array([[1], [0]], np.int32),
+        "image_index": np.stack([index, index]).astype(np.int32),
+        "text_tokens": tokens,
+        "text_mask": np.ones((2, 12), np.int32),
+        "text_learned": (places >= first[:, None]).astype(np.int32),
+        "example_mask": np.ones(2, np.float32),
+    }
+    ids = predict("generate", variables, given, max_new_tokens=NEW)["ids"]
+    assert len(np.unique(ids)) > 3
+    longer = np.pad(tokens, [(0, 0), (0, NEW)])
+    mask = np.arange(12 + NEW) < first[:, None] + NEW
+    for row, start in enumerate(first):
+        longer[row, start : start + NEW] = ids[row]
+    images = {name: given[name] for name in ("image_mask", "images")}
+    padded_index = np.pad(given["image_index"], [(0, 0), (0, NEW)], constant_values=-1)
+    logits = jax.jit(model.apply)(variables, text_tokens=longer, mask=mask, image_index=padded_index, **images).logits
+    for row, start in enumerate(first):
+        np.testing.assert_array_equal(np.argmax(logits[row, start - 1 : start + NEW - 1], axis=1), ids[row])
+    blind = predict("generate", variables, given | {"image_mask": np.zeros((2, 1), np.int32)}, max_new_tokens=NEW)[
+        "ids"
+    ]
+    np.testing.assert_array_equal(blind[1], ids[1])
+    assert (blind[0] != ids[0]).any()

@@ -1,4 +1,4 @@
-"""POPE's parsers and figures on an excerpt of its questions and real captions; see recorded/record_pope.py for all."""
+"""POPE's parsers and figures, and CHAIR, on an excerpt of its questions and captions; see recorded/record_pope.py."""
 
 import functools
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.parity.recorded import record_pope
-from vitvlm.evaluation.measures import pope
+from vitvlm.evaluation.measures import chair, pope
 
 
 @functools.cache
@@ -60,6 +60,22 @@ def test_figures_of_the_excerpt_are_those_of_another_count(name):
         assert found[parser] == pytest.approx(record_pope.scores(read, truths), abs=1e-12)
         assert abs(found[parser]["accuracy"] - recorded()["scores"][name][parser]["accuracy"]) < 0.15
     assert len({round(each["accuracy"], 3) for each in found.values()}) == 3  # the parser is part of the figure
+
+
+def test_chair_finds_what_a_search_for_names_finds_in_real_captions():
+    """Objects that POPE says are not in an image, and its captions mention: more in LLaVA's long ones."""
+    images = recorded()["chair"]["images"]
+    vocabulary, wrong = chair.coco(), {"instructblip": 0, "llava": 0}
+    assert len(images) > 10
+    for image in images:
+        for model, text in image["captions"].items():
+            found = [mention.object for mention in vocabulary.mentions(text)]
+            assert {name: found.count(name) for name in found} == image["mentions"][model]
+            everything_else = sorted(set(chair.COCO) - set(image["absent"]))
+            judged = chair.hallucinated(vocabulary, text, everything_else, [])
+            assert sorted({mention.object for mention in judged.wrong}) == image["wrong"][model]
+            wrong[model] += len(judged.wrong)
+    assert wrong["llava"] > wrong["instructblip"]
 
 
 def test_a_truth_that_is_neither():

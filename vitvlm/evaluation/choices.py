@@ -35,21 +35,27 @@ def likelihoods(
     """Scores all candidates: batches hold text_tokens, text_mask, text_learned [B, T, L] (`supervise_each`)."""
 
     def outputs(batch: base.Batch) -> base.Arrays:
-        whole = {name: np.asarray(batch[name]) for name in EACH if name in batch}
         totals, tokens = [], []
-        for t in range(whole["text_tokens"].shape[1]):
-            found = predict(output, variables, {**batch, **{name: array[:, t] for name, array in whole.items()}})
+        for place in range(np.shape(batch["text_tokens"])[1]):
+            found = predict(output, variables, of_candidate(batch, place))
             totals.append(np.asarray(found["log_likelihood"], np.float64))
             tokens.append(np.asarray(found["learned_tokens"], np.float64))
         return {
             "total": np.stack(totals, axis=1),
             "tokens": np.stack(tokens, axis=1),
-            "is_text": whole["text_learned"].any(axis=-1),
+            "is_text": np.asarray(batch["text_learned"]).any(axis=-1),
         }
 
     whole = base.collect(batches, outputs)
     values = whole["total"] / (np.maximum(whole["tokens"], 1) if normalize == "tokens" else 1)
     return Likelihoods(np.where(whole["is_text"], values, -np.inf), whole["is_text"], whole["index"])
+
+
+def of_candidate(batch: base.Batch, place: int) -> dict[str, np.ndarray]:
+    """Returns a batch with one of its candidates alone; a batch without several is itself."""
+    if np.ndim(batch["text_tokens"]) < 3:
+        return dict(batch)
+    return {name: np.asarray(array)[:, place] if name in EACH else array for name, array in batch.items()}
 
 
 def check(facts: base.Facts, normalize: str) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.evaluation import answers_page, base, bootstrap, other_images, page, statistics
+from vitvlm.evaluation import answers_page, base, bootstrap, choices, other_images, page, statistics
 from vitvlm.evaluation.other_images import BLIND, CONDITIONS, SWAPPED
 from vitvlm.evaluation.questions import by_type
+from vitvlm.nn.gates import gates
 
 COLUMNS = ("condition", "type", "n", "right", "other", "drop", "low", "high")
 FOLDER = "grounding"
@@ -56,7 +57,6 @@ class Grounded(base.Evaluator):
     attention: str = ""
     attention_examples: int = 64
     between: tuple[str, ...] = ("connector",)
-    gates: Callable[[Any], Mapping[str, Any]] | None = None
     picture: page.Picture | None = None
     seed: int = 0
 
@@ -144,7 +144,7 @@ class Grounded(base.Evaluator):
         seen, parts = 0, []
         for batch in self.evaluator.batches():
             real = np.asarray(batch["example_mask"]) > 0
-            found = predict(self.attention, variables, batch)
+            found = predict(self.attention, variables, choices.of_candidate(batch, 0))
             parts.append({name: np.asarray(value, np.float64)[real] for name, value in found.items()})
             seen += int(real.sum())
             if seen >= self.attention_examples:
@@ -158,15 +158,15 @@ class Grounded(base.Evaluator):
         return float(ratio(mass, share).mean())
 
     def _weights(self, variables: base.Variables, folder: pathlib.Path) -> None:
-        """Writes weights.csv: statistics of the matrices between image and text, and gates.csv, if there are any."""
+        """Writes weights.csv, statistics of the matrices between image and text, and gates.csv, tanh of each gate."""
         rows = statistics.of_matrices(variables["params"], self.between) if "params" in variables else []
         if rows:
             write_rows(folder / "weights.csv", statistics.COLUMNS, rows)
-        if self.gates is not None and (found := self.gates(variables["params"])):
-            gates = [
-                (kind, layer, f"{float(value):.5f}") for kind, own in found.items() for layer, value in own.items()
+        if "params" in variables and (found := gates(variables["params"])):
+            values = [
+                (branch, layer, f"{float(value):.5f}") for branch, own in found.items() for layer, value in own.items()
             ]
-            write_rows(folder / "gates.csv", ("gate", "layer", "value"), gates)
+            write_rows(folder / "gates.csv", ("gate", "layer", "value"), values)
 
 
 def uses_image(drops: Mapping[str, bootstrap.Interval]) -> bool:

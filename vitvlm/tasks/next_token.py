@@ -10,9 +10,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.models import image_places
+from vitvlm.models.vlm import VLM
 from vitvlm.nn.gates import mean_gates
 from vitvlm.objectives import masked
 from vitvlm.objectives.next_token import cross_entropy
+from vitvlm.tasks import looking
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables, collections, images_in_texts, split_rng
 
 SCALE = "loss_scale"  # [B]: what makes a mean over examples of sums of tokens the mean over the batch's tokens
@@ -86,7 +89,28 @@ class NextToken(Task):
 
     @property
     def predict_fns(self) -> Mapping[str, PredictFn]:
-        return {"log_likelihood": self._log_likelihood}
+        """log_likelihood; and, where image tokens stand among those of a text that is written on, image_attention."""
+        functions = {"log_likelihood": self._log_likelihood}
+        if isinstance(self.model, VLM) and self.model.connector.fusion == "prefix" and not self._answers:
+            functions["image_attention"] = self._image_attention
+        return functions
+
+    def _image_attention(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """mass [B, depth, K] and share [B, depth], see `looking.on_images`."""
+        self._check(batch)
+        output = self.model.apply(
+            variables,
+            text_tokens=batch["text_tokens"],
+            mask=batch["text_mask"],
+            **self._continuing(batch),
+            **self._images(batch),
+            logits="none",
+            capture=("attention",),
+        )
+        index = batch.get("image_index")
+        if index is None:
+            index = image_places.in_order(batch["text_tokens"], self.model.image_token)
+        return looking.on_images(output.attention, batch["text_learned"], index)
 
     def _log_likelihood(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         """log_likelihood [B], in nats, of the tokens that are learned, together; learned_tokens [B], how many."""

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from vitvlm.core.config import ConfigError
 from vitvlm.generation import loop
 from vitvlm.generation.choosing import Choosing, keys_of
 from vitvlm.generation.models import Prompts, language_model
 from vitvlm.generation.options import Options
+from vitvlm.tasks.base import images_in_texts
 
 
 def functions(model: nn.Module) -> Mapping[str, Any]:
@@ -31,20 +32,19 @@ def generate(
     """Writes after prompts, the likeliest token at a time: ids int32 [B, max_new_tokens], -1 behind a stop token.
 
     A prompt is what stands before the first token that is learned; of an encoder-decoder, all that it encodes. Images
-    are read with it, see `tasks.next_token`.
+    among the text are read with it, as `tasks.next_token` reads them.
 
     Raises ConfigError for a model without room for the prompts and the new tokens.
     """
-    answers = model.writes == "answer"
-    prompts = _whole(model, batch) if answers else _before_the_answer(model, batch)
-    L = prompts.tokens.shape[1]
-    begun = 1 if answers else L
-    room = begun + max_new_tokens
-    if not answers and room > model.length:
+    L = batch["text_tokens"].shape[1]
+    if model.writes != "answer" and L + max_new_tokens > model.length:
         raise ConfigError(
             f"max_new_tokens: {max_new_tokens} after prompts of up to {L}; the model has {model.length} positions"
         )
-    B = len(prompts.tokens)
+    answers = model.writes == "answer"
+    prompts = _whole(model, batch) if answers else _before_the_answer(model, batch)
+    B, begun = len(prompts.tokens), 1 if answers else L
+    room = begun + max_new_tokens
     writer = language_model(model)
     choosing = Choosing.of(Options(), jnp.asarray(stop_ids, jnp.int32))
     keys = keys_of(0, [0] * B, 1)  # of draws, of which greedy choice makes none
@@ -54,7 +54,8 @@ def generate(
 
 
 def _whole(model: nn.Module, batch: Mapping[str, Array]) -> Prompts:
-    return _prompts(model, batch, batch["text_tokens"], batch["text_mask"] > 0, batch.get("image_index"))
+    index = {"image_index": batch["image_index"]} if "image_index" in batch else {}
+    return Prompts(batch["text_tokens"], batch["text_mask"] > 0, inputs=_images(model, batch, index))
 
 
 def _before_the_answer(model: nn.Module, batch: Mapping[str, Array]) -> Prompts:
@@ -64,25 +65,19 @@ def _before_the_answer(model: nn.Module, batch: Mapping[str, Array]) -> Prompts:
     first = jnp.where(learned.any(axis=1), jnp.argmax(learned, axis=1), mask.sum(axis=1))
     place = jnp.arange(L) - (L - first[:, None])
 
-    def moved(array: Int[Array, "B L"], nothing: int) -> Int[Array, "B L"]:
-        return jnp.where(place >= 0, jnp.take_along_axis(array, jnp.maximum(place, 0), axis=1), nothing)
+    def moved(array: Int[Array, "B L *axes"], nothing: int) -> Int[Array, "B L *axes"]:
+        there = place.reshape(*place.shape, *[1] * (array.ndim - 2))
+        return jnp.where(there >= 0, jnp.take_along_axis(array, jnp.maximum(there, 0), axis=1), nothing)
 
-    index = batch.get("image_index")
-    return _prompts(
-        model, batch, moved(batch["text_tokens"], 0), place >= 0, None if index is None else moved(index, -1)
-    )
+    placed = {"image_index": ("image_index", -1), "text_positions": ("positions", 0)}
+    own = {to: moved(batch[name], nothing) for name, (to, nothing) in placed.items() if name in batch}
+    return Prompts(moved(batch["text_tokens"], 0), place >= 0, inputs=_images(model, batch, own))
 
 
-def _prompts(
-    model: nn.Module,
-    batch: Mapping[str, Array],
-    tokens: Int[Array, "B L"],
-    mask: Bool[Array, "B L"],
-    index: Int[Array, "B L"] | None,
-) -> Prompts:
-    if not model.sees_images:
-        return Prompts(tokens, mask)
-    images = batch["images"] if "images" in batch else batch["image"][:, None]
-    given = {"images": images, "image_mask": batch.get("image_mask"), "image_index": index}
-    given |= {name: batch[name] for name in model.reads if name in batch}
-    return Prompts(tokens, mask, inputs={name: value for name, value in given.items() if value is not None})
+def _images(model: nn.Module, batch: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Any]:
+    """The arguments of the model's call that are about images, with those about their places; none without images."""
+    images = images_in_texts(batch) if model.sees_images else None
+    if images is None:
+        return {}
+    names = ("image_mask", *model.reads)
+    return {"images": images, **own} | {name: batch[name] for name in names if name in batch}
