@@ -144,8 +144,9 @@ def test_conditions_can_be_chosen(tmp_path):
 
 def test_where_all_images_are_the_same(tmp_path):
     data = Data(same=True)
-    with pytest.raises(ValueError, match="no example can be given another's image"):
-        run(data, sees(data), tmp_path)
+    result = grounded(data).run(sees(data), {}, tmp_path)
+    assert "; 60 examples had no other image to be swapped with" in result.protocol
+    assert "grounding_swapped" not in result.metrics and "grounding_blind" in result.metrics
 
 
 def test_only_answers_of_the_same_type_exchange_images():
@@ -163,6 +164,16 @@ def test_only_answers_of_the_same_type_exchange_images():
     (batch,) = list(other_images.changed(lambda: [next(data.batches())], None, known, data.example)())
     np.testing.assert_array_equal(batch["image"], original)
     assert batch["image_mask"].shape == (16, 1) and batch["image_mask"].all()
+
+
+def test_only_images_that_take_the_same_places_are_exchanged():
+    """Tiles in another order of tokens, another number of images, or patches in other places cannot stand in."""
+    index = np.array([[0, 1, -1, -1], [-1, 0, 1, -1], [1, 0, -1, -1], [0, 1, -1, -1]])
+    there = np.array([[1, 1], [1, 1], [1, 1], [1, 0]])
+    found = other_images.layouts({"image_index": index}, there)
+    assert found[0] == found[1] and len(set(found.tolist())) == 3
+    grids = {"image_index": index[[0, 0]], "images_patch_grid": np.array([[[1, 2]], [[2, 1]]])}
+    assert len(set(other_images.layouts(grids, there[:2]).tolist())) == 2
 
 
 @settings(max_examples=60)

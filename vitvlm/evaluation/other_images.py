@@ -17,6 +17,7 @@ SAID = {
     NOISE: "noise with the mean and deviation of their pixels",
 }
 PIXELS = ("image", "images")
+BESIDE = ("patch_mask", "patch_grid", "images_patch_mask", "images_patch_grid", "image_times")
 
 Images = Callable[[int], Mapping[str, np.ndarray]]
 
@@ -54,14 +55,14 @@ def survey(batches: base.Batches, types: Callable[[int], str], seed: int = 0) ->
         for key, value in (("sum", images), ("squares", images**2)):
             sums[key] = sums.get(key, 0.0) + np.einsum("bi,bihwc->hwc", there, value)
         digests = [hash_of(image, own) for image, own in zip(np.asarray(batch[name]), there)]
-        return {"digest": np.array(digests, np.int64), "count": there.sum(axis=1)}
+        return {"digest": np.array(digests, np.int64), "layout": layouts(batch, there)}
 
     whole = base.collect(batches, look)
     sums = base.summed(sums)
     index, kinds = whole["index"], [types(int(i)) for i in whole["index"]]
     groups: dict[tuple[str, int], list[int]] = {}
-    for row, (kind, count) in enumerate(zip(kinds, whole["count"].tolist())):
-        groups.setdefault((kind, count), []).append(row)
+    for row, (kind, layout) in enumerate(zip(kinds, whole["layout"].tolist())):
+        groups.setdefault((kind, layout), []).append(row)
     partner: dict[int, int] = {}
     rng = np.random.default_rng(seed)
     for rows in groups.values():
@@ -161,7 +162,30 @@ def pixels_of(batch: base.Batch) -> str:
 def hash_of(image: np.ndarray, there: Sequence[bool] | np.ndarray) -> int:
     """A number that like images share: of the pixels of those that are there."""
     pixels = image if image.ndim == 3 else image[np.asarray(there, bool)]
-    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=7).digest(), "little")
+    return int.from_bytes(_digest(pixels), "little")
+
+
+def layouts(batch: base.Batch, there: np.ndarray) -> Int[np.ndarray, " B"]:
+    """A number of each example that those share whose images can be exchanged.
+
+    They have as many images, the same order of image tokens, and patches in the same places, if there are any.
+    """
+    rows = []
+    for row, own in enumerate(there):
+        parts = [np.asarray(own, bool)]
+        if "image_index" in batch:
+            index = np.asarray(batch["image_index"])[row].astype(np.int64).ravel()
+            parts.append(index[index >= 0])
+        parts += [np.asarray(batch[name])[row] for name in BESIDE if name in batch]
+        rows.append(int.from_bytes(_digest(*parts), "little"))
+    return np.array(rows, np.int64)
+
+
+def _digest(*arrays: np.ndarray) -> bytes:
+    made = hashlib.blake2b(digest_size=7)
+    for array in arrays:
+        made.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return made.digest()
 
 
 def _there(batch: base.Batch, shape: tuple[int, ...]) -> np.ndarray:
