@@ -12,7 +12,6 @@ from vitvlm.evaluation import other_images
 from vitvlm.evaluation.grounding import Grounded
 from vitvlm.jobs.evaluation.prediction import functions
 from vitvlm.jobs.setup.model import ModelSetup
-from vitvlm.nn.gates import gates
 
 USUAL = "question_type"
 ATTENTION = "image_attention"
@@ -60,7 +59,6 @@ def grounded(
             images=images,
             types=types,
             attention=ATTENTION if ATTENTION in functions(model.task) else "",
-            gates=gates,
             picture=picture,
         )
     except config_lib.ConfigError as error:
