@@ -79,7 +79,7 @@ def run(names: Sequence[str], *, batch_size: int, image_size: int, topology: str
     facts |= {package: metadata.version(package) for package in ("jax", "flax", "libtpu")}
     written = {"environment": facts, "cases": [dataclasses.asdict(one) for one in measured]}
     (folder / FILE).write_text(json.dumps(written, indent=2) + "\n")
-    note = f"As compiled, nothing was run; count x MB, the largest; {tables.listed(facts)}."
+    note = f"As compiled, nothing was run; collectives in the program's text, a loop's once; {tables.listed(facts)}."
     (folder / "benchmark_tpu_fsdp.md").write_text(tables.markdown(COLUMNS, rows(measured), note))
     return measured
 
@@ -162,7 +162,9 @@ def rows(measured: Sequence[Shared]) -> list[tuple[str, ...]]:
 
 
 def _cell(travel: Travel | None) -> str:
-    return "-" if travel is None else f"{travel.count} x {travel.bytes / 1e6:.1f}, {travel.largest / 1e6:.1f}"
+    if travel is None:
+        return "-"
+    return f"{travel.count}: {travel.bytes / 1e6:.1f} MB, largest {travel.largest / 1e6:.1f}"
 
 
 def table(measured: Sequence[Shared]) -> Table:
