@@ -32,6 +32,7 @@ class Case:
     Fields:
       config: of theirs; tokens, mask [B, L]; theirs, ours: what else the models are called with.
       prompt: places of the first text that are its prompt, for what is written behind it.
+      images: how many of theirs along the first axis are the first text's.
     """
 
     config: Any
@@ -40,6 +41,7 @@ class Case:
     theirs: dict[str, Any]
     ours: dict[str, Any]
     prompt: int
+    images: int = 1
 
     def first(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns what theirs and ours are called with for the first text's prompt alone."""
@@ -52,7 +54,7 @@ class Case:
                 theirs[name] = theirs[name][:count]
                 theirs[patches] = theirs[patches][: int(theirs[name].prod(-1).sum())]
         flat = {"pixel_values_videos", *counts, *(["pixel_values"] if "image_grid_thw" in theirs else [])}
-        theirs = {name: value if name in flat else value[:1] for name, value in theirs.items()}
+        theirs = {name: value if name in flat else value[: self.images] for name, value in theirs.items()}
         theirs = {name: value[:, :P] if value.shape[1:] == (L,) else value for name, value in theirs.items()}
         ours = jax.tree.map(lambda leaf: leaf[:1, :P] if leaf.shape[1:] == (L,) else leaf[:1], self.ours)
         theirs["input_ids"] = torch.tensor(self.tokens[:1, :P])
@@ -129,6 +131,24 @@ def llava_next(**fields):
         {"images": images, "image_index": index, "image_mask": np.arange(7) < np.array(counts)[:, None]},
         int((tokens[0] == IMAGE).sum()) + 3,
     )
+
+
+def llava(kind="clip_vision_model", images=2, text="llama", **fields):
+    """Two images to each text, of one tile each; the second has text of another length."""
+    vision = {"model_type": kind, **VISION, "image_size": 4, "patch_size": 2}
+    vision |= {"hidden_act": "quick_gelu"} if kind == "clip_vision_model" else {"vision_use_head": False}
+    each = 4 + (fields.get("vision_feature_select_strategy") == "full" and kind == "clip_vision_model")
+    config = transformers.LlavaConfig(
+        text_config={"model_type": text, "head_dim": 6, **TEXT, **IDS},
+        vision_config=vision,
+        image_token_index=IMAGE,
+        image_seq_length=each,
+        **fields,
+    )
+    pictures = normal(2, images, 4, 4, 3)
+    tokens, mask = texts((each * images,) * 2)
+    theirs = pixels(pictures.reshape(-1, 4, 4, 3))
+    return Case(config, tokens, mask, {"pixel_values": theirs}, {"images": pictures}, each * images + 3, images)
 
 
 def idefics3(config_class=transformers.Idefics3Config, side=12, **fields):
@@ -224,6 +244,15 @@ CASES = {
     "PaliGemma 2": lambda: paligemma(
         "gemma2", query_pre_attn_scalar=5, hidden_activation="gelu_pytorch_tanh", sliding_window=64,
         attn_logit_softcapping=2.0, final_logit_softcapping=1.5,
+    ),
+    "LLaVA 1.5": llava,
+    "LLaVA, two layers and CLS": lambda: llava(
+        vision_feature_layer=[1, -1], vision_feature_select_strategy="full", projector_hidden_act="relu",
+        multimodal_projector_bias=False, images=1,
+    ),
+    "LLaVA, SigLIP and Qwen2": lambda: llava(
+        "siglip_vision_model", text="qwen2", vision_feature_layer=-1, vision_feature_select_strategy="full", images=1,
+        tie_word_embeddings=True,
     ),
     "LLaVA-NeXT": llava_next,
     "LLaVA-NeXT, two layers": lambda: llava_next(vision_feature_layer=[-3, -1], multimodal_projector_bias=False),

@@ -1,92 +1,47 @@
 """LLaVA-NeXT weights of Hugging Face `transformers`: LlavaNextForConditionalGeneration."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from vitvlm.core.config import ConfigError
-from vitvlm.models.connectors.projector import MLP
 from vitvlm.models.vlm import VLM
-from vitvlm.nn.patches import as_pair
-from vitvlm.pretrained import parts, texts
+from vitvlm.pretrained import llava, parts, texts
 from vitvlm.pretrained.entries import Tensors
-from vitvlm.pretrained.expressible import Expressible, anything
+from vitvlm.pretrained.expressible import Expressible
 from vitvlm.pretrained.families import Family, Json
-from vitvlm.pretrained.paligemma import MOVE, RENAME
-from vitvlm.pretrained.tables import Row, row, under
-from vitvlm.pretrained.transforms import dense, token_row
-from vitvlm.pretrained.vit import ACTIVATIONS, activation, their_activation
+from vitvlm.pretrained.paligemma import RENAME
+from vitvlm.pretrained.tables import Row, row
+from vitvlm.pretrained.transforms import token_row
 
 
 def fields(source: Json, tensors: Tensors) -> dict[str, Any]:
     """Fields of `models.build("vlm", ...)` from the config.json of a LlavaNextForConditionalGeneration.
 
-    Its own vector is the newline between rows of tokens. Raises ConfigError for a CLS token among the features, which
-    has no place in a grid of tiles.
+    Those of a LLaVA; its own vector is the newline between rows of tokens. Raises ConfigError for a CLS token among the
+    features, which has no place in a grid of tiles.
     """
-    image, layers = source["vision_config"], source["vision_feature_layer"]
-    encoder = parts.image_encoder(image).fields(image)
-    has_cls = encoder["pool"] == "cls"
-    if (source["vision_feature_select_strategy"] == "default") != has_cls:
+    found = llava.fields(source, tensors)
+    if found["keep_prefix"]:
         raise ConfigError(
             f"config.json: vision_feature_select_strategy {source['vision_feature_select_strategy']!r}: tiles are "
             'joined without CLS, which "default" leaves out of an encoder that has it, and "full" of none'
         )
-    text = {**source["text_config"], "tie_word_embeddings": source["tie_word_embeddings"]}
-    return {
-        "image": encoder,
-        "connector": {
-            "name": "mlp",
-            "activation": activation(source, "projector_hidden_act"),
-            "bias": source["multimodal_projector_bias"],
-        },
-        "text": parts.language_fields(text, tensors, MOVE),
-        "image_token": source["image_token_index"],
-        "features": (layers,) if isinstance(layers, int) else tuple(layers),
-        "own_tokens": 1,
-        "scan": False,
-    }
+    return found | {"own_tokens": 1}
 
 
 def config(model: VLM, params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `fields`; the grids of tiles are the published ones unless the weights came with others."""
-    layers = model.features
-    return {
-        "architectures": ["LlavaNextForConditionalGeneration"],
-        "model_type": "llava_next",
-        "vision_config": parts.encoder_of(model.image).config(model.image, params["image"]),
-        "text_config": parts.language_config(model.text, params["text"]),
-        "image_token_index": model.image_token,
-        "projector_hidden_act": their_activation(model.connector.activation),
-        "multimodal_projector_bias": model.connector.bias,
-        "vision_feature_layer": layers[0] if len(layers) == 1 else list(layers),
-        "vision_feature_select_strategy": "default" if model.image.has_cls else "full",
-        "tie_word_embeddings": model.text.tied,
-    }
+    named = {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
+    return {name: value for name, value in llava.config(model, params).items() if name != "image_seq_length"} | named
 
 
 def rows(model: VLM, names: Collection[str]) -> Iterator[Row]:
     """Rows of a LlavaNextForConditionalGeneration."""
     yield row("image_newline", "own", token_row)
-    yield from under("vision_tower.", "image/", parts.encoder_of(model.image).rows(model.image))
-    for i in range(2):
-        yield from dense(f"multi_modal_projector.linear_{i + 1}", f"connector/layers_{i}", model.connector.bias)
-    yield from parts.language_rows(model.text, names, MOVE)
+    yield from llava.rows(model, names)
 
 
-def write_beside(model: VLM, folder: Path) -> None:
-    """Writes of what tokens an image's number follows."""
-    has_cls = model.image.has_cls
-    parts.write_processor(
-        folder,
-        "LlavaNextProcessor",
-        patch_size=as_pair(model.image.patch_size)[0],
-        vision_feature_select_strategy="default" if has_cls else "full",
-        num_additional_image_tokens=int(has_cls),
-    )
-
-
-CONNECTOR = {"activation": tuple(ACTIVATIONS.values()), **anything("width", "bias")}
 FAMILIES = {
     "LlavaNextForConditionalGeneration": Family(
         "vlm",
@@ -99,18 +54,7 @@ FAMILIES = {
         rename=RENAME,
         top="model",
         texts=texts.fast,
-        write_beside=write_beside,
-        expressible=Expressible(
-            "LLaVA-NeXT",
-            VLM,
-            {
-                "image": parts.ANY_ENCODER,
-                "connector": Expressible("LLaVA-NeXT", MLP, CONNECTOR),
-                "text": parts.ANY_LANGUAGE,
-                "image_token": lambda model: model.image_token is not None,
-                "features": lambda model: all(isinstance(each, int) for each in model.features),
-                "own_tokens": (1,),
-            },
-        ),
+        write_beside=functools.partial(llava.write_beside, processor="LlavaNextProcessor"),
+        expressible=Expressible("LLaVA-NeXT", VLM, llava.EXPRESSED | {"own_tokens": (1,)}),
     )
 }

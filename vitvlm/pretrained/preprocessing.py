@@ -136,6 +136,7 @@ BY_MODEL_TYPE = {
     "paligemma": "SiglipImageProcessor",
     "idefics3": "Idefics3ImageProcessor",
     "smolvlm": "SmolVLMImageProcessor",
+    "llava": "CLIPImageProcessor",
     "llava_next": "LlavaNextImageProcessor",
     "qwen2_vl": "Qwen2VLImageProcessor",
     "siglip2_vision_model": "Siglip2ImageProcessor",

@@ -46,6 +46,21 @@ IDEFICS3 = {
     | {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32, "num_channels": 3, "image_size": 224},
     "text_config": {"model_type": "llama", **language_defaults.LLAMA, "rms_norm_eps": 1e-5},
 }
+LLAVA = {
+    "image_token_index": 32_000,
+    "projector_hidden_act": "gelu",
+    "vision_feature_select_strategy": "default",
+    "vision_feature_layer": -2,
+    "multimodal_projector_bias": True,
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        **CLIP_VISION,
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        **{"patch_size": 14, "image_size": 336, "projection_dim": 768},
+    },
+    "text_config": {"model_type": "llama", **language_defaults.LLAMA},
+}
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "paligemma": {
@@ -64,21 +79,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
             **{"num_key_value_heads": 1, "vocab_size": 257_152},
         },
     },
-    "llava_next": {
-        "image_token_index": 32_000,
-        "projector_hidden_act": "gelu",
-        "vision_feature_select_strategy": "default",
-        "vision_feature_layer": -2,
-        "multimodal_projector_bias": True,
-        "tie_word_embeddings": False,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **CLIP_VISION,
-            **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-            **{"patch_size": 14, "image_size": 336, "projection_dim": 768},
-        },
-        "text_config": {"model_type": "llama", **language_defaults.LLAMA},
-    },
+    "llava": LLAVA,
+    "llava_next": LLAVA,
     "idefics3": {**IDEFICS3, "image_token_id": 128_257},
     "smolvlm": {**IDEFICS3, "image_token_id": 128_257},
     "nanovlm": NANOVLM,
