@@ -222,8 +222,8 @@ class ViT(Transformer, ModelFacts, kw_only=True):
                 D,
                 self.placed,
                 self.position_antialias,
+                self.param_dtype,
                 self.position_buckets,
-                param_dtype=self.param_dtype,
                 name="positions",
             )
             table, before = positions(grid)

@@ -34,8 +34,8 @@ class PositionTable(nn.Module):
     width: int
     prefix: tuple[str, ...] = ()
     antialias: bool = False
-    buckets: bool = False
     param_dtype: DTypeLike = jnp.float32
+    buckets: bool = False
 
     @nn.compact
     def __call__(self, grid: Pair) -> tuple[Float[Array, "N D"], Float[Array, "R D"]]:

@@ -230,14 +230,14 @@ def described(text: str, config: Json) -> tuple[dict[str, Any], list[str]]:
     small = steps.resize is not None and steps.resize[0] == "resize_small"
     if small or steps.crop:  # in every release of `transformers`, one of these two does
         name = name if name == "BitImageProcessor" else "CLIPImageProcessor"
-    elif PROCESSORS[name].resize is not resized:
+    elif PROCESSORS[name].resize is not resized or PROCESSORS[name].tiles is not None:
         name = "ViTImageProcessor"
     found = {key: value for key, value in PROCESSORS[name].defaults.items() if value is not None}
     found |= {"image_processor_type": name, "do_resize": steps.resize is not None, "do_center_crop": bool(steps.crop)}
     found |= {"image_mean": list(steps.mean), "image_std": list(steps.std), "do_convert_rgb": steps.channels == 3}
     found |= {key: False for key in ("include_top", "rescale_offset") if key in found}
-    if config.get("model_type") == "paligemma":  # whose processor asks it for the number of image tokens
-        vision = config["vision_config"]
+    if vision := config.get("model_type") == "paligemma" and config.get("vision_config"):
+        # Its processor asks for the number of image tokens.
         found["image_seq_length"] = (vision["image_size"] // vision["patch_size"]) ** 2
     if steps.resize is not None:
         operation, arguments = steps.resize
