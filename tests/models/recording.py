@@ -65,6 +65,12 @@ MODELS = {
     "t5-scanned": {"name": "t5", **T5, **RATES},
     "t5-looped-gated": {"name": "t5", **T5, "mlp": "gated", "activation": "gelu_tanh", "tied": False, "scan": False},
     "clip": {"name": "two_towers", "embed_dim": 12, "image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT}},
+    "blip-scanned": {"name": "blip", "embed_dim": 12, "image": {"name": "vit", **VIT}, "text": {**TEXT, **RATES}}
+    | {"start_id": 1, "stop_id": 2},
+    "blip_retrieval-looped": {"name": "blip_retrieval", "embed_dim": 12, "image": {"name": "vit", **VIT}, "text": TEXT}
+    | {"encode_id": 3, "scan": False},
+    "blip_vqa-scanned": {"name": "blip_vqa", "image": {"name": "vit", **VIT}, "text": {**TEXT, "width": 12}}
+    | {"start_id": 1, "stop_id": 2, "encode_id": 3},
     "coca-scanned": {"name": "coca", "embed_dim": 16, "queries": 5, "pool_heads": 2, "decoder_depth": 2}
     | {"decoder_heads": 2, "image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, **RATES, "pool": "cls"}},
     "coca-cascade": {"name": "coca", "embed_dim": 16, "queries": 5, "pool_heads": 2, "decoder_depth": 2}

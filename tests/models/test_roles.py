@@ -20,6 +20,7 @@ from vitvlm.training import layers, methods, optimizer
 TEXT = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "vocab_size": 9, "length": 6}
 VIT = toy_models.TRANSFORMER | {"scan": False}
 NAFLEX = {name: value for name, value in VIT.items() if name != "image_size"} | {"position_grid": (2, 3)}
+BLIP = {"image": {"name": "vit", **VIT}, "text": TEXT | {"scan": False}}
 TOWERS = {"image": {"name": "vit", **VIT}, "text": {"name": "text", **TEXT, "scan": False}, "embed_dim": 4}
 MODELS = {
     "vit": VIT
@@ -52,6 +53,10 @@ MODELS = {
     "naflex": NAFLEX | {"num_classes": 3},
     "qwen_vit": {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "patch_size": 2, "num_classes": 3, "scan": False},
     "two_towers": TOWERS | {"image_projection": "mlp", "bias_init": 0.0},
+    "blip": BLIP | {"embed_dim": 4},
+    "blip_retrieval": BLIP | {"embed_dim": 4},
+    "blip_captioner": BLIP,
+    "blip_vqa": BLIP,
     "coca": TOWERS
     | {"text": TOWERS["text"] | {"pool": "cls"}, "queries": 3, "pool_heads": 2}
     | {"decoder_depth": 2, "decoder_heads": 2, "pooling": "cascade"},
@@ -75,6 +80,7 @@ def shapes_of(name):
         "coca": (images, texts),
         "vlm": (images, texts),
         "blip2_qformer": (images, texts),
+        **dict.fromkeys(("blip", "blip_retrieval", "blip_captioner", "blip_vqa"), (images, texts)),
     }
     rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
     return model, jax.eval_shape(model.init, rngs, *inputs.get(name, (images,)))["params"]
@@ -129,6 +135,10 @@ LAYERS = {
     "blip2_qformer": (inside("image", VIT_LAYERS) + inside("qformer", [("query_tokens", 0), *TEXT_LAYERS]), 3),
     "t5": ([("embed/.*", 0), *T5_LAYERS], 3),
     "two_towers": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
+    **dict.fromkeys(
+        ("blip", "blip_retrieval", "blip_captioner", "blip_vqa"),
+        (inside("image", VIT_LAYERS) + inside("(text|decoder)", TEXT_LAYERS), 3),
+    ),
     "coca": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
     "vlm": (inside("image", VIT_LAYERS) + inside("text", TEXT_LAYERS), 3),
 }

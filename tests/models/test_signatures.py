@@ -113,6 +113,23 @@ for fields in [dict(start_id=2), dict(scan=False, scale_init=None)]:
     jax.eval_shape(lambda v: model.apply(v, images, texts, mask, method=model.match_images), variables)
     jax.eval_shape(lambda v: model.apply(v, texts, mask, method=model.encode_text), variables)
     jax.eval_shape(lambda v: model.apply(v, images, method=model.encode_image), variables)
+BLIP = dict(image=dict(VIT, name="vit"), text=dict(TEXT, dropout=0.1))
+for name, fields in [("blip", dict(embed_dim=4, encode_id=3)), ("blip_captioner", dict(scan=False)), ("blip_vqa", {})]:
+    model = models.build(name, **BLIP | fields, start_id=1, stop_id=2)
+    run = lambda **how: jax.tree.leaves(model.init_with_output(rngs, images, texts, mask, **how))
+    jax.eval_shape(lambda: run(**everything, image_mask=jnp.ones((2, 1))))
+    jax.eval_shape(lambda: run(logits="none"))
+    room = {} if name == "blip_vqa" else dict(mask=jnp.ones((2, 6), bool))
+    given = dict(images=images, text_tokens=texts, logits="last", **room)
+    jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, cache=model.empty_cache(2, 6), **given)))
+model = models.build("blip_retrieval", **BLIP, embed_dim=4, scale_init=None)
+jax.eval_shape(lambda: jax.tree.leaves(model.init_with_output(rngs, images, texts, mask, **everything)))
+variables = jax.eval_shape(lambda: model.init(rngs, images, texts))
+calls = [(model.encode_image, (images,)), (model.encode_text, (texts[:1], mask[:1])), (model.see, (images,))]
+for call, given in calls:
+    jax.eval_shape(lambda v: model.apply(v, *given, method=call), variables)
+looked = lambda v: model.apply(v, jnp.ones((2, 3, 8)), texts, mask, method=model.match)
+jax.eval_shape(looked, variables)
 try:
     patchify(images[0], (2, 3))
 except TypeCheckError:

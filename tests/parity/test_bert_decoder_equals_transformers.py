@@ -164,6 +164,28 @@ def test_vectors_in_place_of_tokens_and_texts_that_are_written():
         assert [list(text.ids) for (text,) in found] == expected[:, length:].tolist()
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_texts_about_a_context_are_theirs(beams):
+    """Greedy and beam ids of prompts of other lengths, each with a context of its own, some of it masked."""
+    folder, *_ = expectation("with cross-attention")
+    loaded = pretrained.load(folder)
+    theirs = BertLMHeadModel.from_pretrained(folder).eval()
+    lengths, wanted = (1, 3, 2), []
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": beams}
+    options |= {"use_cache": False}  # theirs of a decoder alone knows no context
+    for i, length in enumerate(lengths):
+        seen = {
+            "encoder_hidden_states": torch.from_numpy(CONTEXT[i : i + 1]),
+            "encoder_attention_mask": long(CONTEXT_MASK[i : i + 1]),
+        }
+        asked = {"attention_mask": long(np.ones((1, length))), **seen}
+        wanted.append(theirs.generate(long(TEXTS[i : i + 1, :length]), **asked, **options)[0, length:].tolist())
+    given = {"context": CONTEXT, "context_mask": CONTEXT_MASK}
+    prompts = [TEXTS[i, :length].tolist() for i, length in enumerate(lengths)]
+    found = Writer(loaded).write_ids(prompts, Options(max_new_tokens=4, stop_ids=(), beams=beams), inputs=given)
+    assert [list(text.ids) for (text,) in found] == wanted
+
+
 def test_an_encoder_with_cross_attention_is_the_decoder_that_sees_all():
     """As BLIP's matching has it: with one token there is nothing behind it to see, so both are equal."""
     fields = {"width": 12, "depth": 2, "heads": 3, "mlp_width": 20, "vocab_size": 23, "length": 9, "context_width": 10}

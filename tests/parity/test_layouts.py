@@ -5,6 +5,7 @@ import json
 
 import jax
 import layouts
+import layouts_blip  # noqa: F401 (these register their cases)
 import layouts_clip_files  # noqa: F401 (these register their cases)
 import layouts_configs  # noqa: F401
 import layouts_files  # noqa: F401

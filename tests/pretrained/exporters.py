@@ -6,6 +6,7 @@ from vitvlm.nn.rope import Rope, Scaling
 from vitvlm.pretrained import (
     align,
     bert,
+    blip,
     clip,
     deit,
     dinov2,
@@ -34,6 +35,7 @@ TOWER = {"width": 8, "depth": 1, "heads": 2, "mlp_width": 16}
 VIT = TOWER | {"patch_size": 4, "image_size": 8}
 TEXT = TOWER | {"vocab_size": 9, "length": LENGTH}
 BERT = TEXT | {"pool": "first", "pooler": True}
+BLIP = {"image": {"name": "vit", **VIT}, "text": TEXT}
 EFFICIENT = {
     "widths": (8, 8), "depths": (1, 1), "kernels": (3, 3), "strides": (1, 2), "expansions": (1, 2),
 }  # fmt: skip
@@ -172,6 +174,14 @@ EXPORTERS = {
         {"image.widths": {"embed_dim": 16}, "image.width_factor": {"embed_dim": 16},
          "embed_dim": {"image.widths": (8, 16)}},
     ),
+    "BLIP's captioner": Exporter("hf", blip.FAMILIES["BlipForConditionalGeneration"], "blip_captioner", BLIP),
+    "BLIP's answers": Exporter(
+        "hf", blip.FAMILIES["BlipForQuestionAnswering"], "blip_vqa", BLIP,
+        {"image.width": {"text.width": 12}, "text.width": {"image.width": 12}},
+    ),
+    "BLIP's retrieval": Exporter(
+        "hf", blip.FAMILIES["BlipForImageTextRetrieval"], "blip_retrieval", BLIP | {"embed_dim": 8}
+    ),
     "ALIGN's images": Exporter(
         "hf", align.FAMILIES["AlignVisionModel"], "efficientnet", EFFICIENT | {"top": False}
     ),
@@ -250,7 +260,8 @@ OTHERS = {
     "query_scalar": [1.0, 5.0], "soft_cap": [2.0], "logit_soft_cap": [3.0], "final_norm": [False],
     "embed_width": [6], "embed_dropout": [0.25], "norm": ["rms", "layer"], "parallel": [False], "head_bias": [False],
     "scale_embed": [False], "position_offset": [0],
-    "context_width": [8, 12],
+    "context_width": [8, 12], "stop_id": [4], "encode_id": [5], "encodes": [True, False],
+    "decodes": [True, False],
 }  # fmt: skip
 
 # Properties that say what a field comes to, where its None stands for one of the other values.

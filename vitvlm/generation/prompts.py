@@ -1,6 +1,8 @@
 """Prompts as ids: a model's tokenizer, what ends its texts, and batches of prompts of different lengths."""
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,9 @@ from jaxtyping import Int
 from vitvlm.core.config import ConfigError
 from vitvlm.generation.loaded import Loaded, Tokenizer
 from vitvlm.generation.models import Answer, LanguageModel, Prompts
+
+Inputs = Mapping[str, Any]  # see `models.Prompts`
+NOTHING: Inputs = types.MappingProxyType({})
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:
@@ -19,7 +24,9 @@ def tokenizer_of(loaded: Loaded) -> Tokenizer:
 
 
 def stop_ids_of(loaded: Loaded) -> tuple[int, ...]:
-    """The tokens that end a text by the model's own files: generation_config.json, config.json, the tokenizer."""
+    """The tokens that end a text: the model's, or those of its generation_config.json, config.json or tokenizer."""
+    if loaded.model.stop_ids:
+        return loaded.model.stop_ids
     for name in ("generation", "config"):
         found = (loaded.source.get(name) or {}).get("eos_token_id")
         if found is not None:
@@ -29,19 +36,31 @@ def stop_ids_of(loaded: Loaded) -> tuple[int, ...]:
 
 
 def ids_of(loaded: Loaded, prompts: Sequence[str], add_eos: bool | None) -> list[list[int]]:
-    """Prompts as the model begins with them.
+    """Prompts as the model begins with them; see `begun`.
 
     Args:
       add_eos: see `Tokenizer.whole`.
 
-    Raises ConfigError for an empty prompt.
+    Raises ConfigError for an empty prompt, unless the model has a token of its own to begin with.
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts are a sequence of texts: write [{prompts[:20]!r}]")
     for i, prompt in enumerate(prompts):
-        if prompt == "":
+        if prompt == "" and not _has_start(loaded):
             raise ConfigError(f"prompt {i} is empty: give it a text to go on from")
-    return tokenizer_of(loaded).whole(prompts, add_eos=add_eos)
+    return begun(loaded, tokenizer_of(loaded).whole(prompts, add_eos=add_eos))
+
+
+def begun(loaded: Loaded, ids: Sequence[list[int]]) -> list[list[int]]:
+    """Texts with the token that the model's begin with in place of the tokenizer's BOS, where it has one of its own."""
+    if not _has_start(loaded):
+        return list(ids)
+    before = len(_bos(tokenizer_of(loaded)))
+    return [[loaded.model.start_id, *text[before:]] for text in ids]
+
+
+def _has_start(loaded: Loaded) -> bool:
+    return loaded.model.writes == "continuation" and loaded.model.start_id is not None
 
 
 def check_ids(loaded: Loaded, ids: Sequence[int], where: str) -> None:
@@ -54,6 +73,14 @@ def check_ids(loaded: Loaded, ids: Sequence[int], where: str) -> None:
             f"{where} has ids from {min(ids)} to {max(ids)}, the model's are 0 to {count - 1}: "
             "is the tokenizer another model's?"
         )
+
+
+def check_inputs(loaded: Loaded, inputs: Inputs, count: int) -> None:
+    """Raises ConfigError for inputs of another number of texts, and without an image that the model needs."""
+    if wrong := [name for name, value in inputs.items() if len(value) != count]:
+        raise ConfigError(f"{wrong[0]}: {len(inputs[wrong[0]])} for {count} texts: give one for each")
+    if loaded.model.needs_image and "images" not in inputs:
+        raise ConfigError(f"images: {type(loaded.model).__name__} writes about an image: give one for each text")
 
 
 def padded(prompts: Sequence[Sequence[int]], length: int) -> Prompts:
@@ -86,7 +113,7 @@ def _bos(tokenizer: Tokenizer) -> list[int]:
     return tokenizer.whole([""], add_eos=False)[0]
 
 
-def behind(tokenizer: Tokenizer, prompt: str, ids: Sequence[int], answer: str, model: LanguageModel) -> tuple[int, ...]:
+def behind(loaded: Loaded, prompt: str, ids: Sequence[int], answer: str, model: LanguageModel) -> tuple[int, ...]:
     """Ids of an answer as it stands behind a prompt that has these ids; cut apart from it where the two share a token.
 
     Raises ConfigError for an answer that is empty.
@@ -94,10 +121,10 @@ def behind(tokenizer: Tokenizer, prompt: str, ids: Sequence[int], answer: str, m
     if answer == "":
         raise ConfigError("an answer is empty: give it a text")
     if not isinstance(model, Answer):
-        (whole,) = tokenizer.whole([prompt + answer], add_eos=False)
+        (whole,) = begun(loaded, tokenizer_of(loaded).whole([prompt + answer], add_eos=False))
         if whole[: len(ids)] == list(ids) and len(whole) > len(ids):
             return tuple(whole[len(ids) :])
-    return tuple(contents(tokenizer, [answer])[0])
+    return tuple(contents(tokenizer_of(loaded), [answer])[0])
 
 
 def in_one(answers: Sequence[Sequence[Sequence[int]]]) -> Int[np.ndarray, "B A T"]:

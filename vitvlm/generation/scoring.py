@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.generation import sizes
-from vitvlm.generation.loaded import Loaded, Tokenizer
+from vitvlm.generation.loaded import Loaded
 from vitvlm.generation.models import Answer, LanguageModel, Variables, language_model
-from vitvlm.generation.prompts import answers_of, check_ids, contents, stop_ids_of, tokenizer_of
+from vitvlm.generation.prompts import (
+    NOTHING,
+    answers_of,
+    begun,
+    check_ids,
+    check_inputs,
+    contents,
+    stop_ids_of,
+    tokenizer_of,
+)
 from vitvlm.objectives.next_token import cross_entropy
 
 TOKENS = 2048  # of a batch, padding included
@@ -44,7 +54,11 @@ class Scored:
 
 
 def score(
-    loaded: Loaded, texts: Sequence[str], prefixes: Sequence[str] | None = None, end: bool = False
+    loaded: Loaded,
+    texts: Sequence[str],
+    prefixes: Sequence[str] | None = None,
+    end: bool = False,
+    inputs: Mapping[str, Any] = NOTHING,
 ) -> list[Scored]:
     """Log-probabilities of the tokens of texts, each given those before it.
 
@@ -56,6 +70,7 @@ def score(
       prefixes: what stands before each text and is not scored (an encoder-decoder encodes it; it needs one). A text and
         its prefix are cut into tokens together, and a token that has parts of both is scored.
       end: whether the model's first stop token is scored behind each text.
+      inputs: what else the model reads with each text, such as images [texts, I, H, W, C]; see `models.Prompts`.
 
     Raises ConfigError for a model that writes no text or has no tokenizer, for a text that is empty, or has more tokens
     than the model positions, and for another number of prefixes than of texts.
@@ -80,8 +95,8 @@ def score(
             for ids, before in zip(contents(tokenizer, texts), encoded)
         ]
     else:
-        rows = [_Row([*ids, *last], max(begun, 1)) for ids, begun in _joined(tokenizer, texts, prefixes)]
-    return score_ids(loaded, rows)
+        rows = [_Row([*ids, *last], max(begun, 1)) for ids, begun in _joined(loaded, texts, prefixes)]
+    return score_ids(loaded, rows, inputs)
 
 
 def choose(
@@ -89,6 +104,7 @@ def choose(
     prompts: Sequence[str],
     answers: Sequence[str] | Sequence[Sequence[str]],
     normalize: str = "none",
+    inputs: Mapping[str, Any] = NOTHING,
 ) -> list[tuple[int, list[Scored]]]:
     """The likeliest of several answers to each prompt: its index, and the likelihoods of all.
 
@@ -97,6 +113,7 @@ def choose(
         between the two, it begins with one.
       normalize: "none" compares log p(answer | prompt), "tokens" that divided by the number of the answer's tokens,
         "characters" by that of its characters.
+      inputs: what else the model reads with each prompt, such as images [prompts, I, H, W, C].
 
     Raises ConfigError as `score` does, for an unknown `normalize`, and for a prompt without answers.
     """
@@ -104,7 +121,9 @@ def choose(
         raise ConfigError(f"normalize: {normalize!r}; {suggest(normalize, NORMALIZATIONS)}")
     of_prompts = answers_of(prompts, answers)
     pairs = [(prompt, answer) for prompt, each in zip(prompts, of_prompts) for answer in each]
-    scored = iter(score(loaded, [answer for _, answer in pairs], [prompt for prompt, _ in pairs]))
+    which = np.repeat(np.arange(len(prompts)), [len(each) for each in of_prompts])
+    given = {name: np.asarray(value)[which] for name, value in inputs.items()}
+    scored = iter(score(loaded, [answer for _, answer in pairs], [prompt for prompt, _ in pairs], inputs=given))
     chosen = []
     for each in of_prompts:
         of_answers = [next(scored) for _ in each]
@@ -127,9 +146,11 @@ class _Row:
     encoded: tuple[int, ...] = ()
 
 
-def score_ids(loaded: Loaded, rows: Sequence[_Row]) -> list[Scored]:
+def score_ids(loaded: Loaded, rows: Sequence[_Row], inputs: Mapping[str, Any] = NOTHING) -> list[Scored]:
     """Scores rows of ids, in batches of about the same length."""
     model = language_model(loaded.model)
+    check_inputs(loaded, inputs, len(rows))
+    inputs = {name: np.asarray(value) for name, value in inputs.items()}
     for i, row in enumerate(rows):
         check_ids(loaded, row.ids, f"text {i}")
         if not isinstance(model, Answer) and len(row.ids) - 1 > loaded.model.length:
@@ -144,7 +165,9 @@ def score_ids(loaded: Loaded, rows: Sequence[_Row]) -> list[Scored]:
             length = min(length, loaded.model.length + 1)
         count = max(1, min(TOKENS // length, 2 ** math.ceil(math.log2(len(waiting)))))
         batch, waiting = waiting[:count], waiting[count:]
-        log_probs = _log_probs_of(loaded, model, [rows[i] for i in batch], length, count)
+        here = np.resize(batch, count)  # what fills a batch up is given some text's
+        given = {name: value[here] for name, value in inputs.items()}
+        log_probs = _log_probs_of(loaded, model, [rows[i] for i in batch], length, count, given)
         for i, values in zip(batch, log_probs):
             row = rows[i]
             values = values[row.begun - 1 : len(row.ids) - 1]
@@ -153,7 +176,12 @@ def score_ids(loaded: Loaded, rows: Sequence[_Row]) -> list[Scored]:
 
 
 def _log_probs_of(
-    loaded: Loaded, model: LanguageModel, rows: Sequence[_Row], length: int, count: int
+    loaded: Loaded,
+    model: LanguageModel,
+    rows: Sequence[_Row],
+    length: int,
+    count: int,
+    inputs: Mapping[str, Any],
 ) -> Float[np.ndarray, "B L"]:
     """Log-probabilities of the ids from the second on of `count` rows, the missing ones padding."""
     ids, mask = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
@@ -164,7 +192,7 @@ def _log_probs_of(
         ids[i, : len(row.ids)], mask[i, : len(row.ids)] = row.ids, True
         encoded[i, : len(row.encoded)], encoded_mask[i, : len(row.encoded)] = row.encoded, True
     given = (encoded, encoded_mask) if isinstance(model, Answer) else None
-    return np.asarray(_log_probs(model, loaded.variables, ids, mask, given))
+    return np.asarray(_log_probs(model, loaded.variables, ids, mask, given, inputs))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -174,12 +202,14 @@ def _log_probs(
     ids: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
     given: tuple[Int[Array, "B S"], Bool[Array, "B S"]] | None,
+    inputs: Mapping[str, Array],
 ) -> Float[Array, "B _L"]:
-    tokens = {"decoder_tokens": ids[:, :-1], "decoder_mask": mask[:, :-1]}
+    tokens, real = ids[:, :-1], mask[:, :-1]
     if given is None:
-        output = model.model.apply(variables, ids[:, :-1], mask[:, :-1], logits="none")
+        call = {"text_tokens": tokens, "mask": real}
     else:
-        output = model.model.apply(variables, *given, **tokens, logits="none")
+        call = {"text_tokens": given[0], "mask": given[1], "decoder_tokens": tokens, "decoder_mask": real}
+    output = model.model.apply(variables, **call, logits="none", **inputs)
     return -cross_entropy(
         output.tokens,
         output.head_kernel,
@@ -190,12 +220,13 @@ def _log_probs(
     )
 
 
-def _joined(tokenizer: Tokenizer, texts: Sequence[str], prefixes: Sequence[str] | None) -> list[tuple[list[int], int]]:
+def _joined(loaded: Loaded, texts: Sequence[str], prefixes: Sequence[str] | None) -> list[tuple[list[int], int]]:
     """Ids of each prefix and text together, and where the first token is that is not of the prefix alone."""
+    tokenizer = tokenizer_of(loaded)
     if prefixes is None:
         prefixes = [""] * len(texts)
-    whole = tokenizer.whole([prefix + text for prefix, text in zip(prefixes, texts)], add_eos=False)
-    alone = tokenizer.whole(prefixes, add_eos=False)
+    whole = begun(loaded, tokenizer.whole([prefix + text for prefix, text in zip(prefixes, texts)], add_eos=False))
+    alone = begun(loaded, tokenizer.whole(prefixes, add_eos=False))
     return [(ids, _shared(ids, before)) for ids, before in zip(whole, alone)]
 
 

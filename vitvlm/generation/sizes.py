@@ -47,6 +47,17 @@ def of_continuation(longest: int, new: int, positions: int, spare: int = 0) -> S
     return Size(prompt, prompt, last, max(last, min(fitting(last + spare), positions)), end < longest + new)
 
 
-def of_answer(longest: int, new: int, spare: int = 0) -> Size:
-    """The same for an encoder-decoder: its text begins with one start token, and the prompt is another text."""
-    return Size(fitting(longest), 1, 1 + new, fitting(1 + new + spare))
+def of_answer(longest: int, new: int, positions: int | None = None, spare: int = 0) -> Size:
+    """The same for an encoder-decoder: its text begins with one start token, and the prompt is another text.
+
+    Args:
+      positions: of either text; None where they are relative.
+
+    Raises ConfigError for a prompt with more tokens.
+    """
+    if positions is None:
+        return Size(fitting(longest), 1, 1 + new, fitting(1 + new + spare))
+    if longest > positions:
+        raise ConfigError(f"a prompt of {longest} tokens; the model has {positions} positions")
+    end = min(1 + new, positions)
+    return Size(min(fitting(longest), positions), 1, end, min(fitting(end + spare), positions), end < 1 + new)

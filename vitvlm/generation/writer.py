@@ -14,7 +14,19 @@ from vitvlm.generation.choosing import Choosing, keys_of
 from vitvlm.generation.loaded import Loaded, Tokenizer
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.options import Options
-from vitvlm.generation.prompts import answers_of, behind, check_ids, ids_of, in_one, padded, stop_ids_of, tokenizer_of
+from vitvlm.generation.prompts import (
+    NOTHING,
+    Inputs,
+    answers_of,
+    behind,
+    check_ids,
+    check_inputs,
+    ids_of,
+    in_one,
+    padded,
+    stop_ids_of,
+    tokenizer_of,
+)
 from vitvlm.generation.sizes import Size
 from vitvlm.generation.text import Stream, cut_at, decoder, needed
 
@@ -77,17 +89,22 @@ class Writer:
         return stop_ids_of(self.loaded)
 
     def write(
-        self, prompts: Sequence[str], options: Options = DEFAULTS, on_text: OnText | None = None
+        self,
+        prompts: Sequence[str],
+        options: Options = DEFAULTS,
+        on_text: OnText | None = None,
+        inputs: Inputs = NOTHING,
     ) -> list[list[Written]]:
         """Writes texts after prompts, all in one batch: for each prompt `options.samples` of them.
 
         Args:
           on_text: called with the number of a text, prompt * samples + sample, and the next piece of it, as soon as
             that can no longer change; not for beams.
+          inputs: what else the model reads with the prompts, such as images [B, I, H, W, C]; see `models.Prompts`.
 
         Raises ConfigError for a prompt that is empty or has more tokens than the model positions.
         """
-        return self.write_ids(self.ids(prompts), options, on_text)
+        return self.write_ids(self.ids(prompts), options, on_text, inputs=inputs)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Prompts as the model goes on from them. Raises ConfigError for an empty one."""
@@ -98,6 +115,7 @@ class Writer:
         prompts: Sequence[str],
         answers: Sequence[str] | Sequence[Sequence[str]],
         options: Options = DEFAULTS,
+        inputs: Inputs = NOTHING,
     ) -> list[list[Written]]:
         """Writes one of several answers after each prompt, token by token; `Written.answer` tells which.
 
@@ -107,6 +125,7 @@ class Writer:
         Args:
           answers: for all prompts, or a list for each; each stands behind the prompt as it is.
           options: without `max_new_tokens` and `stop`, which the answers are in place of.
+          inputs: see `write`.
 
         Raises ConfigError as `write`, and for a model whose files name no token that ends a text.
         """
@@ -114,12 +133,12 @@ class Writer:
         if not (stop := self._stops(options)[:1]):
             raise ConfigError("answers: the model's files name no token that ends a text; give stop_ids")
         choices = [
-            [(*behind(self.tokenizer, prompt, own, answer, self.model), *stop) for answer in each]
+            [(*behind(self.loaded, prompt, own, answer, self.model), *stop) for answer in each]
             for prompt, own, each in zip(prompts, ids, of_prompts)
         ]
         longest = max(len(one) for each in choices for one in each)
         options = dataclasses.replace(options, max_new_tokens=longest, stop_ids=stop, stop=())
-        texts = self.write_ids(ids, options, answers=choices)
+        texts = self.write_ids(ids, options, answers=choices, inputs=inputs)
         return [
             [dataclasses.replace(text, answer=each.index((*text.ids, *stop))) for text in of_prompt]
             for of_prompt, each in zip(texts, choices)
@@ -131,6 +150,7 @@ class Writer:
         options: Options = DEFAULTS,
         on_text: OnText | None = None,
         answers: Sequence[Sequence[Sequence[int]]] | None = None,
+        inputs: Inputs = NOTHING,
     ) -> list[list[Written]]:
         """The same as `write` for prompts as ids. Without a tokenizer the texts are empty.
 
@@ -142,8 +162,8 @@ class Writer:
         for i, ids in enumerate(prompts):
             check_ids(self.loaded, ids, f"prompt {i}")
         if options.beams > 1:
-            return self._search(prompts, options, answers)
-        batch, size = self._batch(prompts, options)
+            return self._search(prompts, options, answers, inputs)
+        batch, size = self._batch(prompts, options, inputs)
         stop_ids = self._stops(options)
         rows = np.repeat(np.arange(len(prompts)), options.samples)
         numbers = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids in prompts]
@@ -236,8 +256,9 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         options: Options,
         answers: Sequence[Sequence[Sequence[int]]] | None,
+        inputs: Inputs,
     ) -> list[list[Written]]:
-        batch, size = self._batch(prompts, options)
+        batch, size = self._batch(prompts, options, inputs)
         stop_ids = self._stops(options)
         found = beams.search(
             self.model,
@@ -265,11 +286,13 @@ class Writer:
     def _stops(self, options: Options) -> tuple[int, ...]:
         return self.stop_ids if options.stop_ids is None else tuple(options.stop_ids)
 
-    def _batch(self, prompts: Sequence[Sequence[int]], options: Options) -> tuple[Prompts, Size]:
+    def _batch(self, prompts: Sequence[Sequence[int]], options: Options, inputs: Inputs) -> tuple[Prompts, Size]:
         """Prompts in one array, and the sizes of the programs that read them and go on."""
+        check_inputs(self.loaded, inputs, len(prompts))
         longest = max(map(len, prompts))
         if isinstance(self.model, Answer):
-            size = sizes.of_answer(longest, options.max_new_tokens)
+            size = sizes.of_answer(longest, options.max_new_tokens, self.loaded.model.max_positions)
         else:
             size = sizes.of_continuation(longest, options.max_new_tokens, self.loaded.model.length)
-        return padded(prompts, size.prompt), size
+        inputs = {name: jnp.asarray(value) for name, value in inputs.items()}
+        return padded(prompts, size.prompt).replace(inputs=inputs), size

@@ -5,6 +5,7 @@ from typing import Any
 from flax import linen as nn
 
 from vitvlm.models import bert as bert  # each architecture registers itself
+from vitvlm.models import blip as blip
 from vitvlm.models import blip2 as blip2
 from vitvlm.models import coca as coca
 from vitvlm.models import decoder as decoder

@@ -14,6 +14,7 @@ from vitvlm.models.facts import ModelFacts
 from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
 from vitvlm.models.outputs import LanguageOutput, TextOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
+from vitvlm.nn import caches
 from vitvlm.nn.activations import activation
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.caches import ContextCache, KVCache
@@ -33,7 +34,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 POOLS = ("cls", "first", "mean")
 
-Cache = Mapping[str, Any]  # by kind of attention, the layers' caches
+# The layers' caches by kind of attention, and with cross-attention the mask of the context that they have seen.
+Cache = Mapping[str, Any]
+CONTEXT_MASK = "context_mask"
 
 
 class BertBlocks(Transformer, ModelFacts, kw_only=True):
@@ -41,7 +44,8 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
 
     Fields, besides those of `nn.transformer.Transformer`:
       vocab_size: ids are in [0, vocab_size); length: the most tokens that a text has positions for.
-      segments: number of kinds of tokens ("token types"): those of a first and of a second sentence.
+      segments: number of kinds of tokens ("token types"): those of a first and of a second sentence; 0: they are not
+        told apart (BLIP).
       context_width: E of what each block looks at between its attention and its MLP, such as an image (BLIP); None:
         nothing, there is no cross-attention.
     """
@@ -62,6 +66,11 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
     context_width: int | None = None
     norm_eps: float = 1e-12
 
+    @property
+    def looks(self) -> bool:
+        """Tells whether the blocks look at a context."""
+        return self.context_width is not None
+
     def _embed(
         self,
         text: Int[Array, "B L"] | Float[Array, "B L D"],
@@ -76,25 +85,106 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
         init = nn.initializers.normal(0.02)  # their own code's
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed", **self.dtypes)
         table = self.param("positions", init, (self.length, self.width), self.param_dtype)
-        rows = table[:L] if positions is None else table.at[positions].get(mode="fill", fill_value=jnp.nan)
-        segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
-        segment = segments[0] if segment_ids is None else segments[segment_ids]
+        rows = table[:L] if positions is None else jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan)
         tokens = embed(text) if text.ndim == 2 else text.astype(self.dtype)
-        x = tokens + rows.astype(self.dtype) + segment.astype(self.dtype)
+        x = tokens + rows.astype(self.dtype)
+        if self.segments:
+            segments = self.param("segments", init, (self.segments, self.width), self.param_dtype)
+            x = x + (segments[0] if segment_ids is None else segments[segment_ids]).astype(self.dtype)
+        elif segment_ids is not None:
+            raise config.ConfigError("segment_ids: this BERT does not tell segments apart: model.segments is 0")
         x = self.make_norm()(name="embed_norm")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x), embed
 
     def _run_blocks(
-        self, x: Float[Array, "B L D"], call: Call, causal: bool, cache: Cache | None = None, perturb: Any = None
+        self,
+        x: Float[Array, "B L D"],
+        call: Call,
+        causal: bool,
+        cache: Cache | None = None,
+        perturb: Any = None,
+        **parts: Any,
     ) -> Stacked:
-        """Applies the blocks; in initialisation a context of the right width will do."""
-        if self.context_width is None and call.context is not None:
+        """Applies the blocks, whose `parts` may be others; in initialisation a context of the right width will do.
+
+        The cache of a decoder has the mask of the context besides the layers' caches, [B, 1, 1, S], None if it sees
+        all.
+        """
+        if not self.looks and call.context is not None:
             raise config.ConfigError("context: this BERT has no cross-attention; give it model.context_width")
         if self.context_width is not None and call.context is None and self.is_initializing():
             call = call.replace(context=jnp.zeros((len(x), 1, self.context_width), x.dtype), context_mask=None)
-        cross = None if self.context_width is None else self.make_attention(cross=True)
-        block = self.make_block(norms="post", attention=self.make_attention(causal=causal), cross=cross)
-        return self.apply_blocks(x, call, block, cache=cache, perturb=perturb)
+        cross = self.make_attention(cross=True) if self.looks else None
+        block = self.make_block(
+            **{"norms": "post", "attention": self.make_attention(causal=causal), "cross": cross} | parts
+        )
+        if cache is None:
+            return self.apply_blocks(x, call, block, perturb=perturb)
+        layers = {kind: each for kind, each in cache.items() if kind != CONTEXT_MASK}
+        if call.context is None and call.context_mask is None:
+            call = call.replace(context_mask=cache.get(CONTEXT_MASK))
+        stacked = self.apply_blocks(x, call, block, cache=layers, perturb=perturb)
+        if CONTEXT_MASK not in cache:
+            return stacked
+        return stacked.replace(cache={**stacked.cache, CONTEXT_MASK: call.context_mask})
+
+    def _continue(
+        self,
+        text_tokens: Int[Array, "B L"] | None,
+        mask: Shaped[Array, "B M"] | None,
+        *,
+        embeddings: Float[Array, "B L D"] | None,
+        segment_ids: Int[Array, "B L"] | None,
+        positions: Int[Array, "B L"] | None,
+        attention_mask: Bool[Array, "#B #K #L #M"] | None,
+        text_segments: Int[Array, "B L"] | None,
+        context: Float[Array, "B S E"] | None,
+        context_mask: Shaped[Array, "B S"] | None,
+        cache: Cache | None,
+        logits: str,
+        train: bool,
+        capture: Collection[str],
+        perturb: Mapping[str, Any] | None,
+        **parts: Any,
+    ) -> LanguageOutput:
+        """Goes through texts as a decoder; see `BertDecoder`. `parts` are those of the blocks that are others."""
+        check_logits(logits)
+        if (text_tokens is None) == (embeddings is None):
+            raise ValueError("give text_tokens or embeddings, one of them")
+        B, L = (text_tokens if embeddings is None else embeddings).shape[:2]
+        places = (0 if cache is None else cache["attention"].length[0]) + jnp.arange(L)
+        if positions is None:
+            positions = count_positions(mask, places, B)
+        x, embed = self._embed(text_tokens if embeddings is None else embeddings, positions, segment_ids, train)
+        keys = {"mask": over_keys(mask, attention_mask), "context": context, "context_mask": over_keys(context_mask)}
+        call = Call(**keys, segments=text_segments, train=train, capture=capture)
+        stacked = self._run_blocks(x, call, causal=True, cache=cache, perturb=perturb, **parts)
+        tokens, bias = self._transform(stacked.tokens), self._bias()
+        asked = last_real(tokens, mask, places) if logits == "last" else tokens
+        none = logits == "none"
+        return LanguageOutput(
+            tokens=tokens,
+            logits=None if none else embed.attend(asked) + bias.astype(self.dtype),
+            head_kernel=embed.embedding.T if none else None,
+            head_bias=bias if none else None,
+            hidden=stacked.hidden,
+            attention=stacked.weights(),
+            cross_attention=stacked.weights("cross") if self.looks else None,
+            cache=stacked.cache,
+        )
+
+    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None, taken_back: int = 0) -> Cache:
+        """The cache that a decoder's first call takes, for texts of up to `room` tokens, padding included.
+
+        Any number of tokens can be taken back by setting `length` back.
+
+        Raises ValueError for more room than there are positions.
+        """
+        if room > self.length:
+            raise ValueError(f"a cache with room for {room} tokens; there are {self.length} positions")
+        heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
+        own = caches.empty(KVCache, self.depth, batch, heads, room, head_dim, self.dtype if dtype is None else dtype)
+        return {"attention": own} | ({"cross": ContextCache(), CONTEXT_MASK: None} if self.looks else {})
 
     def _transform(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Returns what the table of tokens, transposed, makes the logits of."""
@@ -221,7 +311,7 @@ class BertDecoder(BertBlocks, kw_only=True):
           embeddings: in place of text_tokens, vectors to which those of positions and segments are added.
           segment_ids [B, L]: in [0, segments); all 0 by default.
           context, context_mask [B, S]: what cross-attention looks at, and 1 or True where it may; all by default. Calls
-            with a cache that has seen the context need the mask alone.
+            with a cache that has seen the context need neither.
           perturb: by kind, "attention" and "cross"; see `nn.calls.PerLayer`.
 
         In training, rng "dropout" is used if any dropout or drop path is on.
@@ -230,43 +320,22 @@ class BertDecoder(BertBlocks, kw_only=True):
         for, ConfigError for an unknown capture or kind of
         logits, or a context that is missing or that nothing looks at. A position behind the last makes NaN.
         """
-        check_logits(logits)
-        if (text_tokens is None) == (embeddings is None):
-            raise ValueError("give text_tokens or embeddings, one of them")
-        B, L = (text_tokens if embeddings is None else embeddings).shape[:2]
-        places = (0 if cache is None else cache["attention"].length[0]) + jnp.arange(L)
-        if positions is None:
-            positions = count_positions(mask, places, B)
-        x, embed = self._embed(text_tokens if embeddings is None else embeddings, positions, segment_ids, train)
-        keys = {"mask": over_keys(mask, attention_mask), "context": context, "context_mask": over_keys(context_mask)}
-        call = Call(**keys, segments=text_segments, train=train, capture=capture)
-        stacked = self._run_blocks(x, call, causal=True, cache=cache, perturb=perturb)
-        tokens, bias = self._transform(stacked.tokens), self._bias()
-        asked = last_real(tokens, mask, places) if logits == "last" else tokens
-        none = logits == "none"
-        return LanguageOutput(
-            tokens=tokens,
-            logits=None if none else embed.attend(asked) + bias.astype(self.dtype),
-            head_kernel=embed.embedding.T if none else None,
-            head_bias=bias if none else None,
-            hidden=stacked.hidden,
-            attention=stacked.weights(),
-            cross_attention=None if self.context_width is None else stacked.weights("cross"),
-            cache=stacked.cache,
+        return self._continue(
+            text_tokens,
+            mask,
+            embeddings=embeddings,
+            segment_ids=segment_ids,
+            positions=positions,
+            attention_mask=attention_mask,
+            text_segments=text_segments,
+            context=context,
+            context_mask=context_mask,
+            cache=cache,
+            logits=logits,
+            train=train,
+            capture=capture,
+            perturb=perturb,
         )
-
-    def empty_cache(self, batch: int, room: int, dtype: DTypeLike | None = None, taken_back: int = 0) -> Cache:
-        """The cache that the first call takes, for texts of up to `room` tokens, padding included.
-
-        Any number of tokens can be taken back by setting `length` back.
-
-        Raises ValueError for more room than there are positions.
-        """
-        if room > self.length:
-            raise ValueError(f"a cache with room for {room} tokens; there are {self.length} positions")
-        heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-        own = KVCache.zeros(self.depth, batch, heads, room, head_dim, self.dtype if dtype is None else dtype)
-        return {"attention": own} | ({} if self.context_width is None else {"cross": ContextCache()})
 
 
 @MODELS.register("bert")

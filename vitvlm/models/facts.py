@@ -17,11 +17,16 @@ class ModelFacts:
       flexible_patches: whether a call takes a `patch_size` other than the model's own.
       has_text_tower, has_decoder: whether it embeds texts (`encode_text`), and writes them (`decode`).
       sees_images: whether its language call takes images among the text, see `models.vlm.VLM`.
+      needs_image: whether its language call does nothing without one.
       reads: fields of a batch that its language call takes by keyword, besides the tokens and images.
       position_axes: of the positions that its language call takes: 1, or for positions of time, row and column 3.
       prefix_lm: whether what is not learned of a text, the prompt, is read both ways, not only by what follows it.
       writes: how it writes texts, see `generation.models`: "continuation" of a prompt, or an "answer" to one that it
         encodes; None if it does not.
+      start_id: what its texts begin with: in place of the tokenizer's BOS, or an answer; None: as the tokenizer says.
+      stop_ids: what ends its texts, whatever the files beside its weights say; none: what these say.
+      max_positions: of what it reads and of the answer that it writes; None where they are relative, and where `length`
+        says it.
       normalizes_targets: whether its reconstruction's target is normalised per patch; None if it reconstructs nothing.
     """
 
@@ -31,10 +36,14 @@ class ModelFacts:
     has_text_tower: bool = False
     has_decoder: bool = False
     sees_images: bool = False
+    needs_image: bool = False
     reads: tuple[str, ...] = ()
     position_axes: int = 1
     prefix_lm: bool = False
     writes: str | None = None
+    start_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    max_positions: int | None = None
     has_cls: bool = False
     prefix_count: int = 0
     normalizes_targets: bool | None = None

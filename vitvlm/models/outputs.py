@@ -178,6 +178,34 @@ class TwoTowersOutput:
 
 
 @flax.struct.dataclass
+class BlipMatchOutput(TwoTowersOutput):
+    """Output of BLIP for B images and T texts: that of two towers, and how well pairs fit.
+
+    Fields, besides those of `TwoTowersOutput`:
+      match_logits [B, 2]: of text i not being of image i, and of being; None for another number of texts than images.
+      matching: the text's pass that looks at the image; None likewise.
+    """
+
+    match_logits: Float[Array, "B 2"] | None = None
+    matching: LanguageOutput | None = None
+
+
+@flax.struct.dataclass
+class BlipOutput(EncoderDecoderOutput):
+    """Output of BLIP as it writes about images.
+
+    Fields, besides those of `EncoderDecoderOutput`, whose encoder is that of a question and whose `context` is what
+    the decoder looks at, a question or an image:
+      image: the image encoder's output; None in a call that goes on with a cache.
+      encoder_cross_attention [depth, B, K, S, N]: weights of the question's attention to the image; None unless
+        captured, or without a question.
+    """
+
+    image: EncoderOutput | None = None
+    encoder_cross_attention: Float[Array, "encoder_depth B encoder_heads S N"] | None = None
+
+
+@flax.struct.dataclass
 class CoCaOutput(TwoTowersOutput):
     """Output of CoCa for B images and their texts: that of the two towers, and logits of every next token.
 

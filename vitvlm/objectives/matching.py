@@ -8,7 +8,11 @@ from vitvlm.objectives.contrastive import ABSENT
 
 
 def hard_negatives(
-    rng: Key[Array, ""], logits: Float[Array, "B B"], mask: Float[Array, "B"]
+    rng: Key[Array, ""],
+    logits: Float[Array, "B B"],
+    mask: Float[Array, "B"],
+    by_text: Float[Array, "B B"] | None = None,
+    floor: float = 0.0,
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], Bool[Array, ""]]:
     """Draws for each image another pair's text, and for each text another pair's image: the likelier, the more similar.
 
@@ -18,15 +22,22 @@ def hard_negatives(
     Args:
       logits: scaled similarities; row and column i are a pair.
       mask: 1 for real pairs, 0 for padding, which is never drawn for a real pair.
+      by_text: those of texts (rows) for images, where they are not `logits` transposed.
+      floor: added to each probability before one's own pair is left out (the authors of BLIP: 1e-4).
 
     Returns the texts' places by image, the images' by text, and whether there are two real pairs to draw from; without,
     the places mean nothing.
     """
     others = (mask[None, :] > 0) & (jnp.eye(len(mask)) == 0)
-    logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
+
+    def draw(rng: Key[Array, ""], logits: Float[Array, "B B"]) -> Int[Array, "B"]:
+        logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
+        if floor:
+            logits = jnp.log(jax.nn.softmax(jnp.where(mask > 0, logits, ABSENT)) + floor)
+        return jax.random.categorical(rng, jnp.where(others, logits, ABSENT), axis=1)
+
     for_images, for_texts = jax.random.split(rng)
-    texts = jax.random.categorical(for_images, jnp.where(others, logits, ABSENT), axis=1)
-    images = jax.random.categorical(for_texts, jnp.where(others, logits.T, ABSENT), axis=1)
+    texts, images = draw(for_images, logits), draw(for_texts, logits.T if by_text is None else by_text)
     return texts, images, jnp.sum(mask > 0) > 1
 
 

@@ -118,34 +118,43 @@ def model_rows(model: Bert, names: Collection[str]) -> Iterator[Row]:
 
 def bert_rows(model: Bert, prefix: str = "") -> Iterator[Row]:
     """Rows of a BertModel; their names begin with the prefix."""
-    yield from _shared_rows(model, prefix)
+    yield from text_rows(model, prefix)
     if model.has_pooler:
         yield from dense(f"{prefix}pooler.dense", "pooler")
 
 
-def head_rows(model: BertBlocks, names: Collection[str]) -> Iterator[Row]:
-    """Rows of embeddings and blocks under "bert.", and of the head that gives logits of tokens."""
-    yield from _shared_rows(model, "bert.", twice=[f"{DECODER}.weight"] if f"{DECODER}.weight" in names else [])
-    yield from dense("cls.predictions.transform.dense", "mlm_dense")
-    yield from layer_norm("cls.predictions.transform.LayerNorm", "mlm_norm")
-    bias = ["cls.predictions.bias", *([f"{DECODER}.bias"] if f"{DECODER}.bias" in names else [])]
+def head_rows(
+    model: BertBlocks, names: Collection[str], prefix: str = "", attention: str = "attention"
+) -> Iterator[Row]:
+    """Rows of embeddings and blocks under "bert.", and of the head that gives logits of tokens; see `text_rows`."""
+    decoder = f"{prefix}{DECODER}"
+    twice = [f"{decoder}.weight"] if f"{decoder}.weight" in names else []
+    yield from text_rows(model, f"{prefix}bert.", twice, attention)
+    yield from dense(f"{prefix}cls.predictions.transform.dense", "mlm_dense")
+    yield from layer_norm(f"{prefix}cls.predictions.transform.LayerNorm", "mlm_norm")
+    bias = [f"{prefix}cls.predictions.bias", *([f"{decoder}.bias"] if f"{decoder}.bias" in names else [])]
     yield row(tuple(bias), "mlm_bias", tied(len(bias)))
 
 
-def _shared_rows(model: BertBlocks, prefix: str, twice: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of embeddings and blocks. `twice` are names under which the table of tokens is held too."""
+def text_rows(model: BertBlocks, prefix: str, twice: Sequence[str] = (), attention: str = "attention") -> Iterator[Row]:
+    """Rows of embeddings and blocks.
+
+    Args:
+      twice: names under which the table of tokens is held too.
+      attention: our name of the self-attention.
+    """
     embeddings = (f"{prefix}embeddings.word_embeddings.weight", *twice)
     yield row(embeddings, "embed/embedding", tied(len(embeddings)))
     yield row(f"{prefix}embeddings.position_embeddings.weight", "positions", same)
-    yield row(f"{prefix}embeddings.token_type_embeddings.weight", "segments", same)
+    if model.segments:
+        yield row(f"{prefix}embeddings.token_type_embeddings.weight", "segments", same)
     yield from layer_norm(f"{prefix}embeddings.LayerNorm", "embed_norm")
     for i in range(model.depth):
-        blocks = _block_rows(model.context_width is not None)
-        yield from under(f"{prefix}encoder.layer.{i}.", f"blocks_{i}/", blocks)
+        yield from under(f"{prefix}encoder.layer.{i}.", f"blocks_{i}/", _block_rows(model.looks, attention))
 
 
-def _block_rows(cross: bool) -> Iterator[Row]:
-    for theirs, ours in [("attention", "attention"), *[("crossattention", "cross")] * cross]:
+def _block_rows(cross: bool, attention: str) -> Iterator[Row]:
+    for theirs, ours in [("attention", attention), *[("crossattention", "cross")] * cross]:
         for name in ("query", "key", "value"):
             yield from dense(f"{theirs}.self.{name}", f"{ours}/{name}")
         yield from dense(f"{theirs}.output.dense", f"{ours}/out")

@@ -198,6 +198,33 @@ BLIP2 = {
     "qformer_config": QFORMER,
     "text_config": {"model_type": "opt", **language_defaults.OPT},
 }
+BLIP_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 384,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+}
+BLIP_TEXT = {
+    "vocab_size": 30_524,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,  # BERT has 12
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "bos_token_id": 30_522,
+    "sep_token_id": 102,
+    "is_decoder": True,
+    "tie_word_embeddings": True,
+}
 
 DEFAULTS: Mapping[str, Json] = {
     "vit": VIT,
@@ -245,6 +272,12 @@ DEFAULTS: Mapping[str, Json] = {
         "media_token_id": None,
         "vision_config": CLIP_VISION,
         "text_config": {"model_type": "llama"},
+    },
+    "blip": {
+        "image_text_hidden_size": 256,
+        "tie_word_embeddings": True,
+        "vision_config": BLIP_VISION,
+        "text_config": BLIP_TEXT,
     },
     **language_defaults.DEFAULTS,
     **vlm_defaults.DEFAULTS,

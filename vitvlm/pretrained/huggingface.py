@@ -18,6 +18,7 @@ from vitvlm.nn.stacking import unstack_blocks
 from vitvlm.pretrained import (
     align,
     bert,
+    blip,
     blip2,
     class_names,
     clip,
@@ -74,6 +75,7 @@ FAMILIES: Mapping[str, Family] = {
     **siglip2.FAMILIES,
     **bert.FAMILIES,
     **align.FAMILIES,
+    **blip.FAMILIES,
     **blip2.FAMILIES,
     **t5.FAMILIES,
     **llama.FAMILIES,

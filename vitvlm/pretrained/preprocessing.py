@@ -128,6 +128,7 @@ BY_MODEL_TYPE = {
     "align_vision_model": "EfficientNetImageProcessor",
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "blip": "BlipImageProcessor",
     "blip-2": "BlipImageProcessor",
     "instructblip": "BlipImageProcessor",
     "siglip": "SiglipImageProcessor",

@@ -16,6 +16,7 @@ from vitvlm.nn import lora
 from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
+from vitvlm.tasks import TASKS
 from vitvlm.training import stored
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 from vitvlm.training.workdir import CHECKPOINTS, WorkdirError, claim, read_config
@@ -24,7 +25,8 @@ from vitvlm.training.workdir import CHECKPOINTS, WorkdirError, claim, read_confi
 def open(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
     """A model as it was trained; its preprocessing and its tokenizer are those of the config's evaluation.
 
-    Of the checkpoint, its parameters or their averages are read, and other collections; never the optimizer.
+    Of the checkpoint, its parameters or their averages are read, and the model's other collections; never the
+    optimizer or what is the task's own.
 
     Args:
       step: the checkpoint; the latest by default.
@@ -41,7 +43,9 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
         raise WeightsError(str(error)) from error
     if ema and "ema" not in state:
         raise WeightsError(f"{folder}: holds no averaged parameters: it was trained without config.ema_decay")
-    variables = stored.variables(state, ema)
+    task = (config.get("task") or {}).get("name")
+    left = TASKS.get(task).own_collections if task is not None else ()
+    variables = {name: tree for name, tree in stored.variables(state, ema).items() if name not in left}
     try:
         section = {**config["model"], **fields}
         model = _build(section)

@@ -5,13 +5,16 @@ import functools
 from flax import linen as nn
 
 from vitvlm.core.registry import Registry
+from vitvlm.models.blip import BlipVQA
 from vitvlm.models.blip2 import Blip2QFormer
+from vitvlm.models.blip_parts import BlipBase
 from vitvlm.models.decoder import Decoder
 from vitvlm.models.mae import MAE
 from vitvlm.models.t5 import T5
 from vitvlm.models.two_towers import TwoTowers
 from vitvlm.models.vlm import VLM
 from vitvlm.tasks.base import Batch, PredictFn, Task, Variables
+from vitvlm.tasks.blip import Blip
 from vitvlm.tasks.classify import Classify
 from vitvlm.tasks.coca import CoCa
 from vitvlm.tasks.contrast import Contrast
@@ -21,6 +24,7 @@ from vitvlm.tasks.qformer import QFormerPretraining
 from vitvlm.tasks.reconstruct import Reconstruct
 
 TASKS = Registry("task")
+TASKS.register("blip")(Blip)
 TASKS.register("classify")(Classify)
 TASKS.register("coca")(CoCa)
 TASKS.register("contrast")(Contrast)
@@ -31,6 +35,7 @@ TASKS.register("reconstruct")(Reconstruct)
 __all__ = [
     "TASKS",
     "Batch",
+    "Blip",
     "Classify",
     "CoCa",
     "Contrast",
@@ -75,3 +80,10 @@ def _(model: Blip2QFormer) -> Task:
 @task_for.register(VLM)
 def _(model: Decoder | T5 | VLM) -> Task:
     return NextToken(model)
+
+
+@task_for.register(BlipBase)
+def _(model: BlipBase) -> Task:
+    if isinstance(model, BlipVQA):
+        return NextToken(model)
+    return Encode(model) if model.has_text_tower and model.scale_init is None else Blip(model)

@@ -21,6 +21,7 @@ NEEDS = {
     "mesh": "the devices",
     "axes": "the mesh's axes over which batches are split",
     "distillation": "the teacher that the config's section of that name describes",
+    "alpha_ramp": "a number of steps, for which a config has a duration",
     "class_weights": 'a weight per class, for which a config has "balanced" or {class: weight}',
 }
 """Fields that tasks may declare in `needs`: a job makes them, from the config's field of that name if it has one."""
@@ -45,11 +46,14 @@ class Task(abc.ABC):
       model: see `models.facts.ModelFacts` for what may be asked of any.
       labelled: whether it learns labels.
       needs: fields of the constructor that a job fills in, of `NEEDS`; a config may at most describe them.
+      own_collections: collections that `init` makes besides the model's: they begin afresh with every training,
+        whatever weights it begins with, and are no part of what it gives away.
       class_weights: weights of the classes in the loss of the labels, or None.
     """
 
     labelled: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    own_collections: ClassVar[tuple[str, ...]] = ()
     class_weights: tuple[float, ...] | None = None
 
     model: nn.Module

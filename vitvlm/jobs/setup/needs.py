@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vitvlm.core.durations import Clock
 from vitvlm.jobs.setup import class_weights, teachers
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.training import sharding
@@ -36,9 +37,17 @@ def _class_weights(given: Any, known: Known) -> tuple[float, ...]:
     return class_weights.resolve(given, known.names, known.data.source)
 
 
+def _alpha_ramp(given: Any, known: Known) -> int:
+    return Clock(known.data.batch_size, known.data.source).steps(given, "config.task.alpha_ramp")
+
+
 OF_JOB: dict[str, Callable[[Known], Any]] = {"mesh": lambda known: known.mesh, "axes": _axes}
 """Needs that follow from the job alone; a config does not set them."""
-OF_LOSS: dict[str, Callable[[Any, Known], Any]] = {"distillation": _distillation, "class_weights": _class_weights}
+OF_LOSS: dict[str, Callable[[Any, Known], Any]] = {
+    "distillation": _distillation,
+    "class_weights": _class_weights,
+    "alpha_ramp": _alpha_ramp,
+}
 """Needs of the loss alone: a config describes them in the task's field of that name; left out where nothing trains."""
 
 

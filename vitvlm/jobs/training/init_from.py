@@ -1,7 +1,7 @@
 """Fine-tuning starts here: parameters of another training, or of published weights, by rules over paths.
 
 Other collections, such as batch statistics, follow the same rules: a norm's "stem/norm/mean" lies beside its
-"stem/norm/scale".
+"stem/norm/scale". Those that are the task's own (`Task.own_collections`) begin afresh.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,8 @@ def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, 
     if section is None:
         return state
     own = {name: tree for name, tree in freezing.join(state.params, state.frozen).items() if name != lora.ROOT}
-    taken, roles = merged({"params": own, **state.collections}), model.roles()
+    of_model = {name: tree for name, tree in state.collections.items() if name not in model.task.own_collections}
+    taken, roles = merged({"params": own, **of_model}), model.roles()
     for where, each in _sections(section):
         wanted = config_lib.call(fields.InitFrom, each, where)
         source = _with_our_classes(model.head, wanted, where, taken, roles, _open(wanted, where))
@@ -57,7 +58,7 @@ def apply(model: ModelSetup, section: fields.Section | None, state: TrainState, 
         return map_with_path(lambda path, leaf: values.get(path, leaf), tree, is_leaf=storage.is_quantized)
 
     params, frozen = filled(state.params), filled(state.frozen)
-    collections = {name: filled(tree) for name, tree in state.collections.items()}
+    collections = {**state.collections, **{name: filled(tree) for name, tree in of_model.items()}}
     # The average starts where the parameters start, in arrays of its own: the step donates both.
     ema = None if state.ema is None else jax.tree.map(lambda mean, leaf: jnp.array(leaf, mean.dtype), state.ema, params)
     return state.replace(params=params, collections=collections, ema=ema, frozen=frozen)
@@ -67,7 +68,8 @@ def describe(model: ModelSetup, section: fields.Section | None) -> str:
     """Says where a new training begins: the sources of its parameters, and which are fresh besides."""
     if section is None:
         return "from the start"
-    paths, fresh, sources = list(flatten(merged(model.variable_shapes))), None, []
+    shapes = {name: tree for name, tree in model.variable_shapes.items() if name not in model.task.own_collections}
+    paths, fresh, sources = list(flatten(merged(shapes))), None, []
     for where, each in _sections(section):
         wanted = config_lib.call(fields.InitFrom, each, where)
         left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()
