@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitvlm import evaluation
+from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import retrieval
 
 
@@ -116,3 +117,88 @@ def test_a_set_without_texts_says_what_to_add(tmp_path):
         ValueError, match=r"this evaluator needs texts: add tokenize to the operations of config\.data\.eval"
     ):
         evaluation.build("retrieval", {}, batches=batches).run(predict, {"scale": 1.0}, tmp_path)
+
+
+def order_of(scores):
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
+def a_matcher(image, text, owner, logits):
+    """An exact pass over images with their texts' numbers as tokens, and the predictions of a model that matches."""
+    most = np.bincount(owner).max()
+    places = np.array(
+        [np.pad(np.flatnonzero(owner == i) + 1, (0, most - (owner == i).sum())) for i in range(len(image))]
+    )
+    calls = []
+
+    def batches():
+        for start in range(0, len(image), 4):
+            rows = np.arange(start, start + 4) % len(image)
+            real = np.arange(start, start + 4) < len(image)
+            tokens = places[rows][:, :, None].astype(np.int32)
+            yield {
+                "image": rows[:, None].astype(np.float32),
+                "text_tokens": tokens,
+                "text_mask": (tokens > 0).astype(np.int32),
+                "index": rows + 100,
+                "example_mask": real.astype(np.float32),
+            }
+
+    def predict(name, variables, batch):
+        if name == "image_embedding":
+            return {"embedding": image[batch["image"][:, 0].astype(int)]}
+        if name == "text_embedding":
+            return {"embedding": text[np.maximum(batch["text_tokens"][:, 0] - 1, 0)]}
+        assert name == "match_texts" and batch["text_mask"].shape == batch["text_tokens"].shape
+        calls.append(batch["text_mask"].sum())
+        return {"match": logits[batch["image"].astype(int), np.maximum(batch["text_tokens"][..., 0] - 1, 0)]}
+
+    return batches, predict, calls
+
+
+@pytest.mark.parametrize(("k", "weights"), [(5, (1.0, 1.0)), (20, (0.5, 0.0)), (60, (1.0, 2.0))])
+def test_reranking_equals_a_full_sort(k, weights, tmp_path):
+    """Written as the authors have it: a matrix of scores in which all but the k nearest are far below."""
+    image, text, owner = a_set(11, 5, seed=4)
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(len(image), len(text)))
+    similarity = image.astype(np.float64) @ text.astype(np.float64).T
+    own = np.arange(len(image))[:, None] == owner
+    batches, predict, calls = a_matcher(image, text, owner, logits)
+    fields = {"rerank": k, "match_weight": weights[0], "similarity_weight": weights[1], "ks": (1, 3)}
+    evaluator = evaluation.build("retrieval", fields, batches=batches)
+    result = evaluator.run(predict, {}, tmp_path)
+    combined = weights[0] * logits + weights[1] * similarity
+    for way, sims, scores, right in (
+        ("image_to_text", similarity, combined, own),
+        ("text_to_image", similarity.T, combined.T, own.T),
+    ):
+        nearest = np.argsort(-sims, axis=1, kind="stable")[:, :k]
+        full = sims - 1000.0
+        np.put_along_axis(full, nearest, np.take_along_axis(scores, nearest, axis=1), axis=1)
+        order = np.argsort(-full, axis=1, kind="stable")
+        ranks = np.take_along_axis(right, order, axis=1).argmax(axis=1)
+        for at in (1, 3):
+            assert result.metrics[f"reranked_{way}_r{at}"] == pytest.approx(np.mean(ranks < at)), (way, at)
+        assert result.metrics[f"reranked_{way}_median_rank"] == np.median(ranks) + 1
+        assert result.metrics[f"{way}_r1"] == pytest.approx(np.take_along_axis(right, order_of(sims)[:, :1], 1).mean())
+    assert f"reranked: the {k} nearest by {weights[0]:g} x matching logit + {weights[1]:g} x cosine" in result.protocol
+    assert sum(calls) <= 2 * k * (len(image) + len(text))
+    assert set(result.metrics) - {f"{n}{b}" for n in evaluator.metrics for b in ("_low", "_high")} == set(
+        evaluator.metrics
+    )
+
+
+def test_fewer_candidates_than_places_are_refused():
+    with pytest.raises(ConfigError, match="rerank: 5; recall at 10 needs as many candidates at least"):
+        evaluation.check(
+            evaluation.build("retrieval", {"rerank": 5}, batches=lambda: ()),
+            evaluation.Facts("a", "b", None, None, ("text_tokens",), ("match_texts",)),
+            "config.evals.r",
+        )
+    with pytest.raises(ConfigError, match="this task predicts nothing named 'match_texts'"):
+        evaluation.check(
+            evaluation.build("retrieval", {"rerank": 10}, batches=lambda: ()),
+            evaluation.Facts("a", "b", None, None, ("text_tokens",), ("text_embedding",)),
+            "config.evals.r",
+        )

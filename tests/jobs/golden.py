@@ -16,6 +16,8 @@ from vitvlm.core import config as config_lib
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
 VARIANTS = (
+    "configs/blip.py:learn=captions",
+    "configs/blip.py:learn=questions",
     "configs/blip2.py:stage=2",
     "configs/clip_emoji.py:loss=sigmoid",
     "configs/lit_emoji.py:loss=sigmoid,lock=both",

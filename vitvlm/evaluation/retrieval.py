@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vitvlm.core.config import ConfigError
-from vitvlm.evaluation import base, bootstrap, classification, nearest, page
+from vitvlm.evaluation import base, bootstrap, classification, nearest, page, reranking
 from vitvlm.evaluation.knn import normalise
 from vitvlm.evaluation.nearest import BLOCK, TIE, before
 
@@ -23,14 +23,21 @@ class Retrieval(base.Evaluator):
     has one right image (the protocol of CLIP_benchmark and of COCO and Flickr30k). Batches hold text [B, L] or, several
     to an image, [B, T, L], and text_mask likewise, in which a row of zeros is no text.
 
+    With `rerank` the same once more, by a model that matches (`evaluation.reranking`): so many texts nearest to each
+    image, and images nearest to each text, are ordered by match_weight * logit + similarity_weight * cosine; the others
+    follow in the order of their similarity.
+
     Metrics: image_to_text_r1 … and text_to_image_r1 … with bootstrap intervals (over images, and over texts), the
-    median ranks, n images and texts; chance, the recall of a random order, is in the protocol. Where pictures are
-    given, `page.html` shows the images nearest to each text and the texts nearest to each image, with at most
-    `max_images` images (0: no page).
+    median ranks, reranked_image_to_text_r1 … likewise, n images and texts; chance, the recall of a random order, is in
+    the protocol. Where pictures are given, `page.html` shows the images nearest to each text and the texts nearest to
+    each image, with at most `max_images` images (0: no page).
     """
 
     batches: base.Batches
     ks: tuple[int, ...] = (1, 5, 10)
+    rerank: int = 0
+    match_weight: float = 1.0
+    similarity_weight: float = 1.0
     max_images: int = 500
     picture: page.Picture | None = None
     detokenize: Detokenize | None = None
@@ -44,31 +51,51 @@ class Retrieval(base.Evaluator):
         check_texts(facts)
         if not self.ks or min(self.ks) < 1:
             raise ConfigError(f"ks: {tuple(self.ks)}; give numbers of neighbours, 1 or more each")
+        if self.rerank and self.rerank < max(self.ks):
+            raise ConfigError(
+                f"rerank: {self.rerank}; recall at {max(self.ks)} needs as many candidates at least, or 0"
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return tuple(
-            f"{way}_{figure}"
-            for way in ("image_to_text", "text_to_image")
-            for figure in (*(f"r{k}" for k in self.ks), "median_rank")
+            f"{way}_{figure}" for way in self._ways for figure in (*(f"r{k}" for k in self.ks), "median_rank")
         ) + ("n", "texts")
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        return {"rerank": reranking.OUTPUT} if self.rerank else {}
+
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        ways = ("image_to_text", "text_to_image")
+        return ways + tuple(f"reranked_{way}" for way in ways) if self.rerank else ways
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         found = embeddings(predict, variables, self.batches)
         to_text, to_image = ranks(found.image, found.text, found.owner)
+        again = self._rerank(predict, variables, found, to_text, to_image) if self.rerank else ()
         metrics: dict[str, float] = {}
-        for name, rank in (("image_to_text", to_text), ("text_to_image", to_image)):
+        for name, rank in zip(self._ways, (to_text, to_image, *again), strict=True):
             for k in self.ks:
                 metrics |= classification.with_interval(f"{name}_r{k}", rank < k)
             metrics[f"{name}_median_rank"] = float(np.median(rank)) + 1
         n, m = len(found.image), len(found.text)
-        bootstrap.save_examples(folder, found.index, image_rank=to_text, text_rank=to_image, text_owner=found.owner)
+        kept = dict(zip(("reranked_image_rank", "reranked_text_rank"), again))
+        bootstrap.save_examples(
+            folder, found.index, image_rank=to_text, text_rank=to_image, text_owner=found.owner, **kept
+        )
         shares = ", ".join(f"R@{k} {min(1, k / n):.3g}" for k in self.ks)
         which = self.texts_rule and f" ({self.texts_rule})"
         protocol = (
             f"retrieval over {n} images and {m} texts{which}, cosine similarity; an image's hit is any of its texts; "
             f"chance text to image {shares}; {classification.interval_protocol()}"
         )
+        if self.rerank:
+            protocol += (
+                f"; reranked: the {self.rerank} nearest by {self.match_weight:g} x matching logit + "
+                f"{self.similarity_weight:g} x cosine"
+            )
         result = base.Result(metrics | {"n": float(n), "texts": float(m)}, protocol)
         if self.detokenize is None:
             return result
@@ -81,6 +108,34 @@ class Retrieval(base.Evaluator):
         )
         ours = page.Page(f"Retrieval: {n:,} images, {m:,} texts", found.index, searchable)
         return page.write(folder, ours, result, self.max_images, self.picture, self.example_id)
+
+    def _rerank(
+        self,
+        predict: base.Predict,
+        variables: base.Variables,
+        found: "Embeddings",
+        to_text: Int[np.ndarray, " n"],
+        to_image: Int[np.ndarray, " m"],
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+        """The ranks of both ways after re-ranking."""
+        of_image = reranking.nearest(found.image, found.text, self.rerank)
+        of_text = reranking.nearest(found.text, found.image, self.rerank)
+        texts = reranking.Candidates(of_image, of_text).texts()
+        matched = reranking.match(predict, variables, self.batches, found.index, texts, found.ids, found.mask)
+        keys = np.concatenate([row * len(found.text) + each for row, each in enumerate(texts)])
+        values = np.concatenate(matched)
+
+        def scores(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            logits = values[np.searchsorted(keys, rows * len(found.text) + columns)]
+            similarity = np.einsum("nke,nke->nk", found.image[rows], found.text[columns])
+            return self.match_weight * logits + self.similarity_weight * similarity
+
+        images, all_texts = (np.broadcast_to(np.arange(len(x))[:, None], x.shape) for x in (of_image, of_text))
+        right = found.owner[of_image] == images, found.owner[:, None] == of_text
+        return (
+            reranking.reranked(of_image, scores(images, of_image), right[0], to_text),
+            reranking.reranked(of_text, scores(of_text, all_texts), right[1], to_image),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

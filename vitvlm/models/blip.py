@@ -60,7 +60,7 @@ class Blip(Captioning, Comparing):
     def __call__(self, images: Any = None, text_tokens: Any = None, mask: Any = None, **call: Any) -> BlipOutput:
         """Goes through texts about images; see `write`."""
         if self.is_initializing():
-            self.compare(images, text_tokens, mask)
+            self.compare(images, text_tokens)
         return self.write(images, text_tokens, mask, **call)
 
 

@@ -98,7 +98,7 @@ class BlipBase(nn.Module, ModelFacts):
             *under("image/", self.image.roles),
             *under("(text|decoder)/", BlipText.roles),
             *under("project_(image|text)/", Projection.roles),
-            *under("match_head/", Dense.roles),
+            *under("match_head/", Dense.roles, "head"),
             ("log_scale", Role("scale")),
         )
 

@@ -123,6 +123,8 @@ def supervise(
             raise UnreadableImage("an encoder-decoder learns a prompt and its answer, which it lacks", record)
         asked = of_texts(opened_tokenizer, None, texts.prompt, images=images, record=record)
         said = of_texts(opened_tokenizer, None, _told(opened_tokenizer, texts.answer, record))
+        begun = int(opened_tokenizer.add_bos)  # the model begins answers by a token of its own
+        said = said._replace(ids=said.ids[begun:], learned=said.learned[begun:])
         arrays = _pair(opened_tokenizer, asked, said, length, answer_length, surplus, record)
         return {**example, **arrays, **_places(example, asked, images, length)}
     messages = texts.chat if chat else texts.messages
