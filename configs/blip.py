@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import arguments
 from vitvlm.core.config import ConfigError, suggest
 
-LENGTH, ANSWER = 32, 8
+LENGTH, QUESTION, ANSWER = 32, 48, 8
 KINDS = ("pairs", "captions", "questions")
 WORDS = 2000  # of the tokenizer; behind them come [DEC] and [ENC]
 EOS = 2
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = dict(
         name=names[args.learn],
         image=dict(name="vit", patch_size=8, image_size=size, positions="sincos", drop_path=0.1, **sizes),
-        text=dict(vocab_size=WORDS + 2, length=LENGTH, dropout=0.1, **sizes),
+        text=dict(vocab_size=WORDS + 2, length=QUESTION if asks else LENGTH, dropout=0.1, **sizes),
         start_id=WORDS,
         stop_id=EOS,
         scan=False,
@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     whole = "decode(3)|resize(" + size.to_str() + ")|normalize('half')"
     if asks:
         counts = "train=16,test=4" if args.debug else f"train={args.scenes}"
-        texts = f"|supervise('emoji', {LENGTH}, 'question', 'answer', answer_length={ANSWER})"
+        texts = f"|supervise('emoji', {QUESTION}, 'question', 'answer', answer_length={ANSWER})"
         data = dict(source=f"scenes:ask,{counts}", train=dict(split="train", ops=whole + texts))
         config.data = dict(**data, eval=dict(split="test", ops=whole + texts), workers=0)
     else:
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule = dict(name="cosine", peak=1e-3, warmup="10%")
     config.evals = dict(
         pairs=dict(english=dict(type="retrieval", rerank=16, every="25%")),
-        captions=dict(),
+        captions=dict(features=dict(type="features")),
         questions=dict(held_out=dict(type="perplexity", every="25%")),
     )[args.learn]
     config.checkpoint = dict(every="10%", keep_last=1)

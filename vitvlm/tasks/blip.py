@@ -100,7 +100,7 @@ class Blip(Task):
         self, variables: Variables, batch: Batch, rng: PRNGKeyArray, train: bool
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         """The loss in nats. Metrics are the losses that it is made of, accuracies within the batch, scale and alpha."""
-        images, text, mask = pairs_of(batch)
+        images, text, mask = jax.tree.map(jnp.asarray, pairs_of(batch))
         rngs = split_rng(rng, "image", "text", "match", "caption", "negatives")
         params, real = {"params": variables["params"]}, batch["example_mask"]
         loss, metrics, updated = jnp.zeros((), jnp.float32), {}, {}
