@@ -74,7 +74,7 @@ class Decoder(Transformer, kw_only=True):
                 self.width,
                 ("cls",) * self.cls_token,
                 self.position_antialias,
-                self.param_dtype,
+                param_dtype=self.param_dtype,
                 name="positions",
             )
             positions, before = table(grid)
