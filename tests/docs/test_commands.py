@@ -16,6 +16,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.data import pictures
 from tests.docs import pages
@@ -70,7 +71,7 @@ def test_the_quick_start(run):
 def test_the_python_of_a_page(page, place, run, monkeypatch):
     monkeypatch.chdir(place)
     (place / "workdirs").mkdir(exist_ok=True)
-    names = {"images": np.zeros((1, 16, 16, 3), np.float32)}
+    names = {"images": np.zeros((1, 16, 16, 3), np.float32), "config": ConfigDict()}
     for example in pages.examples(page):
         for workdir in pages.workdirs_read([example]):
             workdir = "/".join(workdir.split("/")[:2])
