@@ -182,10 +182,10 @@ def keep_examples_split(function: Callable[..., T], mesh: Mesh) -> Callable[...,
     """The same `function(variables, batch, ...)`, in which no device computes on another's examples.
 
     Pins to `batch_sharding` what the Flax modules inside return: every array whose first axis is as long as the
-    batch's, from a module that was given such an array. Without it, the compiler may carry the sharding of the
-    parameters over to the activations: under "fsdp" it was seen to gather all examples on every device, where it
-    should gather each layer's parameters. Values stay the same. A (micro-)batch that does not divide over the devices
-    is left to the compiler.
+    batch's, from a module that was given such an array; and as long as all its `images` [B, I, ...] together, which
+    encoders read one by one. Without it, the compiler may carry the sharding of the parameters over to the activations:
+    under "fsdp" it was seen to gather all examples on every device, where it should gather each layer's parameters.
+    Values stay the same. A (micro-)batch that does not divide over the devices is left to the compiler.
     """
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
     parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -195,9 +195,10 @@ def keep_examples_split(function: Callable[..., T], mesh: Mesh) -> Callable[...,
         size = len(next(iter(batch.values())))
         if parts == 1 or size % parts:
             return function(variables, batch, *rest)
+        lengths = {size, *(math.prod(leaf.shape[:2]) for leaf in jax.tree.leaves(batch.get("images")))}
 
         def is_batch(leaf: Any) -> bool:
-            return isinstance(leaf, jax.Array) and leaf.ndim > 0 and leaf.shape[0] == size
+            return isinstance(leaf, jax.Array) and leaf.ndim > 0 and leaf.shape[0] in lengths
 
         def pin(leaf: Any) -> Any:
             if not is_batch(leaf):
