@@ -24,7 +24,7 @@ from rich.table import Table
 from vitvlm import generation, pretrained
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.generation.weights import stored
-from vitvlm.jobs.benchmarks import quartiles, tables
+from vitvlm.jobs.benchmarks import peers, quartiles, tables
 
 Prompts = Sequence[Sequence[int]]
 Write = Callable[[Prompts, int], None]  # writes so many tokens after each prompt
@@ -57,7 +57,7 @@ class Report:
 def measure(
     weights: Path, systems: Sequence[str], batch_sizes: Sequence[int], prompt: int, tokens: int, rounds: int
 ) -> Report:
-    """Measures the systems in turn, after one round for each that is not counted.
+    """Measures the systems on a GGUF file, see `in_turn`.
 
     Raises ConfigError for a system that does not exist, or whose package is not installed.
     """
@@ -67,15 +67,26 @@ def measure(
         found = {name: stack.enter_context(_system(name, weights, loaded)) for name in systems}
         rng = np.random.default_rng(0)
         prompts = {B: rng.integers(vocabulary // 10, vocabulary, (B, prompt)).tolist() for B in batch_sizes}
-        cases = [(name, B) for B in batch_sizes for name in systems]
-        times: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in cases}
-        for number in range(rounds + 1):
-            for name, B in cases:
-                one, more = (_timed(found[name], prompts[B], count) for count in (1, 1 + tokens))
-                if number:
-                    times[name, B].append((one, more - one))
-    measured = tuple(Measured(*case, *map(tuple, zip(*values))) for case, values in times.items())
+        measured = in_turn(found, prompts, tokens, rounds)
     return Report(_environment(), weights.name, prompt, tokens, measured)
+
+
+def in_turn(
+    systems: Mapping[str, Write], prompts: Mapping[int, Prompts], tokens: int, rounds: int
+) -> tuple[Measured, ...]:
+    """Measures the systems in turn, after one round for each that is not counted.
+
+    Args:
+      prompts: by batch size. tokens: after the first.
+    """
+    cases = [(name, B) for B in prompts for name in systems]
+    times: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in cases}
+    for number in range(rounds + 1):
+        for name, B in cases:
+            one, more = (_timed(systems[name], prompts[B], count) for count in (1, 1 + tokens))
+            if number:
+                times[name, B].append((one, more - one))
+    return tuple(Measured(*case, *map(tuple, zip(*values))) for case, values in times.items())
 
 
 def _timed(write: Write, prompts: Prompts, count: int) -> float:
@@ -100,7 +111,12 @@ def _system(name: str, weights: Path, loaded: pretrained.Pretrained) -> Iterator
 
 
 def _ours(writer: generation.Writer, prompts: Prompts, count: int) -> None:
-    writer.write_ids(prompts, generation.Options(max_new_tokens=count, stop_ids=()))
+    writer.write_ids(prompts, options_of(count))
+
+
+def options_of(count: int) -> generation.Options:
+    """The likeliest tokens, so many whatever they are."""
+    return generation.Options(max_new_tokens=count, stop_ids=())
 
 
 def _transformers(weights: Path) -> Write:
@@ -113,15 +129,7 @@ def _transformers(weights: Path) -> Write:
         raise ConfigError(f"the peer transformers: {error}: pip install 'vitvlm[test]'") from None
     torch.set_num_threads(os.cpu_count() or 1)
     model = Peer.of(weights).model
-
-    def write(prompts: Prompts, count: int) -> None:
-        with torch.inference_mode():
-            tokens = torch.tensor(prompts)
-            lengths = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-            ends = {"eos_token_id": -1, "pad_token_id": 0}
-            model.generate(tokens, attention_mask=torch.ones_like(tokens), **lengths, **ends)
-
-    return write
+    return lambda prompts, count: peers.generate(model, prompts, count)
 
 
 @contextlib.contextmanager

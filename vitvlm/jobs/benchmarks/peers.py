@@ -1,10 +1,10 @@
-"""Peers of benchmarks: transformers' ViT and ViTMAE with fused attention (SDPA); PyTorch's DataLoader."""
+"""Peers of benchmarks: transformers' ViT, ViTMAE and LLaVA with fused attention (SDPA); PyTorch's DataLoader."""
 
 import importlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,87 @@ def make_step(
         model(**inputs).loss.backward()
 
     return step
+
+
+def make_llava(sizes: Any) -> Any:
+    """Returns a LlavaForConditionalGeneration of random weights and the sizes of `image_prefix.Sizes`, in float32."""
+    import torch
+    import transformers
+
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=sizes.image_width,
+        num_hidden_layers=sizes.image_depth,
+        num_attention_heads=sizes.image_heads,
+        intermediate_size=4 * sizes.image_width,
+        patch_size=sizes.patch,
+        image_size=sizes.side,
+    )
+    text = transformers.LlamaConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.depth,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        intermediate_size=sizes.mlp_width,
+        vocab_size=sizes.vocabulary,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=sizes.vocabulary - 1,
+        image_seq_length=sizes.image_tokens,
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+    )
+    return transformers.LlavaForConditionalGeneration(config).float()
+
+
+def pixel_values(images: np.ndarray) -> Any:
+    """Images [B, 1, H, W, 3] as PyTorch's [B, 3, H, W]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(images[:, 0].transpose(0, 3, 1, 2)))
+
+
+def make_llava_step(
+    model: Any, images: np.ndarray, places: np.ndarray, prefix: int, learning_rate: float, weight_decay: float
+) -> Callable[[], float]:
+    """One call is one step of training, with PyTorch's fused AdamW; returns the loss. See `image_prefix.our_step`."""
+    import torch
+
+    tokens = torch.from_numpy(places).long()
+    labels = torch.where(torch.arange(tokens.shape[1]) < prefix, -100, tokens)
+    inputs = {"pixel_values": pixel_values(images), "attention_mask": torch.ones_like(tokens)}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    model.train()
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(input_ids=tokens, labels=labels, **inputs).loss
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def generate(model: Any, prompts: Sequence[Sequence[int]], count: int, **inputs: Any) -> list[list[int]]:
+    """Writes the likeliest tokens after prompts, `count` whatever they are, and returns them.
+
+    Args:
+      model: of transformers. inputs: what else it reads, such as pixel_values.
+    """
+    import torch
+
+    with torch.inference_mode():
+        tokens = torch.tensor(prompts)
+        lengths = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        ends = {"eos_token_id": -1, "pad_token_id": 0}
+        written = model.generate(tokens, attention_mask=torch.ones_like(tokens), **lengths, **ends, **inputs)
+    return written[:, tokens.shape[1] :].tolist()
 
 
 def photograph_batches(folder: Path, batch_size: int, size: int, length: int) -> Iterator[Any]:
