@@ -85,10 +85,12 @@ def _model(system: str, tile: int, patch: int, sizes: dict) -> dict:
         parts = dict(image=image | dict(image_size=2 * tile), connector=dict(name="linear"), prefix_lm=True)
         return dict(**parts, text=text | gemma, image_token=VOCABULARY)
     if system in ("nanovlm", "idefics3"):
+        scaling = dict(kind="dynamic_linear", factor=1.0, original_length=text["length"])
+        text |= dict(tied=True, rope=dict(scaling=scaling)) if system == "nanovlm" else dict(tied=False)
         return dict(
             image=image,
             connector=dict(name="pixel_shuffle", factor=2),
-            text=text | dict(tied=system == "nanovlm"),
+            text=text,
             image_token=VOCABULARY,
         )
     if system == "llava_next":

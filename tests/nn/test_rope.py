@@ -62,6 +62,14 @@ def test_ntk_is_the_dynamic_scaling_at_a_fixed_length():
     assert scaled[0] == plain[0] and scaled[-1] == pytest.approx(float(plain[-1]) / 4, rel=1e-5)
 
 
+def test_dynamic_linear_divides_by_what_the_call_is_longer_alone():
+    rope = Rope(scaling=Scaling("dynamic_linear", 1.0, 32))
+    for length, factor in ((20, 1), (32, 1), (50, 50 / 32)):
+        np.testing.assert_allclose(
+            rope.frequencies(d, jnp.arange(length)), Rope().frequencies(d) / factor, rtol=2e-7 * (factor > 1)
+        )
+
+
 def test_an_unknown_scaling():
     with pytest.raises(ConfigError, match="no kind 'yarm'; did you mean \"yarn\""):
         Scaling("yarm", 2.0)

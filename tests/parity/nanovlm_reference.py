@@ -160,8 +160,12 @@ class TextBlock(nn.Module):
 class Frequencies(nn.Module):
     def __init__(self, c):
         super().__init__()
-        d = c["lm_hidden_dim"] // c["lm_n_heads"]
+        d, self.length = c["lm_hidden_dim"] // c["lm_n_heads"], c["lm_max_position_embeddings"]
         self.register_buffer("inv_freq", 1.0 / (c["lm_re_base"] ** (torch.arange(0, d, 2).float() / d)))
+
+    def forward(self, T):
+        """Angles of T positions, which longer texts than the trained ones share among them."""
+        return torch.arange(T)[:, None].float() * self.inv_freq / max(T / self.length, 1)
 
 
 class Decoder(nn.Module):
@@ -194,7 +198,7 @@ class NanoVLM(nn.Module):
             x = x.masked_scatter((tokens == image_token)[..., None], image_tokens.reshape(-1, x.shape[-1]))
         T = x.shape[1]
         causal = torch.ones(T, T, dtype=torch.bool).tril() & (mask[:, None, None] | torch.eye(T, dtype=torch.bool))
-        angles = torch.arange(T)[:, None].float() * self.decoder.rotary_embd.inv_freq
+        angles = self.decoder.rotary_embd(T)
         kept, hidden = [], []
         for block in self.decoder.blocks:
             hidden.append(x)

@@ -22,6 +22,7 @@ from vitvlm.pretrained.vlm_defaults import NANOVLM
 IMAGE = 27
 OLD = {"lm_base_vocab_size": 30, "extra_token_amount": 0, "vlm_extra_tokens": {}}  # whose images come first
 CASES = {"tiles": {}, "two heads": {"lm_tie_weights": False}, "images first": OLD}
+CASES["longer than trained"] = {"lm_max_position_embeddings": 12, "lm_tie_weights": False}
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 2, 8, 8, 3)).astype(np.float32)  # two tiles each
 

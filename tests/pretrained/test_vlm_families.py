@@ -1,5 +1,6 @@
 """Formats of vision-language models: what each says of one comes back, what it cannot say is refused by name."""
 
+import dataclasses
 import json
 
 import jax
@@ -18,6 +19,7 @@ CLIP = {"pool": "cls", "pre_norm": True, "norm_pooled": True, "patch_bias": Fals
 SIGLIP = {"pool": "map", "pre_norm": False, "norm_pooled": False, "patch_bias": True}
 TEXT = {"name": "decoder", "width": 16, "vocab_size": 9, "length": 20, **SIZES}
 GEMMA = {"norm": "rms_zero_centred", "scale_embed": True, "activation": "gelu_tanh", "tied": True}
+NANO = {"rope": {"scaling": {"kind": "dynamic_linear", "factor": 1.0, "original_length": 20}}}
 QWEN = {"qkv_bias": True, "rope": {"axes": (0, 1, 1, 2)}}
 MODELS = {
     "PaliGemma": {"image": VIT, "connector": {"name": "linear"}, "text": TEXT | GEMMA, "prefix_lm": True},
@@ -29,7 +31,7 @@ MODELS = {
         "own_tokens": 1,
     },
     "Idefics3": {"image": VIT, "connector": {"name": "pixel_shuffle"}, "text": TEXT},
-    "nanoVLM": {"image": VIT, "connector": {"name": "pixel_shuffle"}, "text": TEXT, "image_token": None},
+    "nanoVLM": {"image": VIT, "connector": {"name": "pixel_shuffle"}, "text": TEXT | NANO, "image_token": None},
     "Qwen2-VL": {
         "image": {"name": "qwen_vit", "width": 8, "patch_size": 2, **SIZES},
         "connector": {"name": "mlp", "hidden": 32},
@@ -75,6 +77,8 @@ REFUSED = [
     ("Idefics3", {"connector": {"bias": True}}, r"connector\.bias = True"),
     ("Idefics3", {"image": {"pre_norm": True}}, r"image\.pre_norm = True"),
     ("nanoVLM", {"text": {"activation": "relu"}}, r"text\.activation = 'relu'"),
+    ("nanoVLM", {"text": {"length": 30}}, r"text\.rope = Rope\(.*original_length=20"),
+    ("nanoVLM", {"text": {"rope": {}}}, r"text\.rope = Rope\(.*scaling=None"),
     ("Qwen2-VL", {"connector": {"hidden": 12}}, r"connector\.hidden = 12: its merged tokens have 32"),
     ("Qwen2-VL", {"connector": {"bias": False}}, r"connector\.bias = False"),
     ("Qwen2-VL", {"text": {"rope": {"axes": (0, 1, 0, 2)}}}, r"text\.rope = "),
@@ -162,6 +166,36 @@ def test_a_flat_config_of_qwen2_vl(tmp_path):
     config["vision_config"]["in_chans"] = config["vision_config"].pop("in_channels")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert pretrained.open(tmp_path).model == expected
+
+
+@pytest.mark.parametrize(
+    "window, change, written",
+    [(None, {}, "mistral"), (5, {}, "mistral"), (None, {"dropout": 0.5}, "mistral"), (None, {"qkv_bias": True}, None)],
+)
+def test_a_mistral_stays_a_mistral(window, change, written, tmp_path):
+    """Without a window it computes what a LLaMA does; what no Mistral has makes it another."""
+    model = build("LLaVA-NeXT", {"text": {"pattern": ("local",), "local": window}} if window else {})
+    pretrained.save(pretrained.Pretrained(model, variables_of(model), None, None, {}), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config["text_config"]["model_type"] == ("mistral" if window else "llama")  # the first that fits
+    config["text_config"] |= {"model_type": "mistral", "sliding_window": window}
+    for name in ("attention_bias", "mlp_bias"):
+        config["text_config"].pop(name, None)
+    path.write_text(json.dumps(config))
+    read = pretrained.open(tmp_path)
+    changed = dataclasses.replace(read, model=read.model.clone(text=read.model.text.clone(**change)))
+    if written is None:
+        changed = dataclasses.replace(changed, variables=variables_of(changed.model))
+    pretrained.save(changed, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["text_config"]
+    assert again["model_type"] == (written or "qwen2")
+    if written:
+        assert again["sliding_window"] == window
+        back = pretrained.open(tmp_path / "again")
+        assert back.model == read.model
+        for path, leaf in flatten(read.variables).items():
+            np.testing.assert_array_equal(np.asarray(flatten(back.variables)[path]), np.asarray(leaf), err_msg=path)
 
 
 def test_a_language_model_that_is_not_read_is_named(tmp_path):

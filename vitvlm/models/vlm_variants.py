@@ -38,14 +38,20 @@ def _paligemma(size: int) -> dict[str, Any]:
     }
 
 
-def _shuffled(image: dict[str, Any], factor: int, language: str, vocab_size: int, token: int | None) -> dict[str, Any]:
+def _shuffled(
+    image: dict[str, Any], factor: int, language: str, vocab_size: int, token: int | None, **text: Any
+) -> dict[str, Any]:
     """nanoVLM and Idefics3 (Laurençon et al. 2024): neighbours put into channels, one linear map."""
     return {
         "image": image,
         "connector": {"name": "pixel_shuffle", "factor": factor},
-        "text": {"name": "decoder", "variant": language, "vocab_size": vocab_size},
+        "text": {"name": "decoder", "variant": language, "vocab_size": vocab_size, **text},
         "image_token": token,
     }
+
+
+# Of nanoVLM: texts beyond SmolLM2's 8,192 tokens are turned by angles as much smaller.
+NANO_ROPE = {"base": 100_000.0, "scaling": {"kind": "dynamic_linear", "factor": 1.0, "original_length": 8192}}
 
 
 def _llava_next(language: str, **text: Any) -> dict[str, Any]:
@@ -66,8 +72,8 @@ def _qwen2_vl(language: str) -> dict[str, Any]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "PaliGemma-3B-224": _paligemma(224),
     "PaliGemma-3B-448": _paligemma(448),
-    "nanoVLM-222M": _shuffled(_siglip("B/16", 224), 2, "SmolLM2-135M", 49_152, None),
-    "nanoVLM-228M": _shuffled(_siglip("B/16", 512), 4, "SmolLM2-135M", 49_218, 49_152),
+    "nanoVLM-222M": _shuffled(_siglip("B/16", 224), 2, "SmolLM2-135M", 49_152, None, rope=NANO_ROPE),
+    "nanoVLM-228M": _shuffled(_siglip("B/16", 512), 4, "SmolLM2-135M", 49_218, 49_152, rope=NANO_ROPE),
     "Idefics3-8B": _shuffled(IDEFICS3, 2, "LLaMA-3-8B", 128_259, 128_257),
     "LLaVA-NeXT-Vicuna-7B": _llava_next("Vicuna-7B"),
     "LLaVA-NeXT-Mistral-7B": _llava_next("Mistral-7B", pattern=("global",), local=None),

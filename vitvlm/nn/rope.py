@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.nn.relative import Positional
 
-SCALINGS = ("linear", "ntk", "dynamic", "llama3", "yarn")
+SCALINGS = ("linear", "dynamic_linear", "ntk", "dynamic", "llama3", "yarn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Scaling:
 
     Attributes:
       kind: "linear", all frequencies divided by the factor (Chen et al. 2023); "ntk", the base times
-        factor^(d / (d - 2)); "dynamic", the same with a factor that grows with the tokens of the call beyond
-        `original_length`, from 1 on, so that keys cached earlier keep the angles of their own call; "llama3", low
-        frequencies divided, high ones as they are, a smooth step between; "yarn", a ramp between the two (Peng et al.
-        2023), whose rotated queries and keys are multiplied by `magnitude`.
+        factor^(d / (d - 2)); "dynamic" and "dynamic_linear", ntk and linear with a factor that grows with the tokens of
+        the call beyond `original_length`, from 1 on, so that keys cached earlier keep the angles of their own call;
+        "llama3", low frequencies divided, high ones as they are, a smooth step between; "yarn", a ramp between the two
+        (Peng et al. 2023), whose rotated queries and keys are multiplied by `magnitude`.
       factor: by which texts are longer.
       original_length: L, tokens of the texts that were trained on.
       low, high: of llama3, frequencies with fewer than `low` turns in L are divided by the factor, those with more than
@@ -111,9 +111,11 @@ class Rope(Positional):
         if scaling.kind == "yarn":
             return jnp.asarray(_yarn(plain, scaling, self.base, channels), jnp.float32)
         grown = scaling.factor
-        if scaling.kind == "dynamic":
+        if scaling.kind.startswith("dynamic"):
             length = jnp.maximum(positions.max() + 1, scaling.original_length)
             grown = scaling.factor * length / scaling.original_length - (scaling.factor - 1)
+        if scaling.kind == "dynamic_linear":
+            return jnp.asarray(plain, jnp.float32) / grown
         base = self.base * grown ** (channels / (channels - 2))
         return jnp.asarray(base, jnp.float32) ** jnp.asarray(-exponents, jnp.float32)
 

@@ -39,6 +39,7 @@ from vitvlm.pretrained import (
     open_flamingo,
     opt,
     paligemma,
+    parts,
     phi,
     preprocessing,
     qwen2_vl,
@@ -228,8 +229,8 @@ def family_of(loaded: Pretrained) -> Family:
 def save(loaded: Pretrained, folder: Path) -> None:
     """Writes what `from_pretrained` loads: config.json, model.safetensors, the preprocessor's config, by which
     `transformers` makes the pixels that `loaded.preprocessing` makes, the tokenizer's files, and the
-    generation_config.json that the weights came with. Of several architectures that can express the model, it is
-    written as the one that it came as.
+    generation_config.json that the weights came with. Of several architectures that can express the model, or the
+    language model inside of it, it is written as the one that it came as.
 
     Warns of preprocessing that no image processor can express, and of small differences.
 
@@ -239,6 +240,7 @@ def save(loaded: Pretrained, folder: Path) -> None:
     own = {name: FAMILIES[name] for name in came_as if name in FAMILIES}
     config, tensors = take_apart({**own, **FAMILIES}, loaded.model, loaded.variables, "hf")
     dtype = jax.tree.leaves(loaded.variables["params"])[0].dtype
+    config = parts.text_as_it_came(config, loaded.source.get("config", {}), loaded.model, loaded.variables["params"])
     config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
     family = FAMILIES[config["architectures"][0]]
     whole = {name: value for name, value in config.items() if not (family.plain_config and name in OF_TRANSFORMERS)}

@@ -14,6 +14,7 @@ from vitvlm.models.decoder import Decoder
 from vitvlm.models.vit import ViT
 from vitvlm.models.vlm import VLM
 from vitvlm.nn.patches import as_pair
+from vitvlm.nn.rope import Rope, Scaling
 from vitvlm.pretrained.entries import Tensors
 from vitvlm.pretrained.expressible import Expressible, anything
 from vitvlm.pretrained.families import Family, Inputs, Json
@@ -39,7 +40,8 @@ def fields(source: Json, tensors: Tensors) -> dict[str, Any]:
     """Fields of `models.build("vlm", ...)` from nanoVLM's config.json.
 
     The image token is the first that it adds to the tokenizer's; an old model adds none, and its images come first.
-    Raises ConfigError for an encoder that gives CLS alone, and for scaled rotary positions.
+    Texts longer than lm_max_position_embeddings are turned by angles as much smaller.
+    Raises ConfigError for an encoder that gives CLS alone, and for rotated queries and keys with a factor.
     """
     if source["vit_cls_flag"]:
         raise ConfigError("config.json: vit_cls_flag true: an encoder that gives its CLS token alone has no grid")
@@ -72,7 +74,14 @@ def fields(source: Json, tensors: Tensors) -> dict[str, Any]:
             "vocab_size": source["lm_vocab_size"],
             "length": source["lm_max_position_embeddings"],
             "norm_eps": source["lm_rms_eps"],
-            "rope": {"base": float(source["lm_re_base"])},
+            "rope": {
+                "base": float(source["lm_re_base"]),
+                "scaling": {
+                    "kind": "dynamic_linear",
+                    "factor": 1.0,
+                    "original_length": source["lm_max_position_embeddings"],
+                },
+            },
             "dropout": source["lm_dropout"],
             "attention_dropout": source["lm_dropout"],
             "tied": bool(source["lm_tie_weights"]),
@@ -188,6 +197,11 @@ def own_operations(source: Json) -> str:
     return f"decode(3)|{tiles}, field='image')|normalize(0.0, 1.0, field='images')"
 
 
+def _rope(model: Decoder) -> Rope:
+    """Returns nanoVLM's rotary positions, with the model's base and for its length, beyond which they shrink."""
+    return Rope(model.rope.base, scaling=Scaling("dynamic_linear", 1.0, model.length))
+
+
 VISION_FIELDS = {
     **anything("width", "depth", "heads", "mlp_width", "norm_eps", "dropout", "attention_dropout"),
     "image_size": lambda model: is_square(model.image_size),
@@ -198,7 +212,7 @@ VISION_FIELDS = {
 TEXT_FIELDS = {
     **anything("width", "depth", "heads", "kv_heads", "mlp_width", "vocab_size", "length", "norm_eps", "tied"),
     **anything("dropout", "attention_dropout"),
-    "rope": lambda model: model.rope == type(model.rope)(base=model.rope.base) and model.rope.base % 1 == 0,
+    "rope": lambda model: model.rope == _rope(model) and model.rope.base % 1 == 0,
 }
 FAMILIES = {
     NAME: Family(

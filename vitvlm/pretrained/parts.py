@@ -108,6 +108,24 @@ def language_config(model: Decoder, params: Mapping[str, Any], family: Family | 
     return {name: value for name, value in found.items() if name not in ("architectures", "tie_word_embeddings")}
 
 
+def text_as_it_came(config: Json, source: Json, model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a whole, with the text_config's model_type that its weights came with if that says the same model.
+
+    So a Mistral without a window, which computes what a LLaMA does, stays a Mistral.
+
+    Args:
+      source: the config that the weights came with.
+    """
+    came, own = (LANGUAGE_MODELS.get(each.get("text_config", {}).get("model_type")) for each in (source, config))
+    if came is None or own is None or came is own or came.rows is not own.rows:
+        return dict(config)
+    try:
+        came.expressible.check(model.text)
+    except ConfigError:
+        return dict(config)
+    return {**config, "text_config": language_config(model.text, params["text"], came)}
+
+
 def without_how(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a part, without what says how the whole is computed."""
     return {name: value for name, value in fields.items() if name != "scan"}
