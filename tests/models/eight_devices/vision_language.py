@@ -24,8 +24,10 @@ VIT = {"name": "vit", "width": 16, "depth": 2, "heads": 4, "mlp_width": 32, "pat
 PERCEIVER = {"latents": 3, "depth": 1, "heads": 4, "head_dim": 4}
 CONNECTORS = {
     "LLaVA": {"name": "mlp"},
-    "Flamingo": {"name": "gated_cross_attention", **PERCEIVER, "look": {"heads": 4, "head_dim": 4}},
-}
+    "Flamingo": {
+        "name": "gated_cross_attention", **PERCEIVER, "look": {"every": 2, "first": 1, "heads": 4, "head_dim": 4},
+    },
+}  # fmt: skip
 RNG = np.random.default_rng(0)
 CASES = ("fsdp 8", "data 4, tensor 2", "data 2, fsdp 2, tensor 2")
 
