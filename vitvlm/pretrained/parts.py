@@ -116,7 +116,7 @@ def text_as_it_came(config: Json, source: Json, model: Any, params: Mapping[str,
     Args:
       source: the config that the weights came with.
     """
-    came, own = (LANGUAGE_MODELS.get(each.get("text_config", {}).get("model_type")) for each in (source, config))
+    came, own = (LANGUAGE_MODELS.get((each.get("text_config") or {}).get("model_type")) for each in (source, config))
     if came is None or own is None or came is own or came.rows is not own.rows:
         return dict(config)
     try:
