@@ -6,10 +6,12 @@ tests/core/test_compiling.py and a step of tests/jobs/test_configs.py ask for th
 """
 
 import collections
+import gc
 import os
 import pathlib
 import tempfile
 
+import jax
 import pytest
 from playwright.sync_api import sync_playwright
 
@@ -58,6 +60,19 @@ def open_page(browser):
         context.close()
     assert complaints == []
     assert {url for url in requests if not url.startswith("data:")} == opened
+
+
+MOST_MAPS = 20_000  # areas of memory of a process; Linux allows 65,530, each compiled program takes some
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs before a process has so many areas of memory that the next one ends it."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 _seconds: collections.Counter[str] = collections.Counter()
