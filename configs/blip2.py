@@ -24,7 +24,7 @@ from vitvlm.core.config import ConfigError
 LENGTH = 24
 UNUSED = 1  # an id of BERT's that no text has, in the place of the [DEC] that the authors add
 LOCKED = ("image/(?!norm/).*", True)  # the norm behind the encoder learns, as published
-# What the second stage does not take over from the first.
+# Parameters of the first stage that the second does not take over.
 LEFT = ("qformer/(embed/.*|positions|mlm_.*)", "qformer/.*text_mlp.*", "(project_image|project_text|match_head)/.*")
 
 

@@ -184,7 +184,7 @@ def spelt_bytes(tokenizer, ids):
     st.data(),
 )
 def test_spans_move_with_the_text(text, texts, data):
-    """What a span enclosed, it encloses afterwards, with images' texts in place of whole markers."""
+    """A span encloses afterwards what it enclosed before, with images' texts in place of whole markers."""
     count = text.count("<i>") if "<i>" in text else 0
     texts = (texts + ["q"] * count)[:count]
     pieces = text.split("<i>")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vitvlm.evaluation.measures import chair, matches, vqa
 
-# What people answer and what becomes of it by the rules of visualqa.org/evaluation.html.
+# Answers of people, and each as the rules of visualqa.org/evaluation.html normalise it.
 NORMALISED = (
     ("A dog.", "dog"),
     ("the Two Dogs", "2 dogs"),

@@ -16,7 +16,7 @@ from vitvlm.models.bert import Cache
 from vitvlm.models.blip_parts import START_ID, STOP_ID, BlipBase, Captioning, Comparing, begun
 from vitvlm.models.blip_text import build_text
 from vitvlm.models.outputs import BlipMatchOutput, BlipOutput
-from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
+from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant, sharing
 from vitvlm.models.two_towers import SHARED, by_part
 
 ENCODE_ID = 30_523  # the authors' [ENC]
@@ -214,7 +214,6 @@ def _build(
         if described is None and not parts_of:
             raise config.ConfigError(f"model.{name}: missing; describe it by its fields")
     encoder = build_backbone({**parts_of.get("image", {}), **(image or {})}, "model.image")
-    unsaid = set(module_fields(type(encoder))) - set(image or {})
-    encoder = encoder.clone(**{name: value for name, value in shared.items() if name in unsaid})
+    encoder = sharing(encoder, image or {}, shared)
     text = build_text(shared | {**parts_of.get("text", {}), **(text or {})}, **parts)
     return config.call(kind, (dict(published) if parts_of else {}) | own, "model", image=encoder, text=text)

@@ -13,8 +13,8 @@ from vitvlm.core import config
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import Blip2Output, EncoderOutput, QFormerOutput
 from vitvlm.models.qformer import BASE, QFormer
-from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
-from vitvlm.models.two_towers import by_part
+from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant, sharing
+from vitvlm.models.two_towers import SHARED, by_part, unit_length
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import Role, Roles, under
 
@@ -29,8 +29,6 @@ VISION = {
 START = 30_522  # [DEC], which was added to the vocabulary of BERT
 READS = {"vocab_size": START + 1, "length": 512, "lm_head": True, "dropout": 0.1, "attention_dropout": 0.1}
 VARIANTS = {name: {"image": image, "qformer": BASE | READS, "start_id": START} for name, image in VISION.items()}
-
-SHARED = ("scan", "remat", "dtype", "param_dtype")
 
 
 class Blip2QFormer(nn.Module, ModelFacts):
@@ -212,15 +210,10 @@ class Blip2QFormer(nn.Module, ModelFacts):
         return text_tokens if self.start_id is None else jnp.asarray(text_tokens).at[:, 0].set(self.start_id)
 
     def _embed_image(self, looked: QFormerOutput) -> Float[Array, "B M E"]:
-        return _normalise(self.project_image(looked.queries))
+        return unit_length(self.project_image(looked.queries))
 
     def _embed_text(self, read: QFormerOutput) -> Float[Array, "T E"]:
-        return _normalise(self.project_text(read.text[:, 0]))
-
-
-def _normalise(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-    x = x.astype(jnp.float32)
-    return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)  # zero has a gradient too
+        return unit_length(self.project_text(read.text[:, 0]))
 
 
 @MODELS.register("blip2_qformer")
@@ -240,9 +233,7 @@ def build_blip2_qformer(
     shared = {name: value for name, value in fields.items() if name in SHARED}
     own = {name: value for name, value in fields.items() if name not in SHARED}
     described = {**published.pop("image", {}), **(image or {})}
-    encoder = build_backbone(described, "model.image")
-    known = set(module_fields(type(encoder))) - set(described)
-    encoder = encoder.clone(**{name: value for name, value in shared.items() if name in known})
+    encoder = sharing(build_backbone(described, "model.image"), described, shared)
     inside = shared | BASE | published.pop("qformer", {}) | dict(qformer or {})
     return config.call(
         Blip2QFormer, published | own, "model", image=encoder, qformer=config.call(QFormer, inside, "model.qformer")

@@ -5,7 +5,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -15,7 +14,7 @@ from vitvlm.models.bert import Cache
 from vitvlm.models.blip_text import CAUSAL, BlipText
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import BlipMatchOutput, BlipOutput, EncoderOutput, LanguageOutput, TextOutput
-from vitvlm.models.two_towers import Projection, by_part
+from vitvlm.models.two_towers import Projection, by_part, unit_length
 from vitvlm.nn.dense import Dense
 from vitvlm.nn.roles import Role, Roles, under
 
@@ -215,8 +214,7 @@ class Comparing(BlipBase, kw_only=True):
         return self.text(tokens, mask, context=image_tokens, context_mask=there, **call)
 
     def _embed(self, side: str, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        x = (self.project_image if side == "image" else self.project_text)(pooled).astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)  # zero has a gradient too
+        return unit_length((self.project_image if side == "image" else self.project_text)(pooled))
 
 
 class Captioning(BlipBase, kw_only=True):

@@ -1,7 +1,7 @@
 """The models that configs call by name."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -36,3 +36,13 @@ def build_backbone(backbone: Mapping[str, Any], where: str = "model.backbone") -
         raise ConfigError(f"{where}.name: missing; there is: {', '.join(MODELS.names())}")
     fields = {name: value for name, value in backbone.items() if name != "name"}
     return MODELS.build(backbone["name"], fields, where)
+
+
+def sharing(module: nn.Module, described: Collection[str], shared: Mapping[str, Any]) -> nn.Module:
+    """Returns a part of a model with the fields that all parts share, where what describes it does not say otherwise.
+
+    Args:
+      described: names of the fields that the part's own description gives.
+    """
+    unsaid = set(module_fields(type(module))) - set(described)
+    return module.clone(**{name: value for name, value in shared.items() if name in unsaid})

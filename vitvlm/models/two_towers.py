@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
-from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
+from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant, sharing
 from vitvlm.models.vit import SIZES
 from vitvlm.nn.activations import gelu
 from vitvlm.nn.calls import CAPTURES, check_capture
@@ -245,8 +245,13 @@ class TwoTowers(nn.Module, ModelFacts):
                 f'model.{projection}: "none", but the tower has {x.shape[1]} numbers, and model.embed_dim is '
                 f"{self.embed_dim}"
             )
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)  # zero has a gradient too
+        return unit_length(x)
+
+
+def unit_length(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+    """Returns vectors of length 1, float32; zero stays as it is and has a gradient too."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 def by_part(perturb: Mapping[str, Any] | None, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -291,9 +296,7 @@ def assemble(
         if described is None and not published:
             raise config.ConfigError(f"model.{tower}: missing; describe the tower by its name and fields")
         described = {**published.pop(tower, {}), **(described or {})}
-        module = build_backbone(described, f"model.{tower}")
-        own = set(module_fields(type(module))) - set(described)
-        return module.clone(**{name: value for name, value in shared.items() if name in own})
+        return sharing(build_backbone(described, f"model.{tower}"), described, shared)
 
     towers = {"image": build("image", image), "text": build("text", text)}
     return config.call(kind, published | own, "model", **towers)

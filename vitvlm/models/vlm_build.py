@@ -9,7 +9,7 @@ from flax import linen as nn
 from vitvlm.core import config
 from vitvlm.models.connectors import Connector, build_connector
 from vitvlm.models.connectors.none import pixels_of
-from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant
+from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant, sharing
 from vitvlm.models.two_towers import SHARED
 from vitvlm.models.vlm import VLM
 from vitvlm.models.vlm_variants import VARIANTS
@@ -44,9 +44,7 @@ def build_vlm(
     }
 
     def make(part: str, build: Callable[..., nn.Module]) -> nn.Module:
-        module = build(described[part], where=f"model.{part}")
-        said = set(described[part])
-        return module.clone(**{n: v for n, v in shared.items() if n in set(module_fields(type(module))) - said})
+        return sharing(build(described[part], where=f"model.{part}"), described[part], shared)
 
     language = make("text", build_backbone)
     if language.writes is None:
