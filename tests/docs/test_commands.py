@@ -5,6 +5,7 @@ A command runs in a folder of its own. The workdirs that it reads are made by th
 
 import functools
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -36,6 +37,7 @@ MEASURED = (
     *("adapting_memory.py", "frozen_memory.py", "loss_memory.py", "blind_captions.py", "check_language_models.py"),
 )
 OWN = pages.OWN_WORKDIR
+SETTING = re.compile("JAX_NUM_CPU_DEVICES=[0-9]+")  # of the environment; before a command
 # What a page tells the reader to install; nothing here can tell whether it would.
 INSTALLED = ("apt-get install dataset-fashion-mnist", "pip install --no-deps open-clip-torch")
 
@@ -143,7 +145,7 @@ def run(place):
         folder = place / f"run{len(list(place.glob('run*')))}"
         (folder / "workdirs").mkdir(parents=True)
         for found in place.iterdir():
-            if not found.name.startswith("run"):
+            if not found.name.startswith("run") and found.name != "workdirs":  # of pages, whose Python has run
                 (folder / found.name).symlink_to(found)
         for workdir in pages.workdirs_read(words):
             assert workdir in TRAINED, f"{words} read {workdir}, which no command of the pages trains"
@@ -157,7 +159,7 @@ def run(place):
         return folder
 
     def run(command: str) -> pathlib.Path | None:
-        program, *rest = shlex.split(command, comments=True)
+        program, *rest = itertools.dropwhile(SETTING.fullmatch, shlex.split(command, comments=True))
         if command.split("  #")[0].strip() in INSTALLED:
             return None
         if program == "pip":

@@ -96,7 +96,7 @@ def test_rules_give_matrices_adapters():
         ([("patches/kernel", {"dropout": 0.1})], {}, "dropout for 'patches/kernel' .* only linear layers can drop"),
         ([(".*/kernel", None)], {}, "give no matrix an adapter"),
         ([], {}, "config.lora.rules: missing"),
-        ([("(", {})], {}, "config.lora.rules: pairs"),
+        ([("(", {})], {}, r"config.lora.rules: '\(' is not a regular expression: missing \)"),
         ([(".*/kernel", {})], {"alpha": -1.0, "rank": 2}, "config.lora.alpha: -1.0 must be above 0"),
     ],
 )

@@ -157,7 +157,7 @@ def test_video_of_qwen2_vl():
         {"video": list(frames), "id": "0"}
     )
     assert [len(found[name]) for name in ("images", "images_patch_mask", "image_times", "image_texts")] == [3, 3, 3, 1]
-    assert found["image_times"] == [0, 1, 2] and found["image_texts"] == ("<v>" * 18,)
+    assert found["image_times"].tolist() == [0, 1, 2] and found["image_texts"] == ("<v>" * 18,)
     np.testing.assert_array_equal(found["image_rows"][0], np.concatenate([np.arange(6) + 8 * i for i in range(3)]))
     whole = np.concatenate([frames, frames[-1:]]).reshape(3, 2, 2, 2, 2, 3, 2, 2, 3)  # t f h m p w m p c
     expected = whole.transpose(0, 2, 5, 3, 6, 4, 7, 1, 8).reshape(3, 24, 4, 6)

@@ -243,9 +243,9 @@ def save(loaded: Pretrained, folder: Path) -> None:
     config = parts.text_as_it_came(config, loaded.source.get("config", {}), loaded.model, loaded.variables["params"])
     config = _with_kept(config, loaded.source) | {"dtype": str(dtype)}
     family = FAMILIES[config["architectures"][0]]
-    whole = {name: value for name, value in config.items() if not (family.plain_config and name in OF_TRANSFORMERS)}
     if loaded.class_names is not None:
         config |= class_names.labels(loaded.class_names)
+    whole = {name: value for name, value in config.items() if not (family.plain_config and name in OF_TRANSFORMERS)}
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, folder)
     (folder / CONFIG).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")

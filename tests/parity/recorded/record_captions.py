@@ -19,6 +19,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from tests.parity.recorded.concatenated import concatenated
 from vitvlm.evaluation.measures import meteor
 
 COUNT = 1000
@@ -32,16 +33,6 @@ EXTRA = (  # odd ones: empty, of one word, a repeated one, much longer than its 
         ["A hat; a red hat."],
     ),
 )
-
-
-def concatenated(text: str) -> list[dict]:
-    """JSON objects that stand one behind the other."""
-    decoder, found, place = json.JSONDecoder(), [], 0
-    while place < len(text.rstrip()):
-        row, place = decoder.raw_decode(text, place)
-        found.append(row)
-        place += len(text[place:]) - len(text[place:].lstrip())
-    return found
 
 
 def main(folder: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from tests.parity.recorded.record_captions import concatenated
+from tests.parity.recorded.concatenated import concatenated
 from vitvlm.evaluation.measures import chair, coco_objects, pope
 
 HERE = Path(__file__).parent

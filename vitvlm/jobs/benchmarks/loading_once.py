@@ -9,7 +9,6 @@ belongs, or one from before, which loads onto the default device, copies to the 
 import gc
 import inspect
 import json
-import math
 import sys
 import threading
 import time
@@ -72,17 +71,19 @@ def _watch(most: dict[jax.Device, int], done: threading.Event) -> None:
 
 
 def _sample(most: dict[jax.Device, int]) -> None:
-    """Notes the bytes of the arrays that live on each device, if they are the most so far."""
-    held = dict.fromkeys(most, 0)
+    """Notes the bytes of the arrays that live on each device, if they are the most so far.
+
+    A buffer counts once, though an array over several devices and its part on one of them may both live.
+    """
+    buffers: dict[tuple[jax.Device, int], int] = {}
     for array in jax.live_arrays():
         try:
-            size = array.dtype.itemsize * math.prod(array.sharding.shard_shape(array.shape))
-            for device in array.sharding.device_set:
-                held[device] += size
+            for shard in array.addressable_shards:
+                buffers[shard.device, shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
         except RuntimeError:  # deleted since
             continue
-    for device, size in held.items():
-        most[device] = max(most[device], size)
+    for device in most:
+        most[device] = max(most[device], sum(size for (place, _), size in buffers.items() if place == device))
 
 
 def _resident(which: str) -> int:
