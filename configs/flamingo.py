@@ -64,7 +64,11 @@ def get_config(arg: str = "") -> ConfigDict:
         if args.size == "9B":
             config.frozen_dtype = ((".*", "bfloat16"),)
     config.schedule = dict(name="cosine", peak=1e-3, warmup="5%")
-    config.evals = dict(held_out=dict(type="perplexity", at_start=True, every="25%"))
+    few = dict(split="test[:8]" if args.debug else "test[:64]")
+    config.evals = dict(
+        held_out=dict(type="perplexity", at_start=True, every="25%"),
+        image_gap=dict(type="image_gap", data=few, at_start=True, every="25%" if args.debug else "10%"),
+    )
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
     return config

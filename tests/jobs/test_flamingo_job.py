@@ -1,5 +1,7 @@
 """A VLM whose frozen parts cost nothing: what trains, what a checkpoint holds, and its gates among the metrics."""
 
+import contextlib
+import io
 import json
 
 import jax
@@ -21,7 +23,9 @@ CONFIG = "configs/flamingo.py"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flamingo")
-    return folder, train.train(golden.load(CONFIG, "debug,adapt=cross"), folder)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        train.train(golden.load(CONFIG, "debug,adapt=cross"), folder)
+    return folder, said.getvalue()
 
 
 def test_what_looks_at_images_trains_and_nothing_else(trained):
@@ -50,11 +54,29 @@ def test_gates_are_metrics(trained):
 
 
 def test_gates_are_in_the_report_of_an_evaluation(trained):
-    (row,) = evaluate.evaluate(trained[0])
+    (row,) = evaluate.evaluate(trained[0], ["held_out"])
     assert np.isfinite(row.result.metrics["log_likelihood"])
     *_, table = sorted((trained[0] / "evaluations").rglob("gates.csv"))  # of the training's own evaluations too
     lines = table.read_text().splitlines()
     assert lines[0] == "gate,layer,value" and {line.split(",")[0] for line in lines[1:]} == {"cross", "mlp"}
+
+
+def test_the_gap_of_images_is_logged_and_a_closed_one_is_a_warning(trained):
+    """Warnings are those of the figures in the log: gates of 0 are no gap, but nothing has been trained then."""
+    folder, said = trained
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    gaps = {row["step"]: row for row in rows if "image_gap/gap_other" in row}
+    assert sorted(gaps) == [0, 1, 2, 3, 4] and gaps[0]["image_gap/n"] == 8
+    for name in ("other", "none"):
+        losses = [row[f"image_gap/loss_{name}"] - row["image_gap/loss_right"] for row in gaps.values()]
+        np.testing.assert_allclose(losses, [row[f"image_gap/gap_{name}"] for row in gaps.values()], atol=1e-6)
+        assert losses[0] == pytest.approx(0, abs=1e-6) and abs(losses[4]) > 1e-6
+    for step, row in gaps.items():
+        closed = False
+        for name in ("image_gap/gap_other", "image_gap/gap_none"):
+            best = max((gaps[before][name] for before in range(step)), default=-np.inf)
+            closed |= row[f"{name}_low"] <= 0 or row[name] < best / 2
+        assert (f"step {step}: warning: image_gap: the gap between" in said) == (closed and step > 0)
 
 
 def test_memory_of_the_ways(tmp_path):

@@ -19,6 +19,7 @@ from vitvlm.evaluation import (
     features,
     geometry,
     hallucination,
+    image_gap,
     knn,
     multi_label,
     perplexity,
@@ -50,6 +51,7 @@ EVALUATORS.register("classification")(classification.Classification)
 EVALUATORS.register("compositionality")(compositionality.Compositionality)
 EVALUATORS.register("embedding_geometry")(geometry.EmbeddingGeometry)
 EVALUATORS.register("features")(features.Features)
+EVALUATORS.register("image_gap")(image_gap.ImageGap)
 EVALUATORS.register("knn")(knn.NearestNeighbours)
 EVALUATORS.register("linear_probe_logistic")(probes.LogisticProbe)
 EVALUATORS.register("linear_probe_mae")(probes.MaeProbe)
@@ -77,6 +79,8 @@ GIVEN = {
     "stop_ids": "the tokens that end what a model writes",
     "texts_rule": "which texts of an image are judged, where it is not all of them",
     "picture": "an example's image as the model gets it, as colours: (index) -> uint8 [H, W, C]",
+    "images": "an example's images as a model that sees them gets them: (index) -> fields of a batch",
+    "type_of": "the type of an example's question, within which images are swapped: (index) -> str",
     "example_id": "an example's id in its source: (index) -> str",
     "patch_size": "the model's patch, (P, Q)",
     "norm_pix": "whether the reconstruction target is normalised per patch",

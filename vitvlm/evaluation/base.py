@@ -109,6 +109,14 @@ class Evaluator(abc.ABC):
         Raises ConfigError, whose message begins with the field, for errors that `run` could only raise afterwards.
         """
 
+    def warning(self, metrics: Mapping[str, float], before: Mapping[int, Mapping[str, float]]) -> str:
+        """Says in one line what is wrong with a training by its figures; "" for nothing, as by default.
+
+        Args:
+          metrics: those of `run` now. before: those of earlier steps of the same training, by step.
+        """
+        return ""
+
 
 def collect(batches: Batches, outputs: Callable[[Batch], Mapping[str, np.ndarray]]) -> Arrays:
     """Per-example arrays of a whole data set, each example once, in the order of its index.

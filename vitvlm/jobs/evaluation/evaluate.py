@@ -152,6 +152,21 @@ def results_folder(folder: epath.Path, step: int) -> epath.Path:
     return folder / EVALUATIONS / f"{step:08d}"
 
 
+def metrics_before(folder: epath.Path, name: str, step: int) -> dict[int, dict[str, float]]:
+    """Metrics of an evaluation of a training at the steps before this one, by step."""
+    found = {}
+    for place in (folder / EVALUATIONS).glob("*"):
+        path = place / name / "result.json"
+        if (
+            place.name.isdigit()
+            and int(place.name) < step
+            and path.exists()
+            and (own := own_files.read(path, "metrics"))
+        ):
+            found[int(place.name)] = own["metrics"]
+    return found
+
+
 def table(results: Mapping[str, Sequence[Row]]) -> Group:
     """The results of one or more workdirs, by the part of their paths that differs.
 

@@ -151,6 +151,10 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
     }
     if "stop_ids" in evaluation.takes(when.type):
         given["stop_ids"] = supervision.stop_ids(source, pipeline)
+    sees = grounding.sees_images(model, pipeline)
+    if sees and "images" in evaluation.takes(when.type):
+        given["images"] = grounding.images_of(source, pipeline)
+        given["type_of"] = grounding.types_of(source, when.swap_within, "", where)
     evaluator = evaluation.build(when.type, {**labels.defaults, **own}, where, **given)
     facts = evaluation.Facts(
         name=source.name,
@@ -162,7 +166,7 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
         text=functools.partial(source.text, 0),
     )
     evaluation.check(evaluator, facts, where)
-    if grounding.grounds(model, evaluator, pipeline):
+    if sees and evaluator.compared is not None:
         evaluator = grounding.grounded(model, evaluator, when, source, pipeline, given.get("picture"), where)
     elif when.grounding:
         raise config_lib.ConfigError(

@@ -1,5 +1,6 @@
 """Grounding of evaluations: what an evaluator of a model that sees images needs, to judge it with other images too."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,36 @@ USUAL = "question_type"
 ATTENTION = "image_attention"
 
 
-def grounds(model: ModelSetup, evaluator: evaluation.Evaluator, pipeline: operations.Pipeline) -> bool:
-    """Tells whether an evaluator has something to compare, and its model and data have images among the texts."""
-    pixels = set(other_images.PIXELS) & {*pipeline.images, *pipeline.arrays}
-    return model.task.model.sees_images and evaluator.compared is not None and bool(pixels)
+def sees_images(model: ModelSetup, pipeline: operations.Pipeline) -> bool:
+    """Tells whether model and data have images among the texts."""
+    return model.task.model.sees_images and bool(set(other_images.PIXELS) & {*pipeline.images, *pipeline.arrays})
+
+
+def images_of(source: sources.Source, pipeline: operations.Pipeline) -> other_images.Images:
+    """Returns what gives an example's images, as the model gets them."""
+    loader = Loader(source, pipeline, seed=0)
+
+    def images(index: int) -> dict[str, np.ndarray]:
+        example = loader.example(0, index)
+        return {name: example[name] for name in (*other_images.PIXELS, "image_mask") if name in example}
+
+    return images
+
+
+def types_of(source: sources.Source, swap_within: str, usual: str, where: str) -> Callable[[int], str]:
+    """Returns what gives the type of an example's question, by the field `swap_within`, or else by the usual one.
+
+    Raises ConfigError for a `swap_within` that the records do not have.
+    """
+    if swap_within and source.text(0, swap_within) is None:
+        raise config_lib.ConfigError(f"{where}.swap_within: records of {source.name} have no {swap_within!r}")
+    field = swap_within or usual or (USUAL if source.text(0, USUAL) is not None else "")
+
+    def types(index: int) -> str:
+        found = source.text(index, field) if field else ""
+        return found if isinstance(found, str) else ", ".join(found or ())
+
+    return types
 
 
 def grounded(
@@ -39,24 +66,12 @@ def grounded(
     conditions = other_images.CONDITIONS if when.grounding is None else tuple(when.grounding)
     if not conditions:
         return evaluator
-    if when.swap_within and source.text(0, when.swap_within) is None:
-        raise config_lib.ConfigError(f"{where}.swap_within: records of {source.name} have no {when.swap_within!r}")
-    field = when.swap_within or evaluator.types or (USUAL if source.text(0, USUAL) is not None else "")
-    loader = Loader(source, pipeline, seed=0)
-
-    def images(index: int) -> dict[str, np.ndarray]:
-        example = loader.example(0, index)
-        return {name: example[name] for name in (*other_images.PIXELS, "image_mask") if name in example}
-
-    def types(index: int) -> str:
-        found = source.text(index, field) if field else ""
-        return found if isinstance(found, str) else ", ".join(found or ())
-
+    types = types_of(source, when.swap_within, evaluator.types, where)
     try:
         return Grounded(
             evaluator,
             conditions=conditions,
-            images=images,
+            images=images_of(source, pipeline),
             types=types,
             attention=ATTENTION if ATTENTION in functions(model.task) else "",
             picture=picture,

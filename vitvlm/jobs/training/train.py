@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from vitvlm.data.batches import TRAINING, changed, left_out
 from vitvlm.data.identity import Identity
 from vitvlm.jobs import data_files
 from vitvlm.jobs.evaluation import evaluations
-from vitvlm.jobs.evaluation.evaluate import results_folder
+from vitvlm.jobs.evaluation.evaluate import metrics_before, results_folder
 from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup import class_weights
 from vitvlm.jobs.training import curves, init_from
@@ -148,7 +148,7 @@ def run(
             progress=progress,
             speed=Speed(job.data.batch_size, step_flops(training), training.log.peak_flops or peak_flops.peak()),
             interrupts=interrupts,
-            evaluations=_evaluations(job, evals, folder),
+            evaluations=_evaluations(job, evals, folder, progress.note),
             checkpoints=checkpoints,
             save_every=save_every,
             log_every=training.log.every,
@@ -324,13 +324,17 @@ def _progress(training: TrainingSetup) -> Progress:
 
 
 def _evaluations(
-    job: Setup, evals: tuple[evaluations.Evaluation, ...], folder: epath.Path
+    job: Setup, evals: tuple[evaluations.Evaluation, ...], folder: epath.Path, say: Callable[[str], None]
 ) -> tuple[loop.Scheduled, ...]:
     predict = Predictor(job.model.task, job.model.mesh)
     ema = job.training.section.ema_decay is not None
 
     def run(each: evaluations.Evaluation, state: TrainState, step: int) -> Mapping[str, float]:
-        return each.run(predict, state.variables(ema=ema), results_folder(folder, step) / each.name).metrics
+        metrics = each.run(predict, state.variables(ema=ema), results_folder(folder, step) / each.name).metrics
+        wrong = each.evaluator.warning(metrics, metrics_before(folder, each.name, step)) if step else ""
+        if wrong:
+            say(f"step {step}: warning: {each.name}: {wrong}")
+        return metrics
 
     return tuple(
         loop.Scheduled(
