@@ -6,6 +6,7 @@
 
 Without --evals, all evaluations of each training's config run; --config gives others. Without --config, overrides are
 of the training's own: --evals=knn --config.evals.knn.ks="(1, 5)".
+--step=best takes the best checkpoint, --step=1200:ema the averaged parameters of one; the latest is the default.
 --weights are those of another code base, see docs/weights.md; the config then says what they are evaluated on, and
 --fields, as in convert.py, what their own files do not say.
 """
@@ -19,7 +20,7 @@ from vitvlm.jobs.evaluation import evaluate, weights
 
 WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of trainings, separated by commas.", required=True)
 EVALS = flags.DEFINE_list("evals", [], "Names in the config's evals, or types of evaluators.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.")
+STEP = launch.define_step()
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights from elsewhere to evaluate; results go to the one workdir.")
 FIELDS = launch.define_fields()
 CONFIG = launch.define_config(required=False)

@@ -65,7 +65,7 @@ class ZeroShot(base.Evaluator):
     def __post_init__(self) -> None:
         page.check_room(self.max_images)
         self._words()
-        _templates(self.templates)
+        sentences(self.templates)
 
     def _words(self) -> tuple[str, ...]:
         """Returns the words for each class. Raises ConfigError for words that do not fit the classes."""
@@ -85,7 +85,7 @@ class ZeroShot(base.Evaluator):
 
     def run(self, predict: base.Predict, variables: base.Variables, folder: pathlib.Path) -> base.Result:
         names = self._words()
-        templates = _templates(self.templates)
+        templates = sentences(self.templates)
         classes = class_embeddings(predict, variables, self.tokenize, names, templates)
         whole = base.labelled(base.per_example(predict, "image_embedding", variables, self.batches))
         images, labels = normalise(whole["embedding"].astype(np.float64)), whole["label"]
@@ -154,7 +154,8 @@ def _accuracies(
     return np.where(total > 0, right / np.maximum(total, 1), np.inf)
 
 
-def _templates(given: str | Sequence[str]) -> tuple[str, ...]:
+def sentences(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates themselves, or those of a set in `TEMPLATES`. Raises ConfigError for others."""
     if isinstance(given, str):
         if given not in TEMPLATES:
             raise ConfigError(

@@ -137,7 +137,7 @@ class InitFrom:
       path: that training's workdir, or a folder or file of weights that `pretrained.load` reads.
       rules: `(pattern of our path, template of its path, or None to keep the fresh value)`; first match wins.
       ignore: patterns of its parameters that are not wanted here.
-      step: the checkpoint; the latest by default.
+      step: the checkpoint: "latest" (the default), "best", or a step.
       ema: take its averaged parameters.
       fields: what a file of weights does not say of its model, such as heads or image_size.
       class_names: {class of this job: class of the source}, where a head is taken and they are called otherwise; or
@@ -147,7 +147,7 @@ class InitFrom:
     path: str
     rules: tuple = ((".*", r"\g<0>"),)
     ignore: tuple = ()
-    step: int | None = None
+    step: int | str | None = None
     ema: bool = False
     fields: Section = dataclasses.field(default_factory=dict)
     class_names: Mapping[str, str] | str = dataclasses.field(default_factory=dict)

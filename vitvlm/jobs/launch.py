@@ -60,6 +60,12 @@ def named_values(texts: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def define_step() -> flags.FlagHolder:
+    """The `--step` flag: a checkpoint by name; see `training.chosen`."""
+    text = "Checkpoint: latest, best, or a step; with :ema or :raw behind it, the averaged parameters or the others."
+    return flags.DEFINE_string("step", None, text)
+
+
 def define_force(what: str) -> flags.FlagHolder:
     """The `--force` flag, which breaks the lock of another job."""
     return flags.DEFINE_bool("force", False, f"Break the lock of another {what} that holds the workdir.")

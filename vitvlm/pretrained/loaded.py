@@ -11,10 +11,14 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Sharding
 
+from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
 from vitvlm.core.placing import Lazy, Stored, place_tree
 from vitvlm.data import chat, chat_files, tokenizers
+from vitvlm.pretrained import shown
 from vitvlm.pretrained.entries import WeightsError, blamed
+from vitvlm.pretrained.predicting import Request
+from vitvlm.pretrained.predictions import Predictions, predict
 from vitvlm.training.records import CheckpointError, DamagedError
 
 Tree = Any
@@ -24,7 +28,7 @@ Place = Sharding | Callable[[Tree], Tree] | None
 the default device."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """A model with its weights and how its inputs are made: `loaded.model.apply(loaded.variables, images)`.
 
@@ -75,6 +79,26 @@ class Pretrained:
     def shapes(self) -> Tree:
         """The variables as `jax.ShapeDtypeStruct`s."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(self.variables))
+
+    def predict(self, images: Any, **request: Any) -> Predictions:
+        """Classes, probabilities and embeddings of images: `loaded.predict(["a.jpg", "folder"], top=3)`.
+
+        Args:
+          images: a path, a folder, a pattern, a list or a tar, or several of them, see `sources.given.Pictures`; a
+            Pillow image or an array of uint8 [H, W, C], or several of them.
+          request: fields of `predicting.Request`, such as top, features and temperature.
+
+        An image that cannot be read has the reason as its `error`. Raises ConfigError for a model that cannot give what
+        is asked for, and for images that are not there.
+        """
+        return predict(self, images, config_lib.call(Request, request, "predict"))
+
+    def __repr__(self) -> str:
+        return shown.text(self)
+
+    def _repr_html_(self) -> str:
+        """The tables that a notebook shows."""
+        return shown.as_html(self)
 
     def placed(self, place: Place = None) -> "Pretrained":
         """The same with its variables on devices: each device is given its own part, straight from the file.

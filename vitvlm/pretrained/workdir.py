@@ -17,19 +17,20 @@ from vitvlm.nn.stacking import stack_blocks, unstack_blocks
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.loaded import Pretrained
 from vitvlm.tasks import TASKS
-from vitvlm.training import stored
+from vitvlm.training import chosen, stored
 from vitvlm.training.checkpoints import CheckpointError, Checkpoints
 from vitvlm.training.workdir import CHECKPOINTS, WorkdirError, claim, read_config
 
 
-def open(folder: Path, step: int | None = None, ema: bool | None = None, **fields: Any) -> Pretrained:
+def open(folder: Path, step: chosen.Which = None, ema: bool | None = None, **fields: Any) -> Pretrained:
     """A model as it was trained; its preprocessing and its tokenizer are those of the config's evaluation.
 
     Of the checkpoint, its parameters or their averages are read, and the model's other collections; never the
     optimizer or what is the task's own.
 
     Args:
-      step: the checkpoint; the latest by default.
+      step: the checkpoint: "latest" (the default), "best" by `config.checkpoint.best`, or a step; with ":ema" or ":raw"
+        behind it, or these words alone, it says `ema` too.
       ema: whether to take the averaged parameters; by default, exactly if there are such.
       fields: fields of the model that leave its parameters as they are: scan, remat, dtype, dropout.
 
@@ -37,12 +38,18 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
     """
     try:
         config = read_config(folder)
-        with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-            state = checkpoints.first_whole(checkpoints.open, step).state
+        wanted, best = chosen.Choice.of(step, ema), chosen.rule(config)
+        with Checkpoints(folder / CHECKPOINTS, best=best, read_only=True) as checkpoints:
+            restored = checkpoints.first_whole(checkpoints.open, wanted.step(checkpoints))
+            state, ema = restored.state, wanted.ema
+            if ema and "ema" not in state:
+                raise WeightsError(f"{folder}: holds no averaged parameters: it was trained without config.ema_decay")
+            averaged = "ema" in state if ema is None else ema
+            said = chosen.described(checkpoints, restored.step, best, averaged)
     except (CheckpointError, WorkdirError) as error:
         raise WeightsError(str(error)) from error
-    if ema and "ema" not in state:
-        raise WeightsError(f"{folder}: holds no averaged parameters: it was trained without config.ema_decay")
+    except ConfigError as error:
+        raise WeightsError(f"{folder}: {error}") from error
     task = (config.get("task") or {}).get("name")
     left = TASKS.get(task).own_collections if task is not None else ()
     variables = {name: tree for name, tree in stored.variables(state, ema).items() if name not in left}
@@ -65,6 +72,12 @@ def open(folder: Path, step: int | None = None, ema: bool | None = None, **field
             "format": "vitvlm",
             "model": section,
             "config": config,
+            "checkpoint": {
+                "name": said,
+                "step": restored.step,
+                "ema": averaged,
+                "metrics": dict(restored.metrics),
+            },
             "base": (config.get("init_from") or {}).get("path"),
             "trained_besides": [path for path in paths.flatten(state["params"]) if not lora.is_adapter(path)],
         },

@@ -62,6 +62,19 @@ def decode(
     return traced_decode(image, channels, background, max_pixels)[0]
 
 
+def pixels_of(image: Image.Image) -> NewPixels:
+    """The pixels of a Pillow image, grey, RGB or, where parts are transparent, RGBA; upright as EXIF says.
+
+    Raises UnreadableImage for one that cannot be read, or with pixels of 32 bits.
+    """
+    try:
+        upright = _to_8_bits(ImageOps.exif_transpose(image))
+        mode = "RGBA" if upright.has_transparency_data else "L" if upright.mode in ("1", "L") else "RGB"
+        return from_pillow(upright.convert(mode))
+    except OSError as error:
+        raise UnreadableImage(f"{error} ({type(error).__name__})") from error
+
+
 def _plain_jpeg(content: bytes, max_pixels: int) -> NewPixels | None:
     """The pixels that Pillow gives, in less time; None where there is more to do, or anything to complain of."""
     header = _jpeg_header(content)

@@ -21,7 +21,7 @@ from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.nn.lora import attach
-from vitvlm.training import lock
+from vitvlm.training import chosen, lock
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.workdir import CHECKPOINTS, latest_stage, read_config
 
@@ -44,7 +44,7 @@ def evaluate(
     folder: epath.PathLike,
     names: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
-    step: int | None = None,
+    step: chosen.Which = None,
     force: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Row]:
@@ -55,7 +55,7 @@ def evaluate(
       names: sections of the config's `evals`, or evaluator types, which then run with their defaults; all sections
         by default.
       config: its `evals`, `data` and `batch_size`, where it has them, stand in for the training's own.
-      step: the checkpoint; the latest by default.
+      step: the checkpoint: "latest" (the default), "best", a step, "best:ema" …; see `training.chosen`.
       force: break the lock of another evaluation in this workdir. A training may go on beside.
       changes: single fields of those sections that stand in for the training's own, where no `config` is given. A
         section of `evals` that the training lacks is the evaluator of that name.
@@ -73,12 +73,13 @@ def evaluate(
     config = {**own, **{name: replaced[name] for name in REPLACED if name in replaced}}
     data = DataSetup.of(config)
     model = ModelSetup.of(config, data)
-    chosen = sections(config, names)
-    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-        restored = checkpoints.variables(model.target, step)
+    evals = sections(config, names)
+    wanted, best = chosen.Choice.of(step), chosen.rule(own)
+    with Checkpoints(folder / CHECKPOINTS, best=best, read_only=True) as checkpoints:
+        restored = checkpoints.variables(model.target, wanted.step(checkpoints), wanted.ema)
     note = prepared(data.eval.ops, own["data"]["eval"].get("ops"), "the training's own")
     variables = {**restored.state, "params": attach(restored.state["params"])}
-    return run(model, data, chosen, variables, folder, restored.step, force, note)
+    return run(model, data, evals, variables, folder, restored.step, force, note)
 
 
 def _merged(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

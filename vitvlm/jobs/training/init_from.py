@@ -74,7 +74,7 @@ def describe(model: ModelSetup, section: fields.Section | None) -> str:
         wanted = config_lib.call(fields.InitFrom, each, where)
         left = set(paths) - partial.source_paths(paths, wanted.rules, f"{where}.rules").keys()
         fresh = left if fresh is None else fresh & left
-        step = "" if wanted.step is None else f" at step {wanted.step}"
+        step = "" if wanted.step is None else f" at checkpoint {wanted.step}"
         sources.append(f"{wanted.path}{step}{' (averaged)' * wanted.ema}")
     new = sorted({path.split("/")[0] for path in fresh or ()})
     besides = f"fresh are {len(fresh)} of {len(paths)} arrays ({', '.join(new)})" if fresh else "none is fresh"
