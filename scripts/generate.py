@@ -4,15 +4,20 @@
     python scripts/generate.py --weights=PATH --prompt="What is a patch?" --chat --temperature=0.7 --top_p=0.9
     python scripts/generate.py --weights=PATH --prompts=prompts.jsonl --out=texts.jsonl --dtype=int8 --batch_size=4
     python scripts/generate.py --weights=PATH --prompts=- --out=texts.jsonl < prompts.txt
+    python scripts/generate.py --weights=PATH --image=a.jpg --image=b.jpg --prompt="What do they share?" --attention
+    python scripts/generate.py --weights=PATH --image=a.jpg --chat
 
 One prompt is answered on the terminal as the text comes; those of a file, a line each, plain or as JSON with "prompt"
-or "messages", in a file of JSON lines, which a second run goes on with. The weights are anything that `pretrained.load`
-reads; see docs/language_models.md.
+or "messages" and perhaps "image" or "images", in a file of JSON lines, which a second run goes on with. With --chat
+alone it is a conversation: questions are lines of the standard input, and the images stay. The weights are anything
+that `pretrained.load` reads; see docs/language_models.md and docs/vlm.md.
 """
 
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from absl import flags
 
@@ -25,8 +30,12 @@ WEIGHTS = flags.DEFINE_string("weights", None, "Weights of a language model.", r
 FIELDS = launch.define_fields()
 PROMPT = flags.DEFINE_string("prompt", None, "A text to go on from.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts, one a line; - for the standard input.")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "An image of the prompt or the conversation; may be given several times."
+)
+ATTENTION = flags.DEFINE_bool("attention", False, "Give the share of attention on each image, word by word.")
 OUT = flags.DEFINE_string("out", None, "File of JSON lines to write the texts of --prompts to.")
-CHAT = flags.DEFINE_bool("chat", False, "Prompts are a user's messages, put in the tokenizer's chat template.")
+CHAT = flags.DEFINE_bool("chat", False, "Prompts are a user's messages; alone: a conversation.")
 SYSTEM = flags.DEFINE_string("system", "", "A system's message before each of them.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Prompts at a time.", lower_bound=1)
 DTYPE = flags.DEFINE_enum(
@@ -55,10 +64,17 @@ DRAFT = flags.DEFINE_integer("draft", 0, "Tokens copied from the text so far and
 
 
 def main() -> None:
-    if (PROMPT.value is None) == (PROMPTS.value is None):
+    if PROMPT.value is not None and PROMPTS.value is not None:
         raise ConfigError("give --prompt or --prompts, one of them")
+    talks = PROMPT.value is None and PROMPTS.value is None
+    if talks and not CHAT.value:
+        raise ConfigError("give --prompt or --prompts, one of them, or --chat for a conversation")
     if PROMPTS.value is not None and OUT.value is None:
         raise ConfigError("--prompts: give --out, a file for the texts")
+    if PROMPTS.value is not None and IMAGE.value:
+        raise ConfigError('--image: is of a --prompt; a line of --prompts has "image" or "images" of its own')
+    if talks and (OUT.value is not None or SAMPLES.value > 1):
+        raise ConfigError("--out and --samples: a conversation has one answer to each question, on the terminal")
     options = Options(
         max_new_tokens=MAX_NEW_TOKENS.value,
         min_new_tokens=MIN_NEW_TOKENS.value,
@@ -77,36 +93,54 @@ def main() -> None:
         draft=DRAFT.value,
     )
     fields = launch.named_values(FIELDS.value)
-    prompts = _prompts()
+    prompts = [] if talks else _prompts()
     writer = generate.load(WEIGHTS.value, DTYPE.value, CACHE.value, **fields)
     options = dataclasses.replace(options, stop_ids=generate.stop_tokens(writer, STOP_TOKENS.value))
+    if writer.loaded.model.sees_images and not any(prompt.images for prompt in prompts) and not IMAGE.value:
+        print("no --image: it writes about the text alone", file=sys.stderr)
     if ANSWERS.value:
         if PROMPT.value is None:
             raise ConfigError("--answers: are those of one --prompt")
-        ((index, scored),) = choose(writer.loaded, [PROMPT.value], ANSWERS.value, NORMALIZE.value)
+        inputs = generate.shown(writer, prompts, CHAT.value, SYSTEM.value).inputs if IMAGE.value else {}
+        if "image_index" in inputs:
+            raise ConfigError("--answers with --image: only of a model that looks at images by cross-attention")
+        ((index, scored),) = choose(writer.loaded, [PROMPT.value], ANSWERS.value, NORMALIZE.value, inputs)
         print(json.dumps({"answer": ANSWERS.value[index], "log_likelihoods": [one.total for one in scored]}))
+    elif talks:
+        lines = _questions() if sys.stdin.isatty() else sys.stdin
+        generate.converse(writer, lines, IMAGE.value, options, SYSTEM.value, ATTENTION.value)
     elif OUT.value is None:
-        (ids,) = generate.ids_of(writer, prompts, CHAT.value, SYSTEM.value)
-        generate.to_terminal(writer, ids, options)
+        prompt = generate.shown(writer, prompts, CHAT.value, SYSTEM.value)
+        generate.to_terminal(writer, prompt, options, ATTENTION.value)
     else:
         settings = {"weights": WEIGHTS.value, "dtype": DTYPE.value, "cache": CACHE.value, "fields": fields}
         how = {"batch_size": BATCH_SIZE.value, "chat": CHAT.value, "system": SYSTEM.value}
+        how["attention"] = ATTENTION.value
         count = generate.to_file(writer, prompts, options, OUT.value, settings, **how)
         print(f"{count} prompts written to; {len(prompts)} are in {OUT.value}")
 
 
 def _prompts() -> list[generate.Prompt]:
     if PROMPT.value is not None:
-        if not PROMPT.value:
+        if not (PROMPT.value or IMAGE.value):
             raise ConfigError("--prompt: is empty: give it a text to go on from")
-        return [generate.Prompt(0, "--prompt", PROMPT.value)]
+        return [generate.Prompt(0, "--prompt", PROMPT.value, images=tuple(IMAGE.value))]
     if PROMPTS.value == "-":
         return list(generate.read_prompts(sys.stdin, "standard input"))
     try:
         with open(PROMPTS.value, encoding="utf-8") as file:
-            return list(generate.read_prompts(file, PROMPTS.value))
+            return list(generate.read_prompts(file, PROMPTS.value, Path(PROMPTS.value).parent))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts={PROMPTS.value}: cannot be read: {error}") from None
+
+
+def _questions() -> Iterator[str]:
+    """Questions that are typed, until the end of the input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_prompts_of_a_file_and_going_on(weights, tmp_path):
 
 def test_a_chat_is_rendered_by_the_tokenizers_template(weights):
     writer = generate.load(str(weights))
-    (ids,) = generate.ids_of(writer, [generate.Prompt(0, "--prompt", "two dogs")], chat=True, system="be short")
+    (ids,) = generate.shown(writer, [generate.Prompt(0, "--prompt", "two dogs")], chat=True, system="be short").ids
     text = "system: be short\nuser: two dogs\nassistant:"
     assert ids == list(writer.tokenizer.pieces(text).ids)
 

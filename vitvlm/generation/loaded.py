@@ -1,9 +1,28 @@
 """Interfaces of what generation is given: a model with its weights, and a tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from flax import linen as nn
+from PIL import Image
+
+Messages = Sequence[Mapping[str, Any]]  # of a chat: "role" and "content" each
+Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, or pixels, uint8 [H, W, C]
+
+
+class Shown(NamedTuple):
+    """Prompts with their images.
+
+    Attributes:
+      ids: of each prompt. inputs: what else the model reads with them, see `generation.models.Prompts`.
+      places: for each prompt, how many tokens of its text each of its images takes.
+    """
+
+    ids: list[list[int]]
+    inputs: dict[str, Any]
+    places: list[tuple[int, ...]]
 
 
 class Vocabulary(Protocol):
@@ -42,3 +61,10 @@ class Loaded(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+
+    def with_images(
+        self,
+        prompts: Sequence[str | Messages],
+        images: Sequence[Sequence[Picture]],
+        names: Sequence[str] | None = None,
+    ) -> Shown: ...

@@ -4,6 +4,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from vitvlm.generation.models import Answer, LanguageModel, Prompts
 
 Inputs = Mapping[str, Any]  # see `models.Prompts`
 NOTHING: Inputs = types.MappingProxyType({})
+INDEX = "image_index"  # a row of it ends where its prompt does
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:
@@ -77,19 +79,26 @@ def check_ids(loaded: Loaded, ids: Sequence[int], where: str) -> None:
 
 def check_inputs(loaded: Loaded, inputs: Inputs, count: int) -> None:
     """Raises ConfigError for inputs of another number of texts, and without an image that the model needs."""
-    if wrong := [name for name, value in inputs.items() if len(value) != count]:
-        raise ConfigError(f"{wrong[0]}: {len(inputs[wrong[0]])} for {count} texts: give one for each")
+    lengths = {name: len(jax.tree.leaves(value)[0] if name == "images" else value) for name, value in inputs.items()}
+    if wrong := [name for name, length in lengths.items() if length != count]:
+        raise ConfigError(f"{wrong[0]}: {lengths[wrong[0]]} for {count} texts: give one for each")
     if loaded.model.needs_image and "images" not in inputs:
         raise ConfigError(f"images: {type(loaded.model).__name__} writes about an image: give one for each text")
 
 
-def padded(prompts: Sequence[Sequence[int]], length: int) -> Prompts:
-    """Prompts of different lengths in one array, padded on the left."""
+def padded(prompts: Sequence[Sequence[int]], length: int, inputs: Inputs = NOTHING) -> Prompts:
+    """Prompts of different lengths in one array, padded on the left, and so is their `image_index`."""
     tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
     for row, ids in enumerate(prompts):
         tokens[row, length - len(ids) :] = ids
         mask[row, length - len(ids) :] = True
-    return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+    given = {name: jax.tree.map(jnp.asarray, value) for name, value in inputs.items() if name != INDEX}
+    if INDEX in inputs:
+        index = np.full((len(prompts), length), -1, np.int32)
+        for row, each in enumerate(inputs[INDEX]):
+            index[row, length - len(each) :] = each
+        given[INDEX] = jnp.asarray(index)
+    return Prompts(jnp.asarray(tokens), jnp.asarray(mask), inputs=given)
 
 
 def answers_of(prompts: Sequence[str], answers: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from vitvlm.core.config import ConfigError
 from vitvlm.generation import beams, loop, sizes
 from vitvlm.generation.choosing import Choosing, keys_of
-from vitvlm.generation.loaded import Loaded, Tokenizer
+from vitvlm.generation.loaded import Loaded, Picture, Tokenizer
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.options import Options
 from vitvlm.generation.prompts import (
@@ -94,6 +94,7 @@ class Writer:
         options: Options = DEFAULTS,
         on_text: OnText | None = None,
         inputs: Inputs = NOTHING,
+        images: Sequence[Sequence[Picture]] | None = None,
     ) -> list[list[Written]]:
         """Writes texts after prompts, all in one batch: for each prompt `options.samples` of them.
 
@@ -101,9 +102,17 @@ class Writer:
           on_text: called with the number of a text, prompt * samples + sample, and the next piece of it, as soon as
             that can no longer change; not for beams.
           inputs: what else the model reads with the prompts, such as images [B, I, H, W, C]; see `models.Prompts`.
+          images: those of each prompt, as paths, PIL images or pixels uint8 [H, W, C], which take the places of its
+            markers, "<image>", or come before it; see `pretrained.Pretrained.with_images`. In place of `inputs`.
 
-        Raises ConfigError for a prompt that is empty or has more tokens than the model positions.
+        Raises ConfigError for a prompt that is empty or has more tokens than the model positions, and for images that
+        the model cannot be shown.
         """
+        if images is not None:
+            if inputs:
+                raise ConfigError("images or inputs, one of them: images are made inputs")
+            shown = self.loaded.with_images(prompts, images)
+            return self.write_ids(shown.ids, options, on_text, inputs=shown.inputs)
         return self.write_ids(self.ids(prompts), options, on_text, inputs=inputs)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -294,5 +303,4 @@ class Writer:
             size = sizes.of_answer(longest, options.max_new_tokens, self.loaded.model.max_positions)
         else:
             size = sizes.of_continuation(longest, options.max_new_tokens, self.loaded.model.length)
-        inputs = {name: jnp.asarray(value) for name, value in inputs.items()}
-        return padded(prompts, size.prompt).replace(inputs=inputs), size
+        return padded(prompts, size.prompt, inputs), size

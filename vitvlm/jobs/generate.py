@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,7 +11,8 @@ from rich.progress import track
 
 from vitvlm import generation, pretrained
 from vitvlm.core.config import ConfigError, suggest
-from vitvlm.generation import Options, Writer
+from vitvlm.generation import Options, Writer, Written, looking
+from vitvlm.generation.loaded import Shown
 from vitvlm.pretrained import Pretrained
 
 
@@ -23,6 +24,7 @@ class Prompt:
       index: its number among all; where: what errors call it.
       text: of it; messages: of a chat, each with "role" and "content", where it is one; the text is "" then.
       id: the record's own name, if it has one.
+      images: files of its images, in the order of their markers.
     """
 
     index: int
@@ -30,6 +32,7 @@ class Prompt:
     text: str
     messages: tuple[dict[str, Any], ...] = ()
     id: Any = None
+    images: tuple[str, ...] = ()
 
 
 def load(weights: str, kind: str | None = None, cache: str | None = None, **fields: Any) -> Writer:
@@ -52,8 +55,10 @@ def load(weights: str, kind: str | None = None, cache: str | None = None, **fiel
         raise ConfigError(str(error)) from error
 
 
-def read_prompts(lines: TextIO, where: str) -> Iterator[Prompt]:
+def read_prompts(lines: TextIO, where: str, folder: str | Path = "") -> Iterator[Prompt]:
     """Prompts of a file: JSON objects with "prompt" or "messages" and perhaps "id", or a prompt a line as it is.
+
+    An object may have "image", a path, or "images", several, from `folder` on.
 
     Raises ConfigError, with the line's number, for an object without either, or a text that is empty.
     """
@@ -73,13 +78,14 @@ def read_prompts(lines: TextIO, where: str) -> Iterator[Prompt]:
             raise ConfigError(f'{here}: needs "prompt" or "messages", one of them; {near}')
         if not isinstance(text := record.get("prompt", ""), str):
             raise ConfigError(f'{here}: "prompt" is {type(text).__name__}, not a string')
-        if "prompt" in record and not text:
+        images = _images(record, here, Path(folder))
+        if "prompt" in record and not text and not images:
             raise ConfigError(f'{here}: "prompt" is empty: give it a text to go on from')
-        yield Prompt(number, here, text, tuple(record.get("messages", ())), record.get("id"))
+        yield Prompt(number, here, text, tuple(record.get("messages", ())), record.get("id"), images)
 
 
-def ids_of(writer: Writer, prompts: Sequence[Prompt], chat: bool = False, system: str = "") -> list[list[int]]:
-    """The ids that the model goes on from.
+def shown(writer: Writer, prompts: Sequence[Prompt], chat: bool = False, system: str = "") -> Shown:
+    """Ids that the model goes on from, and what it reads with them.
 
     Args:
       chat: whether a plain text is a user's message, which the tokenizer's chat template makes a chat of; one of
@@ -87,9 +93,12 @@ def ids_of(writer: Writer, prompts: Sequence[Prompt], chat: bool = False, system
       system: a message that stands before such a text.
 
     Raises ConfigError for an empty text and for a model without tokenizer, or chat template where one is needed, or
-    whose tokenizer does not know the template's tokens.
+    whose tokenizer does not know the template's tokens, and for images as `Pretrained.with_images`.
     """
     loaded: Pretrained = writer.loaded
+    if loaded.model.sees_images or any(prompt.images for prompt in prompts):
+        own = [_messages(prompt, system) if chat or prompt.messages else prompt.text for prompt in prompts]
+        return loaded.with_images(own, [prompt.images for prompt in prompts], [prompt.where for prompt in prompts])
     found = []
     for prompt in prompts:
         if not (chat or prompt.messages):
@@ -98,14 +107,28 @@ def ids_of(writer: Writer, prompts: Sequence[Prompt], chat: bool = False, system
             except ConfigError as error:
                 raise ConfigError(f"{prompt.where}: {error}") from None
             continue
-        own = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt.text}]
         template = loaded.chat_template
         for token in template.control_tokens():
             if loaded.tokenizer.token_id(token) is None:
                 raise ConfigError(f"{prompt.where}: the chat template writes {token}, no token of the tokenizer's")
-        rendered = template.render(prompt.messages or own, add_generation_prompt=True, record=prompt.where)
+        rendered = template.render(_messages(prompt, system), add_generation_prompt=True, record=prompt.where)
         found.append([*loaded.tokenizer.pieces(rendered.text).ids])
-    return found
+    return Shown(found, {}, [()] * len(found))
+
+
+def _messages(prompt: Prompt, system: str) -> list[dict[str, Any]]:
+    own = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt.text}]
+    return list(prompt.messages) or own
+
+
+def _images(record: dict[str, Any], where: str, folder: Path) -> tuple[str, ...]:
+    """Paths of a record's images. Raises ConfigError for what is no path."""
+    if "image" in record and "images" in record:
+        raise ConfigError(f'{where}: has "image" and "images": give one of them')
+    paths = [record["image"]] if "image" in record else record.get("images", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(f'{where}: its images are {paths!r:.60}: write "image": a path, or "images": a list of them')
+    return tuple(str(folder / path) for path in paths)
 
 
 def stop_tokens(writer: Writer, names: Sequence[str]) -> tuple[int, ...] | None:
@@ -121,8 +144,11 @@ def stop_tokens(writer: Writer, names: Sequence[str]) -> tuple[int, ...] | None:
     return (*writer.stop_ids, *ids)
 
 
-def to_terminal(writer: Writer, prompt: Sequence[int], options: Options) -> None:
-    """Writes the texts after one prompt to the terminal: one text as it comes, several one below the other."""
+def to_terminal(writer: Writer, prompt: Shown, options: Options, attention: bool = False) -> list[Written]:
+    """Writes the texts after one prompt to the terminal: one text as it comes, several one below the other.
+
+    With `attention`, below each text stands the share of attention on each image, word by word.
+    """
     streams = options.beams == 1 and options.samples == 1
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -130,7 +156,7 @@ def to_terminal(writer: Writer, prompt: Sequence[int], options: Options) -> None
         console.print(piece, end="")
         console.file.flush()
 
-    (texts,) = writer.write_ids([prompt], options, show if streams else None)
+    (texts,) = writer.write_ids(prompt.ids, options, show if streams else None, inputs=prompt.inputs)
     if streams:
         console.print()
     for number, text in enumerate(texts):
@@ -138,6 +164,38 @@ def to_terminal(writer: Writer, prompt: Sequence[int], options: Options) -> None
             console.print(f"[{number + 1}] {text.text}" if len(texts) > 1 else text.text)
         if text.log_probs is not None:
             console.print(json.dumps({"ids": text.ids, "log_probs": text.log_probs}))
+        for each in _attention(writer, prompt, text) if attention else ():
+            console.print("  ".join([f"{each['word']:<16}", *(f"{share:6.1%}" for share in each["images"])]))
+    return texts
+
+
+def converse(
+    writer: Writer,
+    questions: Iterable[str],
+    images: Sequence[str],
+    options: Options,
+    system: str = "",
+    attention: bool = False,
+) -> list[dict[str, Any]]:
+    """Keeps a conversation on the terminal: answers each question, with the images and all that was said before.
+
+    Returns its messages. Raises ConfigError as `shown`.
+    """
+    messages = [{"role": "system", "content": system}] * bool(system)
+    for number, question in enumerate(questions):
+        if not (question := question.strip()):
+            continue
+        messages.append({"role": "user", "content": question})
+        prompt = Prompt(number, f"question {number + 1}", "", tuple(messages), images=tuple(images))
+        ((written, *_),) = [to_terminal(writer, shown(writer, [prompt]), options, attention)]
+        messages.append({"role": "assistant", "content": written.text.strip()})
+    return messages
+
+
+def _attention(writer: Writer, prompt: Shown, text: Written) -> list[dict[str, Any]]:
+    """The words of a text after one prompt, with the share of attention on each image."""
+    found = looking.by_word(writer.loaded, prompt.ids[0], text.ids, prompt.inputs, prompt.places[0])
+    return [{"word": word, "images": [round(share, 4) for share in shares]} for word, shares in found]
 
 
 def to_file(
@@ -149,6 +207,7 @@ def to_file(
     batch_size: int = 8,
     chat: bool = False,
     system: str = "",
+    attention: bool = False,
 ) -> int:
     """Writes the texts after each prompt to a file of JSON lines; run again, it goes on behind those that are there.
 
@@ -159,7 +218,9 @@ def to_file(
     """
     path, beside = Path(out), Path(f"{out}.settings.json")
     settings = json.loads(
-        json.dumps(settings | {"options": dataclasses.asdict(options), "chat": chat, "system": system})
+        json.dumps(
+            settings | {"options": dataclasses.asdict(options), "chat": chat, "system": system, "attention": attention}
+        )
     )
     done = _written(path)
     if done and beside.exists() and (before := json.loads(beside.read_text())) != settings:
@@ -168,22 +229,36 @@ def to_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     left = [prompt for prompt in prompts if prompt.index not in done]
-    ids = ids_of(writer, left, chat, system)  # all of them, before the first is gone on from
+    _check(writer, left, chat, system)
     starts = range(0, len(left), batch_size)
     with path.open("a", encoding="utf-8") as file:
         for start in track(starts, f"{out}", console=Console(stderr=True), disable=not len(left)):
             batch = left[start : start + batch_size]
-            for prompt, texts in zip(batch, writer.write_ids(ids[start : start + batch_size], options)):
-                file.write(json.dumps(_record(prompt, texts), ensure_ascii=False) + "\n")
+            given = shown(writer, batch, chat, system)
+            for prompt, texts in zip(batch, writer.write_ids(given.ids, options, inputs=given.inputs)):
+                looked = [_attention(writer, shown(writer, [prompt], chat, system), text) for text in texts * attention]
+                file.write(json.dumps(_record(prompt, texts, looked), ensure_ascii=False) + "\n")
             file.flush()
     return len(left)
 
 
-def _record(prompt: Prompt, texts: Sequence[generation.Written]) -> dict[str, Any]:
+def _check(writer: Writer, prompts: Sequence[Prompt], chat: bool, system: str) -> None:
+    """Raises ConfigError for prompts that cannot be gone on from and for missing files, before the first is."""
+    for prompt in prompts:
+        if missing := [path for path in prompt.images if not Path(path).is_file()]:
+            raise ConfigError(f"{prompt.where}: image {missing[0]}: there is no such file")
+    if not writer.loaded.model.sees_images:
+        shown(writer, prompts, chat, system)
+
+
+def _record(prompt: Prompt, texts: Sequence[Written], looked: Sequence[list[dict[str, Any]]] = ()) -> dict[str, Any]:
     own = {"messages": prompt.messages} if prompt.messages else {"prompt": prompt.text}
     named = {} if prompt.id is None else {"id": prompt.id}
+    own |= {"images": prompt.images} if prompt.images else {}
     fields = ("text", "finish", "ids", "log_probs", "score")
     found = [{name: value for name in fields if (value := getattr(text, name)) is not None} for text in texts]
+    for text, words in zip(found, looked):
+        text["attention"] = words
     return {"index": prompt.index, **named, **own, "texts": found}
 
 

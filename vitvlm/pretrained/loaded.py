@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from jax.sharding import Sharding
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
 from vitvlm.core.placing import Lazy, Stored, place_tree
-from vitvlm.data import chat, chat_files, tokenizers
-from vitvlm.pretrained import shown
+from vitvlm.data import chat, chat_files, operations, supervision, tokenizers
+from vitvlm.generation.loaded import Messages, Picture, Shown
+from vitvlm.pretrained import asking, shown
 from vitvlm.pretrained.entries import WeightsError, blamed
 from vitvlm.pretrained.predicting import Request
 from vitvlm.pretrained.predictions import Predictions, predict
@@ -56,12 +57,16 @@ class Pretrained:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer | None:
-        """Texts to what the text tower reads: `loaded.tokenizer.encode(["a cat"])`; None without `texts`.
+        """Texts to what the text tower reads: `loaded.tokenizer.encode(["a cat"])`; None without any.
+
+        Without `texts`, it is that of the `supervise` in the preprocessing of a training of ours.
 
         Raises ConfigError or DataError if its files cannot be used.
         """
         if self.texts is None:
-            return None
+            return (
+                None if self.preprocessing is None else supervision.tokenizer_of(operations.parse(self.preprocessing))
+            )
         rules = dict(self.texts)
         return tokenizers.open(rules.pop("tokenizer"), **rules)
 
@@ -71,9 +76,33 @@ class Pretrained:
 
         Raises ConfigError if there is none, DataError if its files cannot be used.
         """
-        if self.texts is None:
+        rules = self.texts
+        if rules is None and self.preprocessing is not None:
+            rules = supervision.rules_of(operations.parse(self.preprocessing))
+        if rules is None:
             raise ConfigError(f"{self.source.get('path')}: has no tokenizer, and so no chat template")
-        return chat_files.read(self.texts["tokenizer"])
+        return chat_files.read(rules["tokenizer"])
+
+    def with_images(
+        self,
+        prompts: Sequence[str | Messages],
+        images: Sequence[Sequence[Picture]],
+        names: Sequence[str] | None = None,
+    ) -> Shown:
+        """Makes ids of prompts with images, and what else the model reads with them, for `generation.Writer`.
+
+        The images go through `preprocessing`, and take the places in the text that a training of the model gives them:
+        where their markers stand, "<image>", or before a text without any.
+
+        Args:
+          prompts: texts, or chats, of which each message has "role" and "content".
+          images: those of each prompt, paths, PIL images or pixels uint8 [H, W, C]; none for a text alone.
+          names: what errors call the prompts.
+
+        Raises ConfigError for a model that sees no images, does not say how they are prepared or how its prompts are
+        written, for a file that cannot be read, and for more or fewer markers than images.
+        """
+        return asking.with_images(self, prompts, images, names)
 
     @property
     def shapes(self) -> Tree:

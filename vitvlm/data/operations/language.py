@@ -126,7 +126,7 @@ def supervise(
         begun = int(opened_tokenizer.add_bos)  # the model begins answers by a token of its own
         said = said._replace(ids=said.ids[begun:], learned=said.learned[begun:])
         arrays = _pair(opened_tokenizer, asked, said, length, answer_length, surplus, record)
-        return {**example, **arrays, **_places(example, asked, images, length)}
+        return {**example, **arrays, **places(example, asked, images, length)}
     messages = texts.chat if chat else texts.messages
     if messages is not None:
         template = _template(tokenizer, "default" if chat in (None, True) else chat)
@@ -139,7 +139,7 @@ def supervise(
         _check_before_image(found, record)
     ids, learned = _fitting(found, length, surplus, record)
     arrays = _arrays(opened_tokenizer, ids, learned, length)
-    return {**example, **arrays, **_places(example, found, images, length), **_counts(found, len(ids))}
+    return {**example, **arrays, **places(example, found, images, length), **_counts(found, len(ids))}
 
 
 def of_texts(
@@ -329,7 +329,7 @@ def _check_room(found: Learned, what: str, name: str, length: int, surplus: str,
         )
 
 
-def _places(
+def places(
     example: Mapping[str, Any], found: Learned, images: Images | None, length: int
 ) -> dict[str, Int[np.ndarray, " L"] | int]:
     """Makes image_index, and what `pack` has to know to move it; nothing for records without images at all."""
