@@ -114,6 +114,8 @@ def place(tmp_path_factory):
         (root / name).symlink_to(pages.ROOT / name)
     pictures.folder(root / "PATH", {"cat": 150, "dog": 150}, size=(24, 24))
     (root / "IMAGES").symlink_to(root / "PATH")
+    (root / "image.png").write_bytes(pictures.encoded(pictures.pattern(40, 30)))
+    (root / "questions.jsonl").write_text('{"prompt": "is it red?", "image": "image.png"}\n{"prompt": "red"}\n')
     (root / "captions.txt").write_text("".join(f"a picture of {n} things\n" for n in range(200)))
     published.link(root)
     (root / "vit_s_focus.onnx").symlink_to(root / "weights" / "vit_s_focus.onnx")

@@ -1,5 +1,6 @@
 """Prompts with images: as the model's training has them, and written as a loop that reads all again for each token."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data import pictures
+from tests.data import pictures, tiny_bpe
 from tests.jobs import golden
 from vitvlm import generation, models, pretrained
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
-from vitvlm.data import operations
+from vitvlm.data import operations, tokenizers
 from vitvlm.generation import looking
 from vitvlm.jobs import generate
 from vitvlm.nn.patches import Patches
@@ -47,7 +48,7 @@ def loaded(name):
     """A model of a config with random weights, as a workdir of its training is read."""
     file, argument, _ = CONFIGS[name]
     config = config_lib.plain(golden.load(file, argument))
-    section = json.loads(json.dumps(config["model"]), object_hook=lambda each: {k: tuples(v) for k, v in each.items()})
+    section = dict(config["model"])
     model = models.build(section.pop("name"), **section)
     whole = operations.parse(config["data"]["eval"]["ops"])
     example = whole(record())
@@ -156,8 +157,8 @@ def test_attention_by_word(name, files):
         weights = np.asarray(read.attention)[:, 0, :, -1].mean(axis=(0, 1))
         M = shown.places[0][0]
         of_each = [weights[(index[0] // M == image) & (index[0] >= 0)].sum() for image in range(2)]
-        assert len(first) == 1
-        np.testing.assert_allclose(shares[0], of_each, atol=1e-5)
+        ((_, share),) = looking.by_word(own, shown.ids[0], first[:1], shown.inputs, shown.places[0])
+        np.testing.assert_allclose(share, of_each, atol=1e-5)
     else:
         np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
     if name == "flamingo":
@@ -232,3 +233,75 @@ def test_lines_with_images(files, tmp_path):
     missing = [generate.Prompt(0, "line 1", "a", images=("none.png",))]
     with pytest.raises(ConfigError, match=r"line 1: image none\.png: there is no such file"):
         generate.to_file(writer, missing, options, str(tmp_path / "other.jsonl"), {})
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model as it is read from a folder, which says nothing of `supervise`: 2 x 2 tokens of an image."""
+    tokens = tiny_bpe.write(tmp_path_factory.mktemp("bpe"), (*tiny_bpe.TURNS, "<image>"), TEMPLATE)
+    texts = {"tokenizer": f"hf:{tokens}", "length": 128}
+    tokenizer = tokenizers.open(texts["tokenizer"], texts["length"])
+    vit = {"name": "vit", "width": 8, "depth": 1, "heads": 2, "mlp_width": 8, "patch_size": 4, "image_size": 8}
+    text = {"name": "decoder", "width": 8, "depth": 1, "heads": 2, "mlp_width": 8, "length": 256}
+    text["vocab_size"] = tokenizer.vocab_size
+    parts = {"image": vit, "connector": {"name": "mlp"}, "text": text}
+    model = models.build("vlm", **parts, image_token=tokenizer.token_id("<image>"), scan=False)
+    index = jnp.zeros((1, 4), jnp.int32)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)), index, image_index=index - 1)
+    return pretrained.Pretrained(model, variables, "decode(3)|resize(8)|normalize('half')", texts, {})
+
+
+def test_a_chat_is_that_of_training(folder, files):
+    asked = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    asked += [{"role": "user", "content": "and"}]
+    shown = folder.with_images([asked], [[files / "0.png"]])
+    whole = operations.parse(f"{folder.preprocessing}|supervise('{folder.texts['tokenizer']}', 128, image_tokens=4)")
+    picture = (files / "0.png").read_bytes()
+    messages = [*asked, {"role": "assistant", "content": "x"}]
+    example = whole({"id": "a", "image": picture, "messages": messages})
+    last = np.flatnonzero(np.diff(example["text_learned"]) == 1)[-1] + 1
+    assert shown.ids == [example["text_tokens"][:last].tolist()]
+    np.testing.assert_array_equal(shown.inputs["image_index"][0], example["image_index"][:last])
+
+
+def test_a_conversation_keeps_images_and_what_was_said(folder, files, capsys):
+    writer, options = generation.Writer(folder), generation.Options(max_new_tokens=NEW)
+    paths = [str(files / "0.png"), str(files / "1.png")]
+    messages = generate.converse(writer, ["the cat\n", "\n", "and\n"], paths, options, "be short")
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    shown = folder.with_images([messages[:4]], [paths])
+    ((text,),) = writer.write_ids(shown.ids, options, inputs=shown.inputs)
+    assert text.text.strip() == messages[-1]["content"]
+    assert shown.places == [(4, 4)]
+    assert messages[-1]["content"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        ("llava", "<image><image><image><image>\nthe cat"),
+        ("idefics3", "<image><image><image><image>the cat"),
+        ("paligemma", "<image><image><image><image>{bos}the cat\n"),
+        ("qwen2_vl", "<|vision_start|><image><image><image><image><|vision_end|>the cat"),
+    ],
+)
+def test_prompts_of_families(folder, files, kind, texts):
+    other = dataclasses.replace(folder, source={"config": {"model_type": kind}})
+    tokenizer = dataclasses.replace(folder.tokenizer, add_bos=True, bos_id=1)
+    other.__dict__["tokenizer"] = tokenizer
+    (ids,) = other.with_images(["the cat"], [[files / "0.png"]]).ids
+    before, bos, behind = texts.partition("{bos}") if "{bos}" in texts else ("", "{bos}", texts)
+    assert ids == [*tokenizer.pieces(before).ids, 1, *tokenizer.pieces(behind).ids]
+
+
+def test_a_family_whose_prompts_are_not_known(folder, files):
+    other = dataclasses.replace(folder, source={"config": {"model_type": "kosmos"}})
+    with pytest.raises(ConfigError, match="how prompts of a kosmos are written is not known"):
+        other.with_images(["the cat"], [[files / "0.png"]])

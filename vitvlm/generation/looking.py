@@ -16,6 +16,7 @@ from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.prompts import INDEX, Inputs, padded, tokenizer_of
 from vitvlm.generation.text import decoder
 from vitvlm.models.outputs import VLMOutput
+from vitvlm.models.vlm import VLM
 
 
 def by_word(
@@ -64,7 +65,7 @@ def by_word(
 
 def among_text(model: nn.Module) -> bool:
     """Tells whether image tokens stand among those of the text; if not, it looks at them by cross-attention."""
-    return getattr(getattr(model, "connector", None), "fusion", "cross") == "prefix"
+    return isinstance(model, VLM) and model.connector.fusion == "prefix"
 
 
 @functools.partial(jax.jit, static_argnames=("model", "begun"))

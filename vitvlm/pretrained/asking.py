@@ -22,6 +22,8 @@ from vitvlm.data.operations.image_places import ImageRules
 from vitvlm.data.operations.parsing import Operation, Pipeline
 from vitvlm.generation import prompts as plain
 from vitvlm.generation.loaded import Loaded, Messages, Picture, Shown
+from vitvlm.models.connectors.qformer import QFormerConnector
+from vitvlm.models.vlm import VLM
 from vitvlm.nn.patches import Patches
 
 PIXELS = {"image", "images"}
@@ -64,7 +66,7 @@ def with_images(
         raise ConfigError(f"images of {len(images)} prompts, and {len(prompts)} prompts: give a list for each")
     if not model.sees_images:
         raise ConfigError(f"images: {type(model).__name__} sees no images: take a vision-language model's weights")
-    if getattr(getattr(model, "connector", None), "vocab_size", None) is not None:
+    if isinstance(model, VLM) and isinstance(model.connector, QFormerConnector) and model.connector.vocab_size:
         raise ConfigError(
             "images: its connector reads instruction_tokens of a tokenizer of its own: give ids and `inputs=` instead"
         )
@@ -147,7 +149,7 @@ def _operations(loaded: Described) -> Pipeline:
 def _image_token(loaded: Described, whole: Pipeline) -> str | None:
     """How the tokenizer writes the model's image token: as the operation that spells it says, or by its id."""
     spelt = [given["image_token"] for op in whole.operations if "image_token" in (given := op.arguments)]
-    token = getattr(loaded.model, "image_token", None)
+    token = loaded.model.image_token if isinstance(loaded.model, VLM) else None
     by_id = [name for name in TOKENS if token is not None and plain.tokenizer_of(loaded).token_id(name) == token]
     return next(iter(spelt + by_id), None)
 
