@@ -147,7 +147,7 @@ def _operations(loaded: Described) -> Pipeline:
 
 
 def _image_token(loaded: Described, whole: Pipeline) -> str | None:
-    """How the tokenizer writes the model's image token: as the operation that spells it says, or by its id."""
+    """Spells the model's image token: as the operation that spells it says, or by its id."""
     spelt = [given["image_token"] for op in whole.operations if "image_token" in (given := op.arguments)]
     token = loaded.model.image_token if isinstance(loaded.model, VLM) else None
     by_id = [name for name in TOKENS if token is not None and plain.tokenizer_of(loaded).token_id(name) == token]
