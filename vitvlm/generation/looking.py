@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.generation import sizes
 from vitvlm.generation.loaded import Loaded
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.prompts import INDEX, Inputs, padded, tokenizer_of
@@ -40,13 +41,19 @@ def by_word(
     decode = decoder(tokenizer_of(loaded))
     model = language_model(loaded.model)
     answers = isinstance(model, Answer)
-    before = list(written[:-1])
-    given = padded([prompt], len(prompt), inputs)
-    if not answers:
+    before, said = list(written[:-1]), None
+    if answers:
+        given = padded([prompt], _room(len(prompt), loaded.model.max_positions), inputs)
+        room = _room(len(written), loaded.model.max_positions)
+        said = jnp.asarray([[loaded.model.start_id, *before, *[0] * (room - len(written))]], jnp.int32)
+        places_of_text = slice(0, len(written))
+    else:
+        whole = [*prompt, *before]
         index = {INDEX: [[*inputs[INDEX][0], *[-1] * len(before)]]} if INDEX in inputs else {}
-        given = padded([[*prompt, *before]], len(prompt) + len(before), {**inputs, **index})
-    said = jnp.asarray([[loaded.model.start_id, *before]], jnp.int32) if answers else None
-    weights = np.asarray(_weights(loaded.model, loaded.variables, given, said, len(prompt)))[-len(written) :]
+        given = padded([whole], _room(len(whole), loaded.model.length), {**inputs, **index})
+        places_of_text = slice(-len(written), None)
+    begun = given.tokens.shape[1] - len(before)
+    weights = np.asarray(_weights(loaded.model, loaded.variables, given, said, begun))[places_of_text]
     if among_text(loaded.model):
         weights = weights[:, np.flatnonzero(np.asarray(given.inputs[INDEX])[0] >= 0)]
     else:
@@ -68,9 +75,14 @@ def among_text(model: nn.Module) -> bool:
     return isinstance(model, VLM) and model.connector.fusion == "prefix"
 
 
-@functools.partial(jax.jit, static_argnames=("model", "begun"))
+def _room(count: int, positions: int | None) -> int:
+    """Places for so many tokens, of few sizes, which programs are compiled for."""
+    return sizes.fitting(count) if positions is None else min(sizes.fitting(count), positions)
+
+
+@functools.partial(jax.jit, static_argnames="model")
 def _weights(
-    model: nn.Module, variables: Any, prompts: Prompts, said: Int[Array, "1 T"] | None, begun: int
+    model: nn.Module, variables: Any, prompts: Prompts, said: Int[Array, "1 T"] | None, begun: Int[Array, ""] | int
 ) -> Float[Array, "T S"]:
     """Attention of every place of a text, or of an answer, to the prompt or to what cross-attention looks at."""
     call: dict[str, Any] = {"text_tokens": prompts.tokens, "mask": prompts.mask}

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
+from flax import linen as nn
+from jaxtyping import Int, Shaped
 from PIL import Image, ImageOps
 
 from vitvlm.core.config import ConfigError
-from vitvlm.data import chat_files, operations, supervision
+from vitvlm.data import chat_files, operations, supervision, tokenizers
 from vitvlm.data.chat import ChatTemplate
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.kinds import OF_EACH_IMAGE
@@ -25,22 +26,11 @@ from vitvlm.generation.loaded import Loaded, Messages, Picture, Shown
 from vitvlm.models.connectors.qformer import QFormerConnector
 from vitvlm.models.vlm import VLM
 from vitvlm.nn.patches import Patches
+from vitvlm.pretrained import texts
+from vitvlm.pretrained.prompt_formats import FORMATS, Format
 
 PIXELS = {"image", "images"}
 TOKENS = ("<image>", "<|image|>", "<|image_pad|>")  # as tokenizers write an image token
-_FAKE = "<fake_token_around_image>"
-# How families write prompts, by config.json's model_type, where it is not as LLaVA does.
-FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    "llava": {},
-    "llava_next": {},
-    "idefics": {"before": lambda count: _FAKE + f"<image>{_FAKE}" * count},
-    "idefics3": {"before": lambda count: "<image>" * count},
-    "smolvlm": {"before": lambda count: "<image>" * count},
-    "qwen2_vl": {"before": lambda count: "<|vision_start|><image><|vision_end|>" * count},
-    "paligemma": {"before": lambda count: "<image>" * count, "bos_behind": True, "end": "\n"},
-    "blip-2": {"before": lambda count: "<image>" * count, "bos_behind": True},
-    "blip": {},
-}
 
 
 class Described(Loaded, Protocol):
@@ -66,10 +56,7 @@ def with_images(
         raise ConfigError(f"images of {len(images)} prompts, and {len(prompts)} prompts: give a list for each")
     if not model.sees_images:
         raise ConfigError(f"images: {type(model).__name__} sees no images: take a vision-language model's weights")
-    if isinstance(model, VLM) and isinstance(model.connector, QFormerConnector) and model.connector.vocab_size:
-        raise ConfigError(
-            "images: its connector reads instruction_tokens of a tokenizer of its own: give ids and `inputs=` instead"
-        )
+    plain.tokenizer_of(loaded)
     whole = _operations(loaded)
     seen = _seen(loaded, whole)
     examples, found = [], []
@@ -79,7 +66,10 @@ def with_images(
             found.append(seen.prompt(loaded, examples[-1], prompt))
     except DataError as error:
         raise ConfigError(str(error)) from error
-    return Shown([each.ids for each in found], _inputs(examples, found, names), [each.places for each in found])
+    inputs = _inputs(examples, found, names)
+    if inputs and _instructed(model):
+        inputs |= _instructions(loaded, model.connector, prompts, names, seen.rules.images.marker)
+    return Shown([each.ids for each in found], inputs, [each.places for each in found])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +117,50 @@ def _seen(loaded: Described, whole: Pipeline) -> _Seen:
         begins = given["prompt"] is None and given["answer"] is not None
         separator = None if begins else given["separator"]
         return _Seen(PromptRules(images, separator, encoded), given, bool(given["chat"]))
-    kind = (loaded.source.get("config") or {}).get("model_type")
-    if kind is not None and kind not in FAMILIES:
+    (architecture,) = (loaded.source.get("config") or {}).get("architectures") or ("",)
+    known = Format() if loaded.model.needs_image else FORMATS.get(architecture)  # BLIP's look at it from the text
+    if known is None:
+        what = f"a {architecture}" if architecture else "these weights"
         raise ConfigError(
-            f"images: how prompts of a {kind} are written is not known here ({', '.join(FAMILIES)} are): give ids and "
-            "`inputs=` instead"
+            f"images: how prompts of {what} are written is not known here, as it is of {', '.join(FORMATS)}: give ids "
+            "and `inputs=` instead"
         )
-    images = ImageRules(image_token=_image_token(loaded, whole))
-    return _Seen(PromptRules(images, encoded=encoded, **FAMILIES.get(kind, {})))
+    images = ImageRules(image_token=_image_token(loaded, whole), image_separator=known.separator)
+    rules = PromptRules(images, None, encoded, known.written, known.apart, known.bos_behind, known.end)
+    return _Seen(rules)
+
+
+def _instructed(model: nn.Module) -> bool:
+    """Tells whether the queries of a model see a prompt too (InstructBLIP)."""
+    connector = model.connector if isinstance(model, VLM) else None
+    return isinstance(connector, QFormerConnector) and connector.vocab_size is not None
+
+
+def _instructions(
+    loaded: Described, connector: QFormerConnector, prompts: Sequence[str | Messages], names: Sequence[str], marker: str
+) -> dict[str, Int[np.ndarray, "T L"]]:
+    """Prompts as InstructBLIP's Q-Former reads them, by a tokenizer of its own: instruction_tokens and their mask."""
+    folder = Path(loaded.source.get("path", "")) / texts.QFORMER
+    if (rules := texts.bert(folder, connector.length, connector.vocab_size)) is None:
+        raise ConfigError(
+            f"images: the connector reads prompts by a tokenizer of its own, and {folder} is no folder of one: add it, "
+            "or give ids and `inputs=` with instruction_tokens"
+        )
+    if chats := [name for name, prompt in zip(names, prompts) if not isinstance(prompt, str)]:
+        raise ConfigError(f"{chats[0]}: the connector reads an instruction: give a text, not a chat")
+    rules = dict(rules)
+    tokenizer = tokenizers.open(rules.pop("tokenizer"), **rules)
+    ids = tokenizer.whole([prompt.replace(marker, "") for prompt in prompts])
+    longest = max(map(len, ids))
+    if longest > connector.length:
+        name = next(name for name, each in zip(names, ids) if len(each) == longest)
+        raise ConfigError(f"{name}: is an instruction of {longest} tokens; the connector reads {connector.length}")
+    return {
+        "instruction_tokens": np.array(
+            [[*each, *[tokenizer.pad_id] * (longest - len(each))] for each in ids], np.int32
+        ),
+        "instruction_mask": np.array([np.arange(longest) < len(each) for each in ids]),
+    }
 
 
 def _operations(loaded: Described) -> Pipeline:
@@ -219,8 +245,10 @@ def _count(loaded: Described, example: Mapping[str, Any]) -> int:
     if "images" not in example or loaded.model.connector.fusion == "cross":
         return 1
 
+    instruction = {"instruction_tokens": np.zeros((1, 1), np.int32)} if _instructed(loaded.model) else {}
+
     def encoded(variables: Mapping[str, Any], images: np.ndarray | Patches) -> jax.Array:
-        return loaded.model.apply(variables, images, method="encode_images")
+        return loaded.model.apply(variables, images, **instruction, method="encode_images")
 
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape[1:]), leaf.dtype), _as_given(example))
     return jax.eval_shape(encoded, dict(loaded.variables), one).shape[2]

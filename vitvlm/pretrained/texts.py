@@ -20,6 +20,7 @@ FILES = (
     "vocab.txt",
     "spiece.model",
 )
+QFORMER = "qformer_tokenizer"  # folder of the tokenizer by which InstructBLIP's Q-Former reads prompts
 CLIP_VOCABULARY = 49408
 
 
@@ -96,6 +97,10 @@ def copy_files(rules: Rules, folder: Path) -> None:
         gguf_tokenizers.write(place, folder)
         return
     source = place if place.is_dir() else place.parent
+    if source.resolve() == folder.resolve():
+        return
     for name in FILES:
-        if (source / name).is_file() and source.resolve() != folder.resolve():
+        if (source / name).is_file():
             shutil.copy(source / name, folder / name)
+    if (source / QFORMER).is_dir():
+        shutil.copytree(source / QFORMER, folder / QFORMER, dirs_exist_ok=True)

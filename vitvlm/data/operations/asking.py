@@ -26,16 +26,17 @@ class PromptRules:
       images: how images are put into texts.
       separator: between a prompt and its answer; None where a prompt is the beginning of the text that is written.
       encoded: an encoder reads the prompt, as a text of its own.
-      before: of so many images, the text with their markers that comes before a prompt without any; None: the markers
-        and `images.image_separator`.
-      bos_behind: BOS stands behind the images that a text begins with, not before them (PaliGemma, BLIP-2).
+      written: rewrites a prompt with its images' markers as the model's own processor does; None leaves it as it is.
+      apart: image tokens come before a text that is tokenized by itself, BOS and all, and has no markers (BLIP-2).
+      bos_behind: BOS stands behind the last image, not before all (PaliGemma).
       end: what a prompt ends with (PaliGemma's newline).
     """
 
     images: ImageRules
     separator: str | None = None
     encoded: bool = False
-    before: Callable[[int], str] | None = None
+    written: Callable[[str], str] | None = None
+    apart: bool = False
     bos_behind: bool = False
     end: str = ""
 
@@ -87,8 +88,19 @@ def _of_text(prompt: str, tokenizer: Tokenizer, images: Images | None, rules: Pr
     marker = rules.images.marker
     if images is None and marker in prompt:
         raise UnreadableImage(f"its text has the marker {marker!r}; this model looks at its image without any", record)
-    if rules.before is not None and images is not None and images.texts and marker not in prompt:
-        prompt = rules.before(len(images.texts)) + prompt
+    if rules.apart and images is not None and images.texts:
+        if marker in prompt:
+            raise UnreadableImage(
+                f"its text has the marker {marker!r}; images of this model come before all text", record
+            )
+        found = language.of_texts(tokenizer, None, prompt)
+        count = len(images.rows)
+        image = [True] * count + [False] * len(found.ids)
+        found = found._replace(ids=[images.token_id] * count + found.ids, learned=image, image=image)
+        return found if rules.encoded else _cut(found, -1)
+    if rules.written is not None and images is not None and images.texts:
+        placed = prompt if marker in prompt else marker * len(images.texts) + rules.images.image_separator + prompt
+        prompt = rules.written(placed)
     prompt += rules.end
     if rules.encoded:
         return language.of_texts(tokenizer, None, prompt, images=images, record=record)
@@ -123,8 +135,8 @@ def _cut(found: Learned, end: int) -> Learned:
 
 
 def _bos_behind(found: Learned) -> Learned:
-    """The same with its first token, BOS, behind the images that follow it."""
-    image = list(found.image)
-    count = next((i for i, here in enumerate(image[1:]) if not here), len(image) - 1)
-    order = [*range(1, count + 1), 0, *range(count + 1, len(image))]
-    return found._replace(ids=[found.ids[i] for i in order], image=[image[i] for i in order]) if count else found
+    """The same with its first token, BOS, behind the last image."""
+    last = max((i for i, here in enumerate(found.image) if here), default=0)
+    order = [*range(1, last + 1), 0, *range(last + 1, len(found.ids))]
+    image = [found.image[i] for i in order] if found.image else ()
+    return found._replace(ids=[found.ids[i] for i in order], image=image)
