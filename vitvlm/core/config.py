@@ -3,13 +3,15 @@
 import difflib
 import inspect
 import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import ml_dtypes  # noqa: F401  (makes names such as bfloat16 dtypes of NumPy)
+import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from vitvlm.core import renames
+from vitvlm.core import limits, renames
 
 T = TypeVar("T")
 
@@ -56,21 +58,33 @@ def call(function: Callable[..., T], fields: Mapping[str, Any], where: str, **gi
 
 
 def check_type(value: Any, annotation: Any, where: str) -> None:
-    """Raises ConfigError for a value that a plain annotation, such as `int` or `float | None`, does not allow.
+    """Raises ConfigError for a value that an annotation, such as `float | None` or `limits.Count`, does not allow.
 
-    A whole number does for a float; anything does for annotations with other types in them.
+    A whole number does for a float; a type that is none of int, float, bool, str and None allows anything, but for
+    numbers beyond any limit (`core.limits`) and names that are no dtype.
     """
-    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    if not set(allowed) <= set(_KINDS):
-        return
-    if isinstance(value, bool):
-        fits = bool in allowed
-    elif isinstance(value, int):
-        fits = int in allowed or float in allowed
-    else:
-        fits = isinstance(value, allowed)
-    if not fits:
-        raise ConfigError(f"{where}: {value!r} is not {' or '.join(_KINDS[kind] for kind in allowed)}")
+    allowed = limits.kinds(annotation)
+    if set(limits.kinds(DTypeLike)) <= set(allowed):
+        _check_dtype(value, where)
+    elif set(allowed) <= set(_KINDS):
+        if isinstance(value, bool):
+            fits = bool in allowed
+        elif isinstance(value, int):
+            fits = int in allowed or float in allowed
+        else:
+            fits = isinstance(value, allowed)
+        if not fits:
+            wanted = " or ".join(_KINDS[kind] for kind in dict.fromkeys(allowed))
+            raise ConfigError(f"{where}: {limits.shown(value)} is not {wanted}")
+    if problem := limits.problem(value, annotation, where):
+        raise ConfigError(problem)
+
+
+def _check_dtype(value: Any, where: str) -> None:
+    try:
+        np.dtype(value)
+    except TypeError:
+        raise ConfigError(f"{where}: {limits.shown(value)} is no dtype such as 'float32' or 'bfloat16'") from None
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], where: str) -> None:
@@ -89,7 +103,7 @@ def check_names(names: Iterable[str], allowed: Iterable[str], where: str) -> Non
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """`did you mean "x"?` for the nearest of the allowed names, or the list of them when none is near."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name)[:200], allowed, n=1, cutoff=0.6)
     return f'did you mean "{near[0]}"?' if near else f"there is: {', '.join(allowed) or 'nothing'}"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sized
 
+from vitvlm.core import limits
 from vitvlm.core.config import ConfigError
 
 _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%|percent)\s*")
@@ -27,16 +28,16 @@ class Clock:
     def steps(self, duration: str | int, where: str) -> int:
         """Returns a duration as a whole number of steps, rounded to the nearest; an int already counts steps.
 
-        Raises ConfigError for a value that is not a duration, for epochs of an unknown number of examples, and for a
-        percentage while the total is unknown.
+        Raises ConfigError for a value that is not a duration, for epochs of an unknown number of examples, for a
+        percentage while the total is unknown, and for more steps than are counted (`limits.MOST`).
         """
         if isinstance(duration, int) and not isinstance(duration, bool):
-            amount, unit = float(duration), "step"
+            amount, unit = duration, "step"
         else:
             parsed = _PATTERN.fullmatch(duration) if isinstance(duration, str) else None
             if parsed is None:
                 raise ConfigError(
-                    f"{where}: {duration!r} is not a duration; "
+                    f"{where}: {limits.shown(duration)} is not a duration; "
                     'write "300 steps", "20 epochs", "50_000 examples" or "5%"'
                 )
             amount, unit = float(parsed[1].replace("_", "")), parsed[2].rstrip("s")
@@ -56,5 +57,7 @@ class Clock:
         else:
             steps = amount / 100 * self.total_steps
         if steps < 0:
-            raise ConfigError(f"{where}: {duration!r} is negative")
+            raise ConfigError(f"{where}: {limits.shown(duration)} is negative")
+        if steps > limits.MOST:
+            raise ConfigError(f"{where}: {limits.shown(duration)} is more than {limits.MOST:,} steps")
         return round(steps)

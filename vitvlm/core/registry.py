@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from vitvlm.core import config
+from vitvlm.core import config, limits
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -31,8 +31,10 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any]:
         """The builder of that name. Raises ConfigError that names the nearest."""
-        if name not in self._builders:
-            raise config.ConfigError(f"{self.kind} {name!r}: no such {self.kind}; {config.suggest(name, self.names())}")
+        if not isinstance(name, str) or name not in self._builders:
+            raise config.ConfigError(
+                f"{self.kind} {limits.shown(name)}: no such {self.kind}; {config.suggest(name, self.names())}"
+            )
         return self._builders[name]
 
     def build(self, name: str, fields: Mapping[str, Any], where: str | None = None, **given: Any) -> Any:

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from vitvlm.core import classes
 from vitvlm.core import config as config_lib
+from vitvlm.core.limits import Count, NotNegative, Seed, Share, Whole, Within
 from vitvlm.data.sources import Labelling, Scores
 
 Section = Mapping[str, Any]
+Workers = Annotated[int, Within(0, 4096)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Data:
     source: str
     train: Section
     eval: Section
-    workers: int = 0
-    max_unreadable_fraction: float = 0.01
-    shuffle_buffer: int = 1000
-    balance: float = 0.0
+    workers: Workers = 0
+    max_unreadable_fraction: Share = 0.01
+    shuffle_buffer: Count = 1000
+    balance: Share = 0.0
     label: str | None = None
     label_separator: str | None = None
     label_names: Any = ()
@@ -107,7 +109,7 @@ class Checkpoint:
     """
 
     every: str | int = "10%"
-    keep_last: int = 2
+    keep_last: Count = 2
     best: str | None = None
     best_mode: str = "max"
 
@@ -123,10 +125,10 @@ class Log:
       peak_flops: FLOP/s of all devices together, for MFU; by default by the devices' name, or measured on a CPU.
     """
 
-    every: int = 50
+    every: Count = 50
     tensorboard: bool = False
     wandb: str | None = None
-    peak_flops: float | None = None
+    peak_flops: NotNegative | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +206,8 @@ class Inputs:
     """
 
     data: Section
-    batch_size: int
-    seed: int = 0
+    batch_size: Count
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,13 +237,13 @@ class Training:
     """
 
     total: str | int
-    batch_size: int
+    batch_size: Count
     optimizer: Section
     schedule: Section
-    seed: int = 0
-    accumulate: int = 1
+    seed: Seed = 0
+    accumulate: Count = 1
     unroll: bool = False
-    ema_decay: float | None = None
+    ema_decay: Share | None = None
     init_from: Section | None = None
     checkpoint: Section = dataclasses.field(default_factory=dict)
     log: Section = dataclasses.field(default_factory=dict)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.language import check_logits, count_positions, last_real, over_keys
 from vitvlm.models.outputs import LanguageOutput, TextOutput
@@ -60,10 +61,10 @@ class BertBlocks(Transformer, ModelFacts, kw_only=True):
         ("mlm_bias", Role("bias")),
     )
 
-    vocab_size: int
-    length: int
-    segments: int = 2
-    context_width: int | None = None
+    vocab_size: Count
+    length: Count
+    segments: Whole = 2
+    context_width: Count | None = None
     norm_eps: float = 1e-12
 
     @property

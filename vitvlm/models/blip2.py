@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import Blip2Output, EncoderOutput, QFormerOutput
 from vitvlm.models.qformer import BASE, QFormer
@@ -52,7 +53,7 @@ class Blip2QFormer(nn.Module, ModelFacts):
 
     image: nn.Module
     qformer: QFormer
-    embed_dim: int = 256
+    embed_dim: Count = 256
     scale_init: float | None = 1 / 0.07
     start_id: int | None = None
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from vitvlm.core.limits import Count
 from vitvlm.models.bert import Cache
 from vitvlm.models.blip_text import CAUSAL, BlipText
 from vitvlm.models.facts import ModelFacts
@@ -115,7 +116,7 @@ class Comparing(BlipBase, kw_only=True):
 
     has_text_tower: ClassVar[bool] = True
 
-    embed_dim: int
+    embed_dim: Count
     scale_init: float | None = 1 / 0.07
     encode_id: int | None = None
 

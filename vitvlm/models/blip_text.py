@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Whole
 from vitvlm.models.bert import VARIANTS, BertBlocks, Cache
 from vitvlm.models.language import count_positions, over_keys
 from vitvlm.models.outputs import LanguageOutput
@@ -40,7 +41,7 @@ class BlipText(BertBlocks, kw_only=True):
 
     encodes: bool = True
     decodes: bool = True
-    segments: int = 0
+    segments: Whole = 0
 
     @property
     def looks(self) -> bool:

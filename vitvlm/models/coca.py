@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depth
 from vitvlm.models.outputs import CoCaOutput, EncoderOutput
 from vitvlm.models.registry import MODELS
 from vitvlm.models.two_towers import TwoTowers, assemble, by_part
@@ -73,7 +74,7 @@ class CaptionDecoder(Transformer, kw_only=True):
         *under("head/", Dense.roles, "head"),
     )
 
-    vocab_size: int
+    vocab_size: Count
 
     @nn.compact
     def __call__(
@@ -117,11 +118,11 @@ class CoCa(TwoTowers):
     has_decoder: ClassVar[bool] = True
 
     pooling: str = "joint"
-    queries: int = 256
-    pool_heads: int = 8
-    decoder_depth: int = 12
-    decoder_heads: int = 8
-    decoder_mlp_width: int | None = None
+    queries: Count = 256
+    pool_heads: Count = 8
+    decoder_depth: Depth = 12
+    decoder_heads: Count = 8
+    decoder_mlp_width: Count | None = None
     norm_eps: float = 1e-5
     pad_id: int | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.nn.blocks import Make
 from vitvlm.nn.norms import make_norm
 from vitvlm.nn.transformer import BlockFields
@@ -35,12 +36,12 @@ class CrossLayers:
     """
 
     kind: str = "gated"
-    every: int = 1
+    every: Count = 1
     first: int = 0
-    heads: int | None = None
-    head_dim: int | None = None
-    kv_heads: int | None = None
-    mlp_width: int | None = None
+    heads: Count | None = None
+    head_dim: Count | None = None
+    kv_heads: Count | None = None
+    mlp_width: Count | None = None
     mlp: str | None = None
     activation: str | None = None
     norm: str | None = None

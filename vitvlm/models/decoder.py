@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Share, Whole
 from vitvlm.models.cross_layers import CrossLayers, make_cross
 from vitvlm.models.decoder_variants import VARIANTS
 from vitvlm.models.facts import ModelFacts
@@ -67,9 +68,9 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
 
     writes: ClassVar[str] = "continuation"
 
-    vocab_size: int
-    length: int
-    added_tokens: int = 0
+    vocab_size: Count
+    length: Count
+    added_tokens: Whole = 0
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -88,9 +89,9 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
     query_scalar: float | None = None
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
-    embed_width: int | None = None
+    embed_width: Count | None = None
     scale_embed: bool = False
-    embed_dropout: float = 0.0
+    embed_dropout: Share = 0.0
     tied: bool = False
     head_bias: bool = False
     cross: CrossLayers | None = None

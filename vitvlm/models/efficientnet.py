@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depths, Share, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
@@ -46,7 +47,7 @@ class SqueezeExcite(nn.Module):
 
     roles: ClassVar[Roles] = under("(squeeze|excite)/", Dense.roles)
 
-    width: int
+    width: Count
     activation: str = "silu"
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -74,14 +75,14 @@ class InvertedBottleneck(nn.Module):
         *under("squeeze_excite/", SqueezeExcite.roles),
     )
 
-    width: int
-    kernel: int
-    stride: int
-    expansion: int
-    squeeze_width: int
+    width: Count
+    kernel: Count
+    stride: Count
+    expansion: Count
+    squeeze_width: Count
     padding: Pair | None
     skip: bool
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     activation: str = "silu"
     norm_eps: float = 1e-3
     norm_momentum: float = 0.99
@@ -137,10 +138,10 @@ class EfficientNet(nn.Module, ModelFacts):
 
     width_factor: float = 1.0
     depth_factor: float = 1.0
-    width_divisor: int = 8
-    num_classes: int = 0
+    width_divisor: Count = 8
+    num_classes: Whole = 0
     widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)
-    depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
+    depths: Depths = (1, 2, 2, 3, 3, 4, 1)
     kernels: tuple[int, ...] = (3, 3, 5, 3, 5, 5, 3)
     strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
     expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
@@ -149,8 +150,8 @@ class EfficientNet(nn.Module, ModelFacts):
     top: bool = True
     pool: str = "gap"
     activation: str = "silu"
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    dropout: Share = 0.0
+    drop_path: Share = 0.0
     norm_eps: float = 1e-3
     norm_momentum: float = 0.99
     dtype: DTypeLike = jnp.float32

@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 
+from vitvlm.core.limits import Whole
 from vitvlm.nn.calls import CAPTURES
 from vitvlm.nn.patches import Pair
 
@@ -30,7 +31,7 @@ class ModelFacts:
       normalizes_targets: whether its reconstruction's target is normalised per patch; None if it reconstructs nothing.
     """
 
-    num_classes: int = 0
+    num_classes: Whole = 0
     captures: tuple[str, ...] = CAPTURES
     flexible_patches: bool = False
     has_text_tower: bool = False

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
@@ -24,8 +25,8 @@ class FPN(nn.Module, ModelFacts):
     """
 
     backbone: nn.Module
-    width: int = 256
-    extra_levels: int = 0
+    width: Count = 256
+    extra_levels: Whole = 0
 
     @nn.compact
     def __call__(

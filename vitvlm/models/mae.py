@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depth
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput, MAEOutput
 from vitvlm.models.registry import MODELS, module_fields
@@ -105,10 +106,10 @@ class MAE(nn.Module, ModelFacts):
     mask_ratio: float = 0.75
     masking: str = "random"
     norm_pix: bool = True
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    decoder_mlp_width: int | None = None
+    decoder_width: Count = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Count = 16
+    decoder_mlp_width: Count | None = None
 
     def setup(self) -> None:
         vit = self.vit

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields
@@ -38,7 +39,7 @@ class MultiScale(BlockFields, ModelFacts, kw_only=True):
     levels: tuple[int, ...] | None = None
     positions: str = "sincos"
     table_grid: Pair = (14, 14)
-    num_classes: int = 0
+    num_classes: Whole = 0
 
     @nn.compact
     def __call__(

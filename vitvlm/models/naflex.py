@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Sides, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS
@@ -48,9 +49,9 @@ class NaFlex(Transformer, ModelFacts, kw_only=True):
         *under("head/", Dense.roles, "head"),
     )
 
-    patch_size: int | Pair = 16
+    patch_size: Sides = 16
     position_grid: Pair = (16, 16)
-    num_classes: int = 0
+    num_classes: Whole = 0
     head_input: str = "pooled"
     pool: str = "map"
     activation: str = "gelu_tanh"

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.nn.blocks import Block
 from vitvlm.nn.calls import Call
 from vitvlm.nn.roles import NORM, STACK, Role, Roles, under
@@ -32,8 +33,8 @@ class Perceiver(Transformer, kw_only=True):
         *under("norm/", NORM),
     )
 
-    latents: int
-    frames: int = 1
+    latents: Count
+    frames: Count = 1
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.models.language import over_keys
 from vitvlm.models.outputs import QFormerOutput
 from vitvlm.nn.activations import activation
@@ -47,10 +48,10 @@ class QFormer(Transformer, kw_only=True):
         ("mlm_bias", Role("bias")),
     )
 
-    queries: int = 32
-    cross_every: int = 2
-    vocab_size: int | None = None
-    length: int = 512
+    queries: Count = 32
+    cross_every: Count = 2
+    vocab_size: Count | None = None
+    length: Count = 512
     lm_head: bool = False
     norm_eps: float = 1e-12
 

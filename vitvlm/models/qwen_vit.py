@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vitvlm.core.limits import Count, Sides, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS
@@ -44,12 +45,12 @@ class QwenViT(Transformer, ModelFacts, kw_only=True):
         *under("head/", Dense.roles, "head"),
     )
 
-    patch_size: int | Pair = 14
-    channels: int = 3
-    frames: int = 2
-    merge: int = 2
+    patch_size: Sides = 14
+    channels: Count = 3
+    frames: Count = 2
+    merge: Count = 2
     rope_base: float = 10_000.0
-    num_classes: int = 0
+    num_classes: Whole = 0
     activation: str = "quick_gelu"
 
     @property

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depths, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields, named_variant
@@ -41,8 +42,8 @@ class ResidualBlock(nn.Module):
 
     roles: ClassVar[Roles] = under(r"(convs_\d+|shortcut)/", ConvNorm.roles)
 
-    width: int
-    stride: int = 1
+    width: Count
+    stride: Count = 1
     layer: str = "bottleneck"
     activation: str = "relu"
     inner_activation: str | None = None
@@ -101,10 +102,10 @@ class ResNet(nn.Module, ModelFacts):
     )
 
     widths: tuple[int, ...]
-    depths: tuple[int, ...]
+    depths: Depths
     layer: str = "bottleneck"
-    stem_width: int = 64
-    num_classes: int = 0
+    stem_width: Count = 64
+    num_classes: Whole = 0
     activation: str = "relu"
     inner_activation: str | None = None
     downsample_in_first_stage: bool = False

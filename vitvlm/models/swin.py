@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depth, Share, Sides, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
@@ -81,8 +82,8 @@ class Stage(nn.Module):
 
     make_block: Callable[..., Callable[..., Block]]
     make_merge: Callable[..., nn.Module] | None
-    depth: int
-    heads: int
+    depth: Depth
+    heads: Count
     remat: str
 
     @nn.compact
@@ -135,14 +136,14 @@ class Swin(nn.Module, ModelFacts):
         *under("head/", Dense.roles, "head"),
     )
 
-    width: int
+    width: Count
     depths: Sequence[int]
     heads: Sequence[int]
-    window: int = 7
+    window: Count = 7
     mlp_ratio: float = 4.0
-    patch_size: int | Pair = 4
-    image_size: int | Pair = 224
-    num_classes: int = 0
+    patch_size: Sides = 4
+    image_size: Sides = 224
+    num_classes: Whole = 0
     level_norms: tuple[int, ...] | None = None
     positions: str = "none"
     qkv_bias: bool = True
@@ -150,9 +151,9 @@ class Swin(nn.Module, ModelFacts):
     norm_eps: float = 1e-5
     embed_norm_eps: float = 1e-5
     always_partition: bool = False
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
+    drop_path: Share = 0.0
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32

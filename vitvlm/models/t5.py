@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Depth
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.language import check_logits, last_real, over_keys
 from vitvlm.models.outputs import EncoderDecoderOutput
@@ -59,8 +60,8 @@ class T5Stack(Transformer, kw_only=True):
     )
 
     decoder: bool
-    buckets: int
-    max_distance: int
+    buckets: Count
+    max_distance: Count
 
     @nn.compact
     def __call__(
@@ -109,10 +110,10 @@ class T5(Transformer, ModelFacts, kw_only=True):
     writes: ClassVar[str] = "answer"
     length: ClassVar[int] = 512  # that it was trained with: positions are relative, and any other is taken
 
-    vocab_size: int
-    decoder_depth: int | None = None
-    buckets: int = 32
-    max_distance: int = 128
+    vocab_size: Count
+    decoder_depth: Depth | None = None
+    buckets: Count = 32
+    max_distance: Count = 128
     tied: bool = True
     scale_logits: bool = True
     start_id: int = 0

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import TextOutput
 from vitvlm.models.registry import MODELS
@@ -48,14 +49,14 @@ class TextTransformer(Transformer, ModelFacts, kw_only=True):
         *under("projection/", Dense.roles),
     )
 
-    vocab_size: int
-    length: int
+    vocab_size: Count
+    length: Count
     causal: bool = True
     pool: str = "eot"
     eot_id: int | None = None
     late_mask: bool = False
     norm_pooled: bool = False
-    projection: int | None = None
+    projection: Count | None = None
     projection_bias: bool = True
 
     @nn.compact

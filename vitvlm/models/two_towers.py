@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput, TextOutput, TwoTowersOutput
 from vitvlm.models.registry import MODELS, build_backbone, module_fields, named_variant, sharing
@@ -87,7 +88,7 @@ class Projection(nn.Module):
     roles: ClassVar[Roles] = under("(hidden|out)/", Dense.roles)
 
     kind: str
-    features: int
+    features: Count
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -120,7 +121,7 @@ class TwoTowers(nn.Module, ModelFacts):
 
     image: nn.Module
     text: nn.Module
-    embed_dim: int
+    embed_dim: Count
     image_projection: str = "linear"
     text_projection: str = "linear"
     scale_init: float = 1 / 0.07

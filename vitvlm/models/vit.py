@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vitvlm.core import config
+from vitvlm.core.limits import Count, Sides, Whole
 from vitvlm.models.facts import ModelFacts
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.models.registry import MODELS, module_fields
@@ -79,11 +80,11 @@ class ViT(Transformer, ModelFacts, kw_only=True):
 
     flexible_patches: ClassVar[bool] = True
 
-    patch_size: int | Pair
-    image_size: int | Pair = 224
+    patch_size: Sides
+    image_size: Sides = 224
     crop: bool = False
     patch_bias: bool = True
-    num_classes: int = 0
+    num_classes: Whole = 0
     pool: str = "cls"
     cls_token: bool | None = None
     distillation: bool = False
@@ -93,11 +94,11 @@ class ViT(Transformer, ModelFacts, kw_only=True):
     position_buckets: bool = False
     position_grid: Pair | None = None
     special_positions: bool = True
-    registers: int = 0
+    registers: Whole = 0
     pre_norm: bool = False
     norm_pooled: bool = False
-    representation_size: int | None = None
-    projection: int | None = None
+    representation_size: Count | None = None
+    projection: Count | None = None
     head_input: str = "pooled"
 
     @nn.compact

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vitvlm.core import config
+from vitvlm.core.limits import Whole
 from vitvlm.core.mrope import multimodal_positions
 from vitvlm.models import image_places
 from vitvlm.models.connectors import Connector, ConnectorOutput
@@ -53,7 +54,7 @@ class VLM(nn.Module, ModelFacts):
     image_token: int | None = None
     features: tuple[str | int, ...] = ("tokens",)
     keep_prefix: bool = False
-    own_tokens: int = 0
+    own_tokens: Whole = 0
     prefix_lm: bool = False
 
     def setup(self) -> None:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vitvlm.core.limits import Count, Depth, Share
 from vitvlm.nn.attention import Attention
 from vitvlm.nn.blocks import Block, Make
 from vitvlm.nn.calls import Call
@@ -33,12 +34,12 @@ class BlockFields(nn.Module):
       scan, remat: see `nn.stack.apply_blocks`.
     """
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    head_dim: int | None = None
-    kv_heads: int | None = None
+    width: Count
+    depth: Depth
+    heads: Count
+    mlp_width: Count
+    head_dim: Count | None = None
+    kv_heads: Count | None = None
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
@@ -48,9 +49,9 @@ class BlockFields(nn.Module):
     norm: str = "layer"
     norm_eps: float = 1e-6
     layer_scale: float | None = None
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
+    drop_path: Share = 0.0
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
     attention: str = "auto"
     scan: bool = True
     remat: str = "none"

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import NotNegative, Share, Whole
 from vitvlm.models.blip_parts import BlipBase, begun
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import captioning, contrastive, matching, momentum_contrast
@@ -55,14 +56,14 @@ class Blip(Task):
     own_collections: ClassVar[tuple[str, ...]] = (STATE,)
 
     model: nn.Module
-    queue_size: int = 57_600
-    momentum: float = 0.995
-    alpha: float = 0.4
+    queue_size: Whole = 57_600
+    momentum: Share = 0.995
+    alpha: Share = 0.4
     alpha_ramp: int = 0
-    contrast_weight: float = 1.0
-    match_weight: float = 1.0
-    caption_weight: float = 1.0
-    label_smoothing: float = 0.1
+    contrast_weight: NotNegative = 1.0
+    match_weight: NotNegative = 1.0
+    caption_weight: NotNegative = 1.0
+    label_smoothing: Share = 0.1
     min_scale: float = 2.0
     max_scale: float = 1000.0
 

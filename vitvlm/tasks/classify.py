@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import NotNegative, Share
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.objectives import classification, masked, mixing
 from vitvlm.tasks.base import Batch, LossFn, PredictFn, Task, Variables, collections, images_of, split_rng
@@ -47,9 +48,9 @@ class Classify(Task):
     needs: ClassVar[tuple[str, ...]] = ("distillation", "class_weights")
 
     model: nn.Module
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    label_smoothing: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     class_weights: tuple[float, ...] | None = None
     patch_sizes: tuple[int, ...] = ()

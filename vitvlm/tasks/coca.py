@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import NotNegative
 from vitvlm.models.outputs import CoCaOutput
 from vitvlm.objectives import captioning, next_token
 from vitvlm.tasks.base import Batch, Variables
@@ -24,8 +25,8 @@ class CoCa(Contrast):
       model: see `models.coca.CoCa`.
     """
 
-    contrast_weight: float = 1.0
-    caption_weight: float = 2.0
+    contrast_weight: NotNegative = 1.0
+    caption_weight: NotNegative = 2.0
 
     name: ClassVar[str] = "coca"
 

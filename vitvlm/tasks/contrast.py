@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import Count, Share
 from vitvlm.models.outputs import EncoderOutput, TwoTowersOutput
 from vitvlm.objectives import chunked, contrastive
 from vitvlm.tasks.base import Batch, Pairwise, PredictFn, Task, Variables, collections, images_of, split_rng
@@ -36,9 +37,9 @@ class Contrast(Task):
 
     model: nn.Module
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     max_scale: float | None = 100.0
-    block_size: int | None = None
+    block_size: Count | None = None
     mesh: Mesh | None = None
     axes: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import NotNegative, Share
 from vitvlm.models.blip2 import Blip2QFormer
 from vitvlm.models.outputs import Blip2Output, EncoderOutput
 from vitvlm.objectives import captioning, contrastive, matching
@@ -38,11 +39,11 @@ class QFormerPretraining(Task):
     """
 
     model: nn.Module
-    contrast_weight: float = 1.0
-    match_weight: float = 1.0
-    caption_weight: float = 1.0
-    label_smoothing: float = 0.1
-    caption_smoothing: float = 0.1
+    contrast_weight: NotNegative = 1.0
+    match_weight: NotNegative = 1.0
+    caption_weight: NotNegative = 1.0
+    label_smoothing: Share = 0.1
+    caption_smoothing: Share = 0.1
     max_scale: float | None = None
 
     name: ClassVar[str] = "qformer"

@@ -14,6 +14,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vitvlm.core.limits import NotNegative, Share
 from vitvlm.core.paths import Tree, map_with_path
 from vitvlm.nn.roles import Role
 
@@ -22,9 +23,9 @@ Transform = optax.GradientTransformation
 
 def adamw(
     decay: Transform,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: Share = 0.9,
+    b2: Share = 0.999,
+    eps: NotNegative = 1e-8,
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> Transform:
@@ -32,18 +33,18 @@ def adamw(
     return optax.chain(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype, nesterov=nesterov), decay)
 
 
-def lamb(decay: Transform, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Transform:
+def lamb(decay: Transform, b1: Share = 0.9, b2: Share = 0.999, eps: NotNegative = 1e-6) -> Transform:
     """You et al. 2020, algorithm 2: Adam with decay, rescaled to each tensor's own norm."""
     return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, optax.scale_by_trust_ratio())
 
 
-def lion(decay: Transform, b1: float = 0.9, b2: float = 0.99, mu_dtype: DTypeLike | None = None) -> Transform:
+def lion(decay: Transform, b1: Share = 0.9, b2: Share = 0.99, mu_dtype: DTypeLike | None = None) -> Transform:
     """Chen et al. 2023, algorithm 2: the sign of the momentum."""
     return optax.chain(optax.scale_by_lion(b1, b2, mu_dtype), decay)
 
 
 def sgd(
-    decay: Transform, momentum: float = 0.9, nesterov: bool = False, mu_dtype: DTypeLike | None = None
+    decay: Transform, momentum: Share = 0.9, nesterov: bool = False, mu_dtype: DTypeLike | None = None
 ) -> Transform:
     """Gradient descent as PyTorch's: the decay is part of the gradient, so the momentum sees it."""
     return optax.chain(decay, _momentum(momentum, nesterov, mu_dtype))
@@ -51,9 +52,9 @@ def sgd(
 
 def lars(
     decay: Transform,
-    momentum: float = 0.9,
+    momentum: Share = 0.9,
     nesterov: bool = False,
-    trust_coefficient: float = 0.001,
+    trust_coefficient: NotNegative = 0.001,
     mu_dtype: DTypeLike | None = None,
 ) -> Transform:
     """You et al. 2017, as in MAE's linear probe: only tensors of rank 2 and more are rescaled to their norm."""
@@ -66,14 +67,14 @@ def lars(
 
 def adafactor(
     decay: Transform,
-    decay_rate: float = 0.8,
-    b2_cap: float = 1.0,
-    clipping_threshold: float | None = 1.0,
+    decay_rate: NotNegative = 0.8,
+    b2_cap: Share = 1.0,
+    clipping_threshold: NotNegative | None = 1.0,
     multiply_by_parameter_scale: bool = True,
-    momentum: float | None = None,
+    momentum: Share | None = None,
     mu_dtype: DTypeLike = jnp.float32,
     min_dim_size_to_factor: int = 128,
-    eps: float = 1e-30,
+    eps: NotNegative = 1e-30,
 ) -> Transform:
     """Shazeer & Stern 2018, algorithm 4; the decay is applied last and multiplied by the learning rate.
 
@@ -97,13 +98,13 @@ def adafactor(
 def muon(
     decay: Transform,
     roles: Mapping[str, Role],
-    beta: float = 0.95,
+    beta: Share = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     consistent_rms: float | None = 0.2,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
-    eps: float = 1e-8,
+    adam_b1: Share = 0.9,
+    adam_b2: Share = 0.999,
+    eps: NotNegative = 1e-8,
     mu_dtype: DTypeLike | None = None,
 ) -> Transform:
     """Jordan et al. 2024: hidden matrices get their momentum orthogonalised, everything else is trained by Adam.

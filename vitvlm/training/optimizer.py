@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from vitvlm.core import config, rules
 from vitvlm.core.durations import Clock
+from vitvlm.core.limits import NotNegative
 from vitvlm.core.paths import Tree, flatten, map_with_path
 from vitvlm.nn import lora
 from vitvlm.nn.roles import Role
@@ -39,7 +40,7 @@ class Common:
     """
 
     clip_norm: float | None = None
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     weight_decay_rules: rules.Rules | None = None
     lr_rules: rules.Rules | None = None
     freeze: rules.Rules | None = None
@@ -106,7 +107,7 @@ def _split(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any], Com
     of_method = set(inspect.signature(methods.METHODS[name]).parameters) - {"decay", "roles"}
     config.check_names(fields, of_common | of_method, where)
     own = {field: value for field, value in fields.items() if field in of_method}
-    common = Common(**{field: value for field, value in fields.items() if field in of_common})
+    common = config.call(Common, {field: value for field, value in fields.items() if field in of_common}, where)
     for field in ("clip_norm", "layer_decay"):
         value = getattr(common, field)
         if value is not None and value <= 0:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vitvlm.core import config
 from vitvlm.core.durations import Clock
+from vitvlm.core.limits import Count
 
 Schedule = Callable[[Any], Float[Array, ""]]
 NAMES = ("constant", "cosine", "linear", "rsqrt")
@@ -45,7 +46,7 @@ def build(fields: Mapping[str, Any], clock: Clock, where: str = "config.schedule
         end: float = 0.0,
         cooldown: str | int | None = None,
         timescale: str | int | None = None,
-        base_batch: int | None = None,
+        base_batch: Count | None = None,
     ) -> Schedule:
         if name not in NAMES:
             raise config.ConfigError(f"{where}.name: no schedule {name!r}; {config.suggest(name, NAMES)}")

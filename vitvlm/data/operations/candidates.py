@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import Length
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import language
 from vitvlm.data.operations.parsing import example_operation
@@ -24,7 +25,7 @@ def _shapes(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def supervise_each(
     example: dict[str, Any],
     tokenizer: str,
-    length: int,
+    length: Length,
     candidates: str,
     most: int,
     prompt: str | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import suggest
+from vitvlm.core.limits import Rows
 from vitvlm.data.kinds import LEFT_RIGHT, OF_EACH_IMAGE, Field, Fields
 from vitvlm.data.operations import tracing
 from vitvlm.data.operations.moving import visible
@@ -182,7 +183,7 @@ def drop_hidden(example: dict[str, Any], *names: str, min_visible: float = 0.0) 
     reads=lambda given: {given["field"]: given["field"] if given["field"] in ("images", "video") else "boxes"},
     writes=lambda given: (given["field"], mask_of(given["field"])),
 )
-def pad(example: dict[str, Any], field: str, size: int, surplus: str = "error") -> dict[str, Any]:
+def pad(example: dict[str, Any], field: str, size: Rows, surplus: str = "error") -> dict[str, Any]:
     """Fills a field up to `size` rows of zeros: pad('boxes', 8), or pad('images', 4) for at most four images each.
 
     FIELD_mask int32 [size] is 1 at rows of the example (of images, image_mask); FIELD_visible is filled up too, and so

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vitvlm.core.limits import Margin, Side, Sides
 from vitvlm.data.operations.parsing import geometric_operation
 from vitvlm.data.operations.steps import Mirror, Resize, Steps, Window
 
@@ -16,7 +17,7 @@ Shape = tuple[int, int, int]  # (H, W, C)
 
 
 @geometric_operation("resize")
-def resize(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
+def resize(shape: Shape, size: Sides, method: str = "bilinear") -> Steps:
     """Resizes to exactly this size, with antialias; the aspect ratio is not kept.
 
     The methods are Pillow's, to the bit, and "fast": within about a grey level of "bilinear", in less than half its
@@ -26,7 +27,7 @@ def resize(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
 
 
 @geometric_operation("resize_small")
-def resize_small(shape: Shape, size: int, method: str = "bilinear") -> Steps:
+def resize_small(shape: Shape, size: Side, method: str = "bilinear") -> Steps:
     """Resizes so that the shorter side becomes `size`, with antialias; the aspect ratio is kept.
 
     The longer side is rounded down, as torchvision and `transformers` do.
@@ -38,19 +39,19 @@ def resize_small(shape: Shape, size: int, method: str = "bilinear") -> Steps:
 
 
 @geometric_operation("resize_cover")
-def resize_cover(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
+def resize_cover(shape: Shape, size: Sides, method: str = "bilinear") -> Steps:
     """Resizes to the smallest image that covers `size`, with antialias; the aspect ratio is kept, to a pixel."""
     return [Resize(shape[:2], _scaled(shape, size, min), method)]
 
 
 @geometric_operation("resize_contain")
-def resize_contain(shape: Shape, size: int | tuple, method: str = "bilinear") -> Steps:
+def resize_contain(shape: Shape, size: Sides, method: str = "bilinear") -> Steps:
     """Resizes to the largest image that `size` contains, with antialias; the aspect ratio is kept, to a pixel."""
     return [Resize(shape[:2], _scaled(shape, size, max), method)]
 
 
 @geometric_operation("resize_pad")
-def resize_pad(shape: Shape, size: int | tuple, fill: int | tuple = 255, method: str = "bilinear") -> Steps:
+def resize_pad(shape: Shape, size: Sides, fill: int | tuple = 255, method: str = "bilinear") -> Steps:
     """Resizes to the largest image that `size` contains, and puts it in the middle of a `size` of `fill`.
 
     The aspect ratio is kept and nothing is cut away; an odd margin leaves its extra pixel at the bottom or right.
@@ -60,7 +61,7 @@ def resize_pad(shape: Shape, size: int | tuple, fill: int | tuple = 255, method:
 
 
 @geometric_operation("central_crop")
-def central_crop(shape: Shape, size: int | tuple, fill: int | tuple | None = None, rounding: str = "down") -> Steps:
+def central_crop(shape: Shape, size: Sides, fill: int | tuple | None = None, rounding: str = "down") -> Steps:
     """Cuts out the middle, after adding a border of `fill` (0 to 255, or one per channel) to an image that is smaller.
 
     Args:
@@ -78,7 +79,7 @@ def central_crop(shape: Shape, size: int | tuple, fill: int | tuple | None = Non
 
 
 @geometric_operation("random_crop", random=True)
-def random_crop(shape: Shape, size: int | tuple, padding: int = 0, fill: int = 0, *, rng: np.random.Generator) -> Steps:
+def random_crop(shape: Shape, size: Sides, padding: Margin = 0, fill: int = 0, *, rng: np.random.Generator) -> Steps:
     """Cuts out a window at a random place, after adding `padding` pixels of value `fill` on every side."""
     height, width = _pair(size)
     below, right = _margins((shape[0] + 2 * padding, shape[1] + 2 * padding), height, width)
@@ -89,7 +90,7 @@ def random_crop(shape: Shape, size: int | tuple, padding: int = 0, fill: int = 0
 @geometric_operation("random_resized_crop", random=True)
 def random_resized_crop(
     shape: Shape,
-    size: int | tuple,
+    size: Sides,
     scale: tuple = (0.08, 1.0),
     ratio: tuple = (3 / 4, 4 / 3),
     method: str = "bicubic",

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import Length
 from vitvlm.data import chat_files, tokenizers
 from vitvlm.data.chat import ChatTemplate, Rendered
 from vitvlm.data.conversations import ASSISTANTS, is_image, text_of
@@ -56,13 +57,13 @@ def _shapes(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def supervise(
     example: dict[str, Any],
     tokenizer: str,
-    length: int,
+    length: Length,
     prompt: str | None = None,
     answer: str | None = None,
     chat: str | bool | None = None,
     separator: str = "\n",
     surplus: str = "error",
-    answer_length: int | None = None,
+    answer_length: Length | None = None,
     image_tokens: int | None = None,
     marker: str = "<image>",
     image_token: str | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.limits import Length
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.kinds import OF_EACH_IMAGE
 from vitvlm.data.operations.image_places import FIELDS, MASK, count_of
@@ -23,7 +24,7 @@ def writes(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @example_operation("pack", writes=writes)
-def pack(example: dict[str, Any], length: int, images: int = 0) -> dict[str, Any]:
+def pack(example: dict[str, Any], length: Length, images: int = 0) -> dict[str, Any]:
     """Puts several records in one row of `length` tokens; after supervise, in training, which chooses them by length.
 
     text_segments int32 [length] is 1 at the tokens of the first record, 2 at those of the second, …, and 0 at padding;

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitvlm.core import renames
+from vitvlm.core import limits, renames
 from vitvlm.core.config import ConfigError
 from vitvlm.core.registry import Registry
 from vitvlm.data.errors import DataError, UnreadableImage
@@ -275,7 +275,7 @@ def describe() -> str:
 
 def signature(name: str) -> str:
     """An operation as one writes it: "random_crop(size: int, padding: int = 0)"."""
-    return f"{name}{inspect.Signature(list(_parameters(OPERATIONS.get(name)).values()))}"
+    return f"{name}{inspect.Signature([_written(each) for each in _parameters(OPERATIONS.get(name)).values()])}"
 
 
 def _register(
@@ -293,6 +293,10 @@ def _register(
 def _own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     _, *parameters = inspect.signature(function).parameters.values()
     return {p.name: p for p in parameters if p.name not in ("rng", "out")}
+
+
+def _written(parameter: inspect.Parameter) -> inspect.Parameter:
+    return parameter.replace(annotation=limits.bare(parameter.annotation))
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -347,16 +351,19 @@ def _literal(node: ast.expr, text: str) -> Any:
 
 
 def _typed(parameter: inspect.Parameter, value: Any, node: ast.expr) -> Any:
-    """The value, which must be of the annotated type; an int becomes a float where only that fits."""
-    allowed = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    """The value, which must be of the annotated type and in its limits; an int becomes a float where only that fits."""
+    allowed = limits.kinds(parameter.annotation)
     if type(value) is int and int not in allowed and float in allowed:
-        return float(value)
+        value = float(value)
     if type(value) not in allowed:
         raise ConfigError(
             f"operation {ast.unparse(node)}: {parameter.name}={value!r} is not {_type_name(parameter.annotation)}"
         )
+    if problem := limits.problem(value, parameter.annotation, f"operation {ast.unparse(node)}: {parameter.name}"):
+        raise ConfigError(problem)
     return value
 
 
 def _type_name(annotation: Any) -> str:
+    annotation = limits.bare(annotation)
     return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)

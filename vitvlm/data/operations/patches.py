@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vitvlm.core.limits import Count, Length, Rows, Side
 from vitvlm.core.mrope import multimodal_positions
 from vitvlm.data.kinds import OF_EACH_IMAGE
 from vitvlm.data.operations import tracing
@@ -18,7 +19,7 @@ LARGEST_SCALE = 100.0
 
 
 @geometric_operation("fit_patches")
-def fit_patches(shape: Shape, patch_size: int, max_patches: int, method: str = "bilinear") -> Steps:
+def fit_patches(shape: Shape, patch_size: Side, max_patches: Length, method: str = "bilinear") -> Steps:
     """Resizes to as many whole patches as `max_patches` allows; the shape changes by less than a patch."""
     return [Resize(shape[:2], fitting_size(*shape[:2], patch_size, max_patches), method)]
 
@@ -28,7 +29,7 @@ def fit_patches(shape: Shape, patch_size: int, max_patches: int, method: str = "
     reads=lambda given: {given["field"]: "image"},
     writes=lambda given: (given["field"], *_beside(given["field"])),
 )
-def patchify(example: dict[str, Any], patch_size: int, max_patches: int, field: str = "image") -> dict[str, Any]:
+def patchify(example: dict[str, Any], patch_size: Side, max_patches: Length, field: str = "image") -> dict[str, Any]:
     """Cuts the image into patches, row by row: [max_patches, patch_size^2, C], the rest zeros; comes last.
 
     `patch_mask` is 1 at patches of the image, and `patch_grid` its rows and columns of patches; of another field than
@@ -75,7 +76,7 @@ def fitting_size(height: int, width: int, patch_size: int, max_patches: int) -> 
 
 @geometric_operation("smart_resize")
 def smart_resize(
-    shape: Shape, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 1_003_520, method: str = "bicubic"
+    shape: Shape, factor: Side = 28, min_pixels: Count = 3136, max_pixels: Count = 1_003_520, method: str = "bicubic"
 ) -> Steps:
     """Resizes both sides to multiples of `factor`, so that there are min_pixels to max_pixels, as Qwen2-VL does.
 
@@ -92,10 +93,10 @@ def smart_resize(
 )
 def merge_patches(
     example: dict[str, Any],
-    patch_size: int,
-    max_patches: int,
-    merge: int = 2,
-    frames: int = 1,
+    patch_size: Side,
+    max_patches: Length,
+    merge: Side = 2,
+    frames: Rows = 1,
     image_token: str = "<|image_pad|>",
     field: str = "images",
 ) -> dict[str, Any]:

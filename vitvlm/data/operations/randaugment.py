@@ -3,11 +3,13 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from vitvlm.core import transforms
+from vitvlm.core.limits import Within
 from vitvlm.core.transforms import Transform
 from vitvlm.data.operations.geometry import Shape
 from vitvlm.data.operations.parsing import geometric_operation
@@ -20,7 +22,7 @@ MAX_MAGNITUDE = 10
 @geometric_operation("randaugment", random=True)
 def randaugment(
     shape: Shape,
-    n: int = 2,
+    n: Annotated[int, Within(0, 100)] = 2,
     m: float = 9.0,
     std: float = 0.0,
     fill: int = 128,

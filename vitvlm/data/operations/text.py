@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitvlm.core.config import ConfigError, suggest
+from vitvlm.core.limits import Length, Rows
 from vitvlm.data import tokenizers
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.kinds import Fields
@@ -58,9 +59,9 @@ def _shapes(given: Arguments) -> dict[str, np.ndarray]:
 def tokenize(
     example: dict[str, Any],
     tokenizer: str,
-    length: int,
+    length: Length,
     field: str = "caption",
-    max_texts: int = 1,
+    max_texts: Rows = 1,
     separator: str | None = None,
     surplus: str = "error",
     to: str = "text",

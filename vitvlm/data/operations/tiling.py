@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vitvlm.core.limits import Length, Side
 from vitvlm.data.operations import tracing
 from vitvlm.data.operations.parsing import example_operation
 from vitvlm.data.operations.steps import Resize, Steps, Window, apply
@@ -52,9 +53,9 @@ def _operation(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @_operation("tile_idefics3")
 def tile_idefics3(
     example: dict[str, Any],
-    tile: int,
-    tokens: int,
-    longest: int | None = None,
+    tile: Side,
+    tokens: Length,
+    longest: Side | None = None,
     split: bool = True,
     method: str = "lanczos",
     image_token: str = "<image>",
@@ -92,9 +93,9 @@ def tile_idefics3(
 @_operation("tile_nanovlm")
 def tile_nanovlm(
     example: dict[str, Any],
-    tile: int,
-    tokens: int,
-    longest: int,
+    tile: Side,
+    tokens: Length,
+    longest: Side,
     enlarge: bool = False,
     method: str = "bicubic",
     whole_method: str = "bilinear",
@@ -124,7 +125,7 @@ def tile_nanovlm(
 @_operation("tile_llava_next")
 def tile_llava_next(
     example: dict[str, Any],
-    tile: int,
+    tile: Side,
     side: int,
     grids: tuple = GRIDS,
     method: str = "bicubic",

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from vitvlm import evaluation
 from vitvlm.core import config as config_lib
+from vitvlm.core.limits import Count
 from vitvlm.data import operations, sources, supervision
 from vitvlm.data.batches import EvalBatches, left_out
 from vitvlm.data.loader import Loader
@@ -25,7 +26,7 @@ from vitvlm.data.texts import check_texts, texts_rule
 from vitvlm.jobs import fields
 from vitvlm.jobs.evaluation import grounding
 from vitvlm.jobs.evaluation.prediction import Predictor, functions
-from vitvlm.jobs.setup import classes
+from vitvlm.jobs.setup import classes, memory
 from vitvlm.jobs.setup.classes import Head
 from vitvlm.jobs.setup.data import DataSetup, check_renames, open_split
 from vitvlm.jobs.setup.model import ModelSetup
@@ -58,7 +59,7 @@ class Section:
     at_end: bool = True
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    batch_size: int | None = None
+    batch_size: Count | None = None
     grounding: tuple[str, ...] | None = None
     swap_within: str = ""
 
@@ -138,6 +139,8 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
     labels = _labels(model.head, when.type, own, split, train_split, where)
     source = labels.source
     check_texts(source, pipeline, f"{where}.data")
+    if when.batch_size is not None:
+        memory.check_batch(model.example_batch, when.batch_size, f"{where}.batch_size")
     batches = _Pass(data.evaluation_pass(split, source, when.batch_size))
     given: dict[str, Any] = {
         "batches": batches,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vitvlm.core import config as config_lib
 from vitvlm.core.durations import Clock
 from vitvlm.jobs import fields
+from vitvlm.jobs.setup import memory
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup, placed
 from vitvlm.training import adapters, optimizer, sharding
@@ -46,15 +47,21 @@ class TrainingSetup:
     def of(
         cls, config: ConfigDict | Mapping[str, Any], model: ModelSetup, examples: int | Sized | None = None
     ) -> "TrainingSetup":
-        """Checks the fields of `fields.Training`, and the shapes and shardings of the state.
+        """Checks the fields of `fields.Training`, and that the state and a batch can be held (`setup.memory`).
 
         Raises ConfigError (or RuleError) that names the field.
         """
         own = fields.read(fields.Training, config_lib.plain(config))
         checkpoint = config_lib.call(fields.Checkpoint, own.checkpoint, "config.checkpoint")
         log = config_lib.call(fields.Log, own.log, "config.log")
+        if own.batch_size % own.accumulate:
+            raise config_lib.ConfigError(
+                f"config.accumulate: a batch of {own.batch_size} does not divide into {own.accumulate} micro-batches"
+            )
         found = cls(model, own, checkpoint, log, examples)
-        _ = found.state_shardings
+        what = f"its {model.parameter_count:,} parameters, with what trains them,"
+        memory.check_state(found.state_shapes, found.state_shardings, model.section, what)
+        memory.check_batch(model.example_batch, own.batch_size, "config.batch_size")
         return found
 
     @functools.cached_property
