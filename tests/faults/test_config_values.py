@@ -75,8 +75,8 @@ HOSTILE = [  # an override, and what its message begins with
     ("seed=-1", "config.seed: -1 is not between 0 and"),
     ("accumulate=1_000_000_000", "config.accumulate: a batch of 8 does not divide"),
     ("ema_decay=1e999", "config.ema_decay: inf is not between 0 and 1"),
-    ("model.width=1_000_000_000", "config.model.width=1000000000: its 8,000,000,349,000,000,066 parameters would take"),
-    ("model.mlp_width=1_000_000_000", "config.model.mlp_width=1000000000: its 66,000,005,586 parameters would take"),
+    ("model.width=1_000_000_000", "config.model.width=1000000000: its 8,000,000,349,000,000,066 parameters, with what"),
+    ("model.mlp_width=1_000_000_000", "config.model.mlp_width=1000000000: its 66,000,005,586 parameters, with what"),
     ("model.width=0", "model.width: 0 is not between 1 and"),
     ("model.width=1e999", "config.model.width: inf is not between"),
     ("model.depth=1_000_000_000", "model.depth: 1000000000 is not between 1 and 10,000"),
@@ -121,8 +121,8 @@ def test_a_value_that_cannot_be_meant_is_one_line(images, override, message, mon
     assert time.monotonic() - began < 5
 
 
-def test_a_model_that_fits_by_its_parameters_is_judged_with_what_trains_it(images, monkeypatch):
-    """31 kB of parameters fit into 40 kB; with two moments each they do not."""
+def test_a_state_is_judged_by_all_that_it_holds(images, monkeypatch):
+    """31 kB of parameters would fit into 40 kB; with two moments each they do not."""
     monkeypatch.setattr(memory, "host_bytes", lambda: 40_000)
     with pytest.raises(ConfigError, match=r"config\.model.*: its 7,698 parameters, with what trains them, would take"):
         prepared(images)

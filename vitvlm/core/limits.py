@@ -22,8 +22,8 @@ _SHOWN = 60
 class Within:
     """The least and the most that a number, or each number of a tuple, may be."""
 
-    least: float
-    most: float
+    least: int | float
+    most: int | float
 
 
 Whole = Annotated[int, Within(0, MOST)]
@@ -95,6 +95,6 @@ def _limits(annotation: Any) -> Within | None:
     return None
 
 
-def _beyond(value: float, limits: Within, where: str) -> str | None:
+def _beyond(value: int | float, limits: Within, where: str) -> str | None:
     within = limits.least <= value <= limits.most  # which NaN is not
     return None if within else f"{where}: {shown(value)} is not between {limits.least:,} and {limits.most:,}"

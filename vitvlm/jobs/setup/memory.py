@@ -1,7 +1,7 @@
 """Checks that a job's arrays can be held at all, by an estimate from their shapes before any is allocated.
 
-What is counted is certain to be needed: the variables or the training's state, in the dtypes and the share of it that
-each device holds, and one batch on its host. Activations and gradients are not, so a job that passes may still be too
+What is counted is certain to be needed: the training's state, in the dtypes and the share of it that each device holds,
+and one batch on its host. Activations and gradients are not, so a job that passes may still be too
 large; one that does not pass cannot run.
 """
 

@@ -16,7 +16,7 @@ from vitvlm.core.paths import count_values, flatten
 from vitvlm.data import sources
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import fields
-from vitvlm.jobs.setup import memory, needs
+from vitvlm.jobs.setup import needs
 from vitvlm.jobs.setup.classes import Head
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.nn.lora import Lora, attach
@@ -108,7 +108,7 @@ class ModelSetup:
         return cls(task, head, sharding.make_mesh(own.mesh), batch, shard_by=own.sharding).checked(data)
 
     def checked(self, data: DataSetup) -> "ModelSetup":
-        """Returns this setup. Raises ConfigError if the model does not fit the data, the mesh or the devices."""
+        """Returns this setup. Raises ConfigError if the model does not fit the data, or the mesh."""
         try:
             _ = self.variable_shapes
         except (config_lib.ConfigError, DataError):
@@ -117,8 +117,6 @@ class ModelSetup:
             raise config_lib.ConfigError(f"config.model on {data.train.source}: {error}") from error
         if any(size > 1 for axis, size in self.mesh.shape.items() if axis not in sharding.BATCH_AXES):
             heads.check_heads(heads.heads_of(self.init_variables, jax.random.key(0)), self.shardings["params"])
-        what = f"its {self.parameter_count:,} parameters"
-        memory.check_state(self.stored_shapes, self.shardings, self.section, what)
         return self
 
     def roles(self) -> dict[str, Role]:

@@ -47,7 +47,7 @@ class TrainingSetup:
     def of(
         cls, config: ConfigDict | Mapping[str, Any], model: ModelSetup, examples: int | Sized | None = None
     ) -> "TrainingSetup":
-        """Checks the fields of `fields.Training`, and that the state and a batch can be held (`setup.memory`).
+        """Checks the fields of `fields.Training`, and the shapes and shardings of the state.
 
         Raises ConfigError (or RuleError) that names the field.
         """
@@ -59,9 +59,7 @@ class TrainingSetup:
                 f"config.accumulate: a batch of {own.batch_size} does not divide into {own.accumulate} micro-batches"
             )
         found = cls(model, own, checkpoint, log, examples)
-        what = f"its {model.parameter_count:,} parameters, with what trains them,"
-        memory.check_state(found.state_shapes, found.state_shardings, model.section, what)
-        memory.check_batch(model.example_batch, own.batch_size, "config.batch_size")
+        _ = found.state_shardings
         return found
 
     @functools.cached_property
@@ -135,7 +133,7 @@ class Setup:
 
 
 def setup(config: ConfigDict | Mapping[str, Any], mesh: Mesh | None = None) -> Setup:
-    """Checks every field of a config and builds what it names, for a training.
+    """Checks every field of a config, and that its state and a batch can be held, and builds what it names.
 
     Args:
       mesh: the devices; by default those that `config.mesh` makes of all there are.
@@ -147,6 +145,9 @@ def setup(config: ConfigDict | Mapping[str, Any], mesh: Mesh | None = None) -> S
     model = ModelSetup.of(plain, data, mesh)
     data = data.under(model.head)
     training = TrainingSetup.of(plain, model, data.source)
+    what = f"its {model.parameter_count:,} parameters, with what trains them,"
+    memory.check_state(training.state_shapes, training.state_shardings, model.section, what)
+    memory.check_batch(model.example_batch, data.batch_size, "config.batch_size")
     _ = training.optimizer()
     if data.section.class_names:
         plain["data"] = {**plain["data"], "class_names": data.train.class_names}
