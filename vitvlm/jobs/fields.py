@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from vitvlm.core import classes
 from vitvlm.core import config as config_lib
-from vitvlm.core.limits import Count, NotNegative, Seed, Share, Whole, Within
+from vitvlm.core.limits import Count, NotNegative, Seed, Share, Within
 from vitvlm.data.sources import Labelling, Scores
 
 Section = Mapping[str, Any]
