@@ -19,6 +19,11 @@ def no_flags(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
+def test_tests_share_what_they_compiled():
+    """JAX reads the folder's name when it is imported: tests/conftest.py has to set it before."""
+    assert jax.config.jax_compilation_cache_dir
+
+
 def test_one_x86_cpu_computes_products_by_onednn():
     options = compiling.compiler_options(jax.devices("cpu")[:1])
     assert options == compiling.LOOPS | (compiling.ONEDNN if X86 else {})
