@@ -66,7 +66,12 @@ class Packed(Source):
         return self._source.stamps()
 
     def __getitem__(self, index: int) -> Example:
-        members = [self._member(i) for i in self._rows[index]]
+        return self._row([self._member(i) for i in self._rows[index]])
+
+    def outline(self, index: int) -> Example:
+        return self._row([self._source.outline(i) for i in self._rows[index]])
+
+    def _row(self, members: Sequence[Example | UnreadableImage]) -> Example:
         names = [each.name if isinstance(each, UnreadableImage) else str(each["id"]) for each in members]
         return {"id": " + ".join(names), MEMBERS: members}
 

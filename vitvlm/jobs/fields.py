@@ -132,6 +132,27 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Section of a config by which a frozen image encoder's features are computed once, see `training.feature_cache`.
+
+    Attributes:
+      path: a folder on a local disk, for any number of jobs; may change when a job resumes.
+      dtype: "float16", or "float32" for the very numbers of the encoder.
+    """
+
+    path: str
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a dtype or a path that cannot be meant."""
+        where = "config.feature_cache"
+        if self.dtype not in ("float16", "float32"):
+            raise config_lib.ConfigError(f"{where}.dtype: {self.dtype!r}; it is float16 or float32")
+        if not self.path or "://" in self.path:
+            raise config_lib.ConfigError(f"{where}.path: {self.path!r}; give a folder on a local disk")
+
+
+@dataclasses.dataclass(frozen=True)
 class InitFrom:
     """Start from the parameters of another training instead of random ones.
 
@@ -234,6 +255,7 @@ class Training:
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
       checkpoint, log: see `Checkpoint` and `Log`.
+      feature_cache: see `FeatureCache`; None: every step runs the image encoder.
     """
 
     total: str | int
@@ -247,6 +269,7 @@ class Training:
     init_from: Section | None = None
     checkpoint: Section = dataclasses.field(default_factory=dict)
     log: Section = dataclasses.field(default_factory=dict)
+    feature_cache: Section | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

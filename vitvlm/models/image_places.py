@@ -10,23 +10,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vitvlm.models.image_features import Features
 from vitvlm.models.outputs import EncoderOutput
 from vitvlm.nn.patches import Patches
 
 Images = Float[Array, "B I H W C"] | Float[Array, "B H W C"] | Patches
 
 
-def by_text(images: Images, text_tokens: Int[Array, "B L"] | None) -> Float[Array, "B I H W C"] | Patches:
-    """Returns images with those of a text together, [B, I, …]. Raises ValueError for other shapes and numbers."""
+def by_text(images: Images | Features) -> Float[Array, "B I H W C"] | Patches | Features:
+    """Returns images with those of a text together, [B, I, …]. Raises ValueError for other shapes."""
+    if isinstance(images, Features):
+        return images
     pixels, dims = (images.pixels, 3) if isinstance(images, Patches) else (images, 4)
     if pixels.ndim == dims:
-        return by_text(jax.tree.map(lambda leaf: leaf[:, None], images), text_tokens)
+        return by_text(jax.tree.map(lambda leaf: leaf[:, None], images))
     if pixels.ndim != dims + 1:
         found = list(pixels.shape)
         raise ValueError(f"images must be [B, I, H, W, C], I to each text, or [B, H, W, C], or Patches; got {found}")
-    if text_tokens is None or len(pixels) != len(text_tokens):
+    return images
+
+
+def of_texts(
+    images: Images | Features, text_tokens: Int[Array, "B L"] | None
+) -> Float[Array, "B I H W C"] | Patches | Features:
+    """The same as `by_text`. Raises ValueError for images of another number of texts too."""
+    images = by_text(images)
+    given = len(jax.tree.leaves(images)[0])
+    if text_tokens is None or given != len(text_tokens):
         count = "no" if text_tokens is None else len(text_tokens)
-        raise ValueError(f"images of {len(pixels)} texts, and {count} texts: give both for each")
+        raise ValueError(f"images of {given} texts, and {count} texts: give both for each")
     return images
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vitvlm.core import config
 from vitvlm.core.limits import Whole
 from vitvlm.core.mrope import multimodal_positions
-from vitvlm.models import image_places
+from vitvlm.models import image_features, image_places
 from vitvlm.models.connectors import Connector, ConnectorOutput
 from vitvlm.models.facts import ModelFacts
+from vitvlm.models.image_features import Features
 from vitvlm.models.language import Cache, count_positions, extent
 from vitvlm.models.outputs import EncoderOutput, VLMOutput
 from vitvlm.models.two_towers import by_part
@@ -24,7 +25,6 @@ from vitvlm.nn.pyramids import ScaleTokens
 from vitvlm.nn.roles import Role, Roles, under
 
 PARTS = ("image", "connector", "text")
-FEATURES = ("tokens", "pyramid")
 
 
 class VLM(nn.Module, ModelFacts):
@@ -67,7 +67,7 @@ class VLM(nn.Module, ModelFacts):
 
     def __call__(
         self,
-        images: image_places.Images | None = None,
+        images: image_places.Images | Features | None = None,
         text_tokens: Int[Array, "B L"] | None = None,
         mask: Shaped[Array, "B S"] | None = None,
         *,
@@ -85,7 +85,8 @@ class VLM(nn.Module, ModelFacts):
 
         Args:
           images: I of each text, or one, of shapes of their own as `Patches` with leaves [B, I, …] or [B, …]; a
-            connector may take them for the frames of videos. None: texts alone, or a cache that has seen the images.
+            connector may take them for the frames of videos. `Features`, as `image_features` gives them, spare the
+            encoder. None: texts alone, or a cache that has seen the images.
           text_tokens, mask, positions, cache: see `models.decoder.Decoder`; where image tokens stand, any id does, as
             where an image's marker does in "cross" fusion, which is `image_token` if there is such. Positions of
             several axes are by default those of `core.mrope`.
@@ -114,7 +115,7 @@ class VLM(nn.Module, ModelFacts):
             if self.connector.fusion == "cross" and not jax.tree.leaves((cache or {}).get("cross")):
                 given["context"] = jnp.zeros((len(text_tokens), 0, 1), self.dtype)  # nothing to look at
             return VLMOutput(**vars(self.text(text_tokens, mask, **_not_none(positions=positions), **given)))
-        images = image_places.by_text(images, text_tokens)
+        images = image_places.of_texts(images, text_tokens)
         lead = jax.tree.leaves(images)[0].shape[:2]
         there = jnp.ones(lead, bool) if image_mask is None else image_mask.astype(bool)
         encoded, connected, image_tokens = self._connect(images, there, train, capture, perturb, reads)
@@ -160,6 +161,12 @@ class VLM(nn.Module, ModelFacts):
         """Returns the image tokens alone; `reads` is what the connector reads besides."""
         there = jnp.ones(jax.tree.leaves(images)[0].shape[:2], bool)
         return self._connect(images, there, train, (), by_part(None, PARTS), reads)[2]
+
+    def image_features(self, images: image_places.Images, *, train: bool = False) -> Features:
+        """Returns the features of images [B, I, …] or [B, …], as the connector is given them."""
+        images = image_places.by_text(images)
+        encoded, values = self._encode(images, train)
+        return Features.of(encoded, values, len(jax.tree.leaves(images)[0]))
 
     def empty_cache(self, batch: int, room: int, *how: Any, **fields: Any) -> Cache:
         """Returns the language model's cache, with room for image tokens and text."""
@@ -216,9 +223,29 @@ class VLM(nn.Module, ModelFacts):
     def param_dtype(self) -> DTypeLike:
         return self.text.param_dtype
 
-    def _connect(
+    def _encode(
         self,
         images: Float[Array, "B I H W C"] | Patches,
+        train: bool,
+        capture: Collection[str] = (),
+        perturb: Mapping[str, Any] | None = None,
+    ) -> tuple[EncoderOutput, Float[Array, "B*I N E"]]:
+        """Encodes images, all of them one after the other; with the features that the connector is given."""
+        layers = any(isinstance(each, int) for each in self.features)
+        wanted = {*capture, "hidden"} if layers else set(capture)
+        kept = tuple(name for name in self.image.captures if name in wanted)
+        if layers and "hidden" not in kept:
+            raise image_features.no_layers(self.features, type(self.image).__name__)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images)
+        encoded = self.image(flat, train=train, **_if_any(capture=kept), **(perturb or {}))
+        if "pyramid" in self.features:
+            return encoded, self.scales(encoded.pyramid)
+        names = self.features, self.keep_prefix, type(self.image).__name__
+        return encoded, image_features.put_together(encoded, *names)
+
+    def _connect(
+        self,
+        images: Float[Array, "B I H W C"] | Patches | Features,
         there: Bool[Array, "B I"],
         train: bool,
         capture: Collection[str],
@@ -229,14 +256,13 @@ class VLM(nn.Module, ModelFacts):
         (B, count), frames = there.shape, self.connector.frames
         if count % frames:
             raise config.ConfigError(f"model.connector.frames: {frames} do not divide the {count} images of a text")
-        layers = any(isinstance(each, int) for each in self.features)
-        wanted = {*capture, "hidden"} if layers else set(capture)
-        kept = tuple(name for name in self.image.captures if name in wanted)
-        if layers and "hidden" not in kept:
-            self._no_layers()
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images)
-        encoded = self.image(flat, train=train, **_if_any(capture=kept), **perturb["image"])
-        features, mask = self._features(encoded), encoded.mask
+        if isinstance(images, Features):
+            if perturb["image"]:
+                raise ValueError("perturb of the image encoder, which features do not go through: give the images")
+            encoded, features = images.encoded, images.encoded.tokens.astype(self.connector.dtype)
+        else:
+            encoded, features = self._encode(images, train, capture, perturb["image"])
+        mask = encoded.mask
         if frames > 1:
             real = jnp.broadcast_to(there.reshape(-1, 1), features.shape[:2])
             mask = (real if mask is None else real & mask).reshape(B * count // frames, -1)
@@ -268,25 +294,6 @@ class VLM(nn.Module, ModelFacts):
             mask = jnp.take(mask, extent(cache, index.shape[1])[0] + jnp.arange(index.shape[1]), axis=1, mode="clip")
         sees = self.connector.context_mask(there, M, index, mask, attention_mask)
         return {"context": image_tokens.reshape(B, -1, D), "context_mask": sees}
-
-    def _features(self, encoded: EncoderOutput) -> Float[Array, "B N E"]:
-        if "pyramid" in self.features:
-            return self.scales(encoded.pyramid)
-        taken = []
-        for which in self.features:
-            if which == "tokens":
-                parts = [encoded.prefix, encoded.tokens] if self.keep_prefix else [encoded.tokens]
-                taken.append(jnp.concatenate(parts, axis=1))
-                continue
-            if isinstance(encoded.hidden, tuple):
-                self._no_layers()
-            count = len(encoded.hidden)
-            if not -count <= which < count:
-                raise config.ConfigError(
-                    f"model.features: {which}; the encoder has {count - 1} blocks: -{count} to {count - 1}"
-                )
-            taken.append(encoded.hidden[which][:, 0 if self.keep_prefix else encoded.prefix.shape[1] :])
-        return jnp.concatenate(taken, axis=-1)
 
     def _among(
         self, text_tokens: Int[Array, "B L"], image_tokens: Float[Array, "B I M D"], index: Int[Array, "B L"]
@@ -351,23 +358,8 @@ class VLM(nn.Module, ModelFacts):
         highest = positions if positions.ndim == 2 else positions.max(axis=-1)
         return mask, positions, jnp.max(jnp.where(real, highest, -1), axis=1) + 1
 
-    def _no_layers(self) -> None:
-        raise config.ConfigError(
-            f"model.features: {self.features}; {type(self.image).__name__} has no layers of one shape to number: "
-            'take "tokens" or "pyramid"'
-        )
-
     def _check(self) -> None:
-        if not self.features:
-            raise config.ConfigError('model.features: empty; write ("tokens",) for the tokens after the final norm')
-        for which in self.features:
-            if not isinstance(which, int) and which not in FEATURES:
-                near = config.suggest(str(which), FEATURES)
-                raise config.ConfigError(f"model.features: no features {which!r}; {near} Or numbers of layers.")
-        if "pyramid" in self.features and (len(self.features) > 1 or self.keep_prefix):
-            raise config.ConfigError(
-                'model.features: "pyramid" is a sequence of its own: without others or keep_prefix'
-            )
+        image_features.check(self.features, self.keep_prefix)
         if self.text.writes is None:
             raise config.ConfigError(
                 f"model.text: a {type(self.text).__name__} writes no text; take decoder or another language model"

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from vitvlm.core.config import ConfigError
+from vitvlm.models.image_features import Features
 from vitvlm.nn.patches import Patches
 
 Variables = Mapping[str, Any]  # {"params": ..., and other collections such as "batch_stats"}
@@ -116,8 +118,22 @@ def images_of(batch: Batch) -> Array | Patches:
     return Patches(images.reshape(B, N, -1), batch["patch_mask"], batch["patch_grid"])
 
 
-def images_in_texts(batch: Batch) -> Array | Patches | None:
-    """Returns the images that stand in a batch's texts, several to each or one; None for texts alone."""
+PIXELS = ("image", "images", *(f"{name}patch_{what}" for name in ("", "images_") for what in ("mask", "grid")))
+"""Fields of a batch that images are made of."""
+
+FEATURES = "image_features"
+"""Field of a batch with features [B, I, N, E] in place of the images; beside it stand those of `with_features`."""
+
+
+def images_in_texts(batch: Batch) -> Array | Patches | Features | None:
+    """Returns the images of a batch's texts, several to each or one, or their features; None for texts alone.
+
+    Features lie in the batch as `with_features` puts them there.
+    """
+    if FEATURES in batch:
+        grid = batch[f"{FEATURES}_grid"].shape[1:3]
+        mask, grids = batch.get(f"{FEATURES}_mask"), batch.get(f"{FEATURES}_grids")
+        return Features(batch[FEATURES], grid, mask, grids)
     if "images" not in batch:
         return images_of(batch) if "image" in batch else None
     images = batch["images"]
@@ -125,6 +141,18 @@ def images_in_texts(batch: Batch) -> Array | Patches | None:
         return images
     B, I, N, *_ = images.shape  # noqa: E741 (DESIGN.md's letters)
     return Patches(images.reshape(B, I, N, -1), batch["images_patch_mask"], batch["images_patch_grid"])
+
+
+def with_features(batch: Mapping[str, np.ndarray], features: Features) -> dict[str, np.ndarray]:
+    """Returns a batch on the host with features of its images in place of their pixels.
+
+    The fields are image_features [B, I, N, E], image_features_grid [B, h, w, 0], which holds no number and says the
+    grid by its shape, and, where images have shapes of their own, image_features_mask and image_features_grids.
+    """
+    there = {"": features.values, "_mask": features.mask, "_grids": features.grids}
+    rest = {name: value for name, value in batch.items() if name not in PIXELS}
+    grid = {f"{FEATURES}_grid": np.zeros((len(features.values), *features.grid, 0), np.int8)}
+    return rest | grid | {FEATURES + name: value for name, value in there.items() if value is not None}
 
 
 def split_rng(rng: PRNGKeyArray, *names: str) -> dict[str, PRNGKeyArray]:

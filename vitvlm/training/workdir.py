@@ -19,7 +19,10 @@ CHECKPOINTS = "checkpoints"
 STAGES = "stages.json"  # of a training in stages: their order, and the metrics of those that are done
 _LOG = logging.getLogger(__name__)
 
-CHANGEABLE = ("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_unreadable_fraction")
+CHANGEABLE = (
+    *("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_unreadable_fraction"),
+    "feature_cache/path",
+)
 """Fields that may differ when a training goes on: they do not touch what is computed."""
 
 WITH_CHANGED_DATA = ("data/class_names(/.*)?",)

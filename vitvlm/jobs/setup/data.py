@@ -101,14 +101,16 @@ class DataSetup:
     def _opened(self) -> sources.Source:
         return open_split(self.train) if self.source is None else self.source
 
-    def batches(self, **known: Any) -> TrainBatches:
+    def batches(self, source: sources.Source | None = None, ops: str | None = None, **known: Any) -> TrainBatches:
         """Starts this process's training batches.
 
-        `known` are those arguments of `train_batches` by which changed data are found.
+        Args:
+          source, ops: in place of its own, of the same rows (`data.blanks`).
+          known: those arguments of `train_batches` by which changed data are found.
         """
         return train_batches(
-            self.source,
-            self.train.ops,
+            self.source if source is None else source,
+            self.train.ops if ops is None else ops,
             self.batch_size,
             self.seed,
             workers=self.section.workers,

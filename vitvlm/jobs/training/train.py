@@ -15,14 +15,14 @@ from vitvlm.core import classes, flops
 from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import count_values
-from vitvlm.data.batches import TRAINING, changed, left_out
+from vitvlm.data.batches import TRAINING, TrainBatches, changed, left_out
 from vitvlm.data.identity import Identity
-from vitvlm.jobs import data_files
+from vitvlm.jobs import data_files, fields
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.evaluation.evaluate import metrics_before, results_folder
 from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup import class_weights
-from vitvlm.jobs.training import curves, init_from
+from vitvlm.jobs.training import curves, feature_cache, init_from
 from vitvlm.jobs.training.setup import Setup, TrainingSetup, setup
 from vitvlm.training import adapters, lock, loop, peak_flops, records, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
@@ -67,12 +67,14 @@ class Prepared:
     Attributes:
       job: its config and parts; evals: its evaluations; best: which checkpoint is the best, if one is asked for.
       save_every: steps between checkpoints.
+      cache: where the features of a frozen image encoder are kept, if they are.
     """
 
     job: Setup
     evals: tuple[evaluations.Evaluation, ...]
     best: Best | None
     save_every: int
+    cache: fields.FeatureCache | None = None
 
 
 def prepare(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> Prepared:
@@ -82,7 +84,7 @@ def prepare(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> P
     for each in evals:
         _every(job.training, each)
     save_every = job.training.clock.steps(job.training.checkpoint.every, "config.checkpoint.every")
-    return Prepared(job, evals, best_checkpoint(job, evals), save_every)
+    return Prepared(job, evals, best_checkpoint(job, evals), save_every, feature_cache.check(job))
 
 
 def changeable(accept_changed_data: bool) -> tuple[str, ...]:
@@ -110,9 +112,8 @@ def run(
         data = {TRAINING: Identity.of(job.data.source)} | {
             f"config.evals.{each.name}": Identity.of(each.source) for each in evals
         }
-        batches = stack.enter_context(
-            job.data.batches(data=data, accept_changes=accept_changed_data, lists=epath.Path(folder))
-        )
+        known = {"data": data, "accept_changes": accept_changed_data, "lists": epath.Path(folder)}
+        batches = stack.enter_context(job.data.batches(**known))
         start = resume.restore_or_init(
             checkpoints, training.target, functools.partial(first_state, training), batches, writer
         )
@@ -138,15 +139,23 @@ def run(
                 identity.save(epath.Path(folder))
         if batches.balance:
             progress.note(f"config.data.{batches.balance}")
+        place = functools.partial(sharding.put_batch, mesh=job.model.mesh)
+        flops_of_step = step_flops(training)
+        if prepared.cache is not None and int(start.state.step) < training.clock.total_steps:
+            kept = feature_cache.begin(job, prepared.cache, start.state, progress.note, interrupts)
+            flops_of_step -= feature_cache.spared_flops(job) * training.section.batch_size
+            if own := kept.without_images(job):
+                batches = stack.enter_context(_following(job.data.batches(**own, **known), batches))
+            place = _in_turn(kept.exchanged, place)
         loop.fit(
             compiled_step(training),
             start,
             batches,
             total_steps=training.clock.total_steps,
-            place=functools.partial(sharding.put_batch, mesh=job.model.mesh),
+            place=place,
             writer=writer,
             progress=progress,
-            speed=Speed(job.data.batch_size, step_flops(training), training.log.peak_flops or peak_flops.peak()),
+            speed=Speed(job.data.batch_size, flops_of_step, training.log.peak_flops or peak_flops.peak()),
             interrupts=interrupts,
             evaluations=_evaluations(job, evals, folder, progress.note),
             checkpoints=checkpoints,
@@ -164,6 +173,18 @@ def run(
         data_files.save(folder, accounts, batches.bad.names)
         _draw_curves(folder)
     return dict(final)
+
+
+def _following(batches: TrainBatches, before: TrainBatches) -> TrainBatches:
+    """The batches, at the place of others of the same rows, which they replace."""
+    batches.set_state(before.get_state())
+    batches.say = before.say
+    before.close()
+    return batches
+
+
+def _in_turn(first: Callable[[Any], Any], then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda batch: then(first(batch))
 
 
 def going_on(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dict[str, Any]:
