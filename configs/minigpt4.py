@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     question, answer = PROMPTS[args.stage]
     crop = "decode(3)|random_resized_crop(" + size.to_str() + ", scale=(0.5, 1.0))|normalize('imagenet')"
     whole = "decode(3)|resize_small(" + size.to_str() + ")|central_crop(" + size.to_str() + ")|normalize('imagenet')"
-    prompt = f"prompt='###Human: <Img><image></Img> {question}###Assistant:', answer='{answer}', separator=' '"
+    prompt = f"prompt='###Human: <Img><image></Img> {question} ###Assistant:', answer='{answer}', separator=' '"
     tokenizer = "emoji" if args.debug else f"gguf:{args.lm}"
     length = 64 if args.debug else LENGTH
     records = f"|supervise('{tokenizer}', {length}, {prompt}, image_tokens={queries}, surplus='cut')"

@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from vitvlm.core.config import ConfigError
-from vitvlm.generation import Options, choose
+from vitvlm.generation import Options, choose, looking
 from vitvlm.jobs import generate, launch
 from vitvlm.nn.rows import KINDS
 
@@ -64,6 +64,14 @@ DRAFT = flags.DEFINE_integer("draft", 0, "Tokens copied from the text so far and
 
 
 def main() -> None:
+    try:
+        _generate()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)  # as shells have it
+
+
+def _generate() -> None:
     if PROMPT.value is not None and PROMPTS.value is not None:
         raise ConfigError("give --prompt or --prompts, one of them")
     talks = PROMPT.value is None and PROMPTS.value is None
@@ -94,9 +102,16 @@ def main() -> None:
     )
     fields = launch.named_values(FIELDS.value)
     prompts = [] if talks else _prompts()
+    images = [generate.Prompt(0, "--image", "", images=tuple(IMAGE.value))]
+    generate.check_images(images if PROMPTS.value is None else prompts)
+    shows = any(prompt.images for prompt in (*images, *prompts))
+    if ATTENTION.value and not shows:
+        raise ConfigError("--attention: there is no image to look at: give --image")
     writer = generate.load(WEIGHTS.value, DTYPE.value, CACHE.value, **fields)
     options = dataclasses.replace(options, stop_ids=generate.stop_tokens(writer, STOP_TOKENS.value))
-    if writer.loaded.model.sees_images and not any(prompt.images for prompt in prompts) and not IMAGE.value:
+    if ATTENTION.value:
+        looking.check(writer.loaded.model)
+    if writer.loaded.model.sees_images and not shows:
         print("no --image: it writes about the text alone", file=sys.stderr)
     if ANSWERS.value:
         if PROMPT.value is None:
@@ -107,8 +122,9 @@ def main() -> None:
         ((index, scored),) = choose(writer.loaded, [PROMPT.value], ANSWERS.value, NORMALIZE.value, inputs)
         print(json.dumps({"answer": ANSWERS.value[index], "log_likelihoods": [one.total for one in scored]}))
     elif talks:
-        lines = _questions() if sys.stdin.isatty() else sys.stdin
-        generate.converse(writer, lines, IMAGE.value, options, SYSTEM.value, ATTENTION.value)
+        typed = sys.stdin.isatty()
+        lines = _questions() if typed else sys.stdin
+        generate.converse(writer, lines, IMAGE.value, options, SYSTEM.value, ATTENTION.value, typed)
     elif OUT.value is None:
         prompt = generate.shown(writer, prompts, CHAT.value, SYSTEM.value)
         generate.to_terminal(writer, prompt, options, ATTENTION.value)
@@ -135,11 +151,13 @@ def _prompts() -> list[generate.Prompt]:
 
 
 def _questions() -> Iterator[str]:
-    """Questions that are typed, until the end of the input."""
+    """Questions that are typed, until the end of the input, or Ctrl-C in place of one."""
+    print("Ctrl-C stops an answer, Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
             yield input("> ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            print()
             return
 
 

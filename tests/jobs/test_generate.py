@@ -70,3 +70,36 @@ def test_prompts_that_cannot_be_gone_on_from(weights, prompt, message):
 def test_an_unknown_special_token(weights):
     with pytest.raises(ConfigError, match=r"'<\|im_end\|>' is no token"):
         generate.stop_tokens(generate.load(str(weights)), ["<eos>", "<|im_end|>"])
+
+
+def test_ctrl_c_stops_an_answer_and_mistakes_are_said(weights, monkeypatch, capsys):
+    """A question whose answer was stopped, or that has no room, is forgotten; the conversation goes on."""
+    writer, options = generate.load(str(weights)), Options(max_new_tokens=2)
+    answer = generate.to_terminal
+
+    def stopped(writer, prompt, *rest):
+        texts = answer(writer, prompt, *rest)
+        if len(stops) and stops.pop():
+            raise KeyboardInterrupt
+        return texts
+
+    monkeypatch.setattr(generate, "to_terminal", stopped)
+    questions, stops = ["two cats", "one dog", " ".join(["cat"] * 90), "\n", "a cat"], [False, True]
+    messages = generate.converse(writer, questions[:2], [], options, typed=True)
+    assert [message["content"] for message in messages if message["role"] == "user"] == ["one dog"]
+    assert "stopped; this question is forgotten" in capsys.readouterr().err
+    messages = generate.converse(writer, questions[2:], [], options, typed=True)
+    assert [message["content"] for message in messages if message["role"] == "user"] == ["a cat"]
+    assert "the model has 64 positions" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="the model has 64 positions"):
+        generate.converse(writer, questions[2:], [], options)
+
+
+def test_a_table_of_attention():
+    words = [{"word": "a", "images": [0.25, 0.0321]}, {"word": "犬です", "images": [1.0, 0.0]}]
+    assert generate._table(words) == [
+        "         image 1   image 2",
+        "a          25.0%      3.2%",
+        "犬です    100.0%      0.0%",
+    ]
+    assert generate._table([]) == []

@@ -16,7 +16,6 @@ from vitvlm.generation.loaded import Loaded
 from vitvlm.generation.models import Answer, Prompts, language_model
 from vitvlm.generation.prompts import INDEX, Inputs, padded, tokenizer_of
 from vitvlm.generation.text import decoder
-from vitvlm.models.outputs import VLMOutput
 from vitvlm.models.vlm import VLM
 
 
@@ -32,8 +31,9 @@ def by_word(
       prompt: ids of one prompt; written: ids after it; inputs: what was read with the prompt, [1, …].
       places: of `Shown`, the tokens that each image takes, tiles together.
 
-    Raises ConfigError without images, and for a model whose text looks at them through another, such as a question.
+    Raises ConfigError without images, and as `check`.
     """
+    check(loaded.model)
     if "images" not in inputs:
         raise ConfigError("attention: there is no image to look at: give --image")
     if not len(written):
@@ -70,6 +70,14 @@ def by_word(
     return found
 
 
+def check(model: nn.Module) -> None:
+    """Raises ConfigError for a model whose text looks at no image, or at one through another text alone."""
+    if not model.sees_images:
+        raise ConfigError(f"attention: {type(model).__name__} sees no images: take a vision-language model's weights")
+    if isinstance(language_model(model), Answer) and not isinstance(model, VLM):
+        raise ConfigError("attention: this answer looks at its question, and only the question at the image")
+
+
 def among_text(model: nn.Module) -> bool:
     """Tells whether image tokens stand among those of the text; if not, it looks at them by cross-attention."""
     return isinstance(model, VLM) and model.connector.fusion == "prefix"
@@ -91,8 +99,6 @@ def _weights(
     if model.prefix_lm:
         call["prefix_mask"] = jnp.arange(prompts.tokens.shape[1])[None] < begun
     output = model.apply(variables, **call, **prompts.inputs, capture=("attention",), logits="last")
-    if said is not None and not isinstance(output, VLMOutput):
-        raise ConfigError("attention: this answer looks at its question, and only the question at the image")
     looks = said is not None or not among_text(model)
     return _mean(output.cross_attention if looks else output.attention)
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich import cells
 from rich.console import Console
 from rich.progress import track
 
@@ -14,6 +16,8 @@ from vitvlm.core.config import ConfigError, suggest
 from vitvlm.generation import Options, Writer, Written, looking
 from vitvlm.generation.loaded import Shown
 from vitvlm.pretrained import Pretrained
+
+WORD = 24  # columns of the longest word that makes room in a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +168,22 @@ def to_terminal(writer: Writer, prompt: Shown, options: Options, attention: bool
             console.print(f"[{number + 1}] {text.text}" if len(texts) > 1 else text.text)
         if text.log_probs is not None:
             console.print(json.dumps({"ids": text.ids, "log_probs": text.log_probs}))
-        for each in _attention(writer, prompt, text) if attention else ():
-            console.print("  ".join([f"{each['word']:<16}", *(f"{share:6.1%}" for share in each["images"])]))
+        for line in _table(_attention(writer, prompt, text)) if attention else ():
+            console.print(line)
     return texts
+
+
+def _table(words: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines with a word each, and the share of attention on each image below the image's number."""
+    if not words:
+        return []
+    wide = min(max(cells.cell_len(each["word"]) for each in words), WORD)
+    rows = [("", [f"image {number + 1}" for number in range(len(words[0]["images"]))])]
+    rows += [(each["word"], [f"{share:.1%}" for share in each["images"]]) for each in words]
+    return [
+        word + " " * (wide - cells.cell_len(word)) + "".join(f"{share:>10}" for share in shares)
+        for word, shares in rows
+    ]
 
 
 def converse(
@@ -176,19 +193,33 @@ def converse(
     options: Options,
     system: str = "",
     attention: bool = False,
+    typed: bool = False,
 ) -> list[dict[str, Any]]:
     """Keeps a conversation on the terminal: answers each question, with the images and all that was said before.
 
-    Returns its messages. Raises ConfigError as `shown`.
+    Args:
+      typed: someone types the questions: Ctrl-C stops an answer, not the conversation, and a question that cannot be
+        answered is no error. Both are said, and the question is forgotten.
+
+    Returns its messages. Raises ConfigError as `shown`, before the first question for the images and the template.
     """
+    images = tuple(images)
+    shown(writer, [Prompt(0, "--image", "", ({"role": "user", "content": "?"},), images=images)])
     messages = [{"role": "system", "content": system}] * bool(system)
     for number, question in enumerate(questions):
         if not (question := question.strip()):
             continue
-        messages.append({"role": "user", "content": question})
-        prompt = Prompt(number, f"question {number + 1}", "", tuple(messages), images=tuple(images))
-        ((written, *_),) = [to_terminal(writer, shown(writer, [prompt]), options, attention)]
-        messages.append({"role": "assistant", "content": written.text.strip()})
+        asked = [*messages, {"role": "user", "content": question}]
+        prompt = Prompt(number, f"question {number + 1}", "", tuple(asked), images=images)
+        try:
+            ((written, *_),) = [to_terminal(writer, shown(writer, [prompt]), options, attention)]
+        except (KeyboardInterrupt, ConfigError) as error:
+            if not typed:
+                raise
+            reason = "\nstopped" if isinstance(error, KeyboardInterrupt) else str(error)
+            print(f"{reason}; this question is forgotten", file=sys.stderr)
+            continue
+        messages = [*asked, {"role": "assistant", "content": written.text.strip()}]
     return messages
 
 
@@ -229,26 +260,27 @@ def to_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     left = [prompt for prompt in prompts if prompt.index not in done]
-    _check(writer, left, chat, system)
+    check_images(left)  # before the first is gone on from
+    if not writer.loaded.model.sees_images:
+        shown(writer, left, chat, system)
     starts = range(0, len(left), batch_size)
     with path.open("a", encoding="utf-8") as file:
         for start in track(starts, f"{out}", console=Console(stderr=True), disable=not len(left)):
             batch = left[start : start + batch_size]
             given = shown(writer, batch, chat, system)
             for prompt, texts in zip(batch, writer.write_ids(given.ids, options, inputs=given.inputs)):
-                looked = [_attention(writer, shown(writer, [prompt], chat, system), text) for text in texts * attention]
+                looks = attention and len(prompt.images) > 0
+                looked = [_attention(writer, shown(writer, [prompt], chat, system), text) for text in texts * looks]
                 file.write(json.dumps(_record(prompt, texts, looked), ensure_ascii=False) + "\n")
             file.flush()
     return len(left)
 
 
-def _check(writer: Writer, prompts: Sequence[Prompt], chat: bool, system: str) -> None:
-    """Raises ConfigError for prompts that cannot be gone on from and for missing files, before the first is."""
+def check_images(prompts: Sequence[Prompt]) -> None:
+    """Raises ConfigError for files of images that are not there."""
     for prompt in prompts:
         if missing := [path for path in prompt.images if not Path(path).is_file()]:
             raise ConfigError(f"{prompt.where}: image {missing[0]}: there is no such file")
-    if not writer.loaded.model.sees_images:
-        shown(writer, prompts, chat, system)
 
 
 def _record(prompt: Prompt, texts: Sequence[Written], looked: Sequence[list[dict[str, Any]]] = ()) -> dict[str, Any]:
