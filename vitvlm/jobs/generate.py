@@ -280,7 +280,8 @@ def check_images(prompts: Sequence[Prompt]) -> None:
     """Raises ConfigError for files of images that are not there."""
     for prompt in prompts:
         if missing := [path for path in prompt.images if not Path(path).is_file()]:
-            raise ConfigError(f"{prompt.where}: image {missing[0]}: there is no such file")
+            why = "is a folder: give an image" if Path(missing[0]).is_dir() else "there is no such file"
+            raise ConfigError(f"{prompt.where}: image {missing[0]}: {why}")
 
 
 def _record(prompt: Prompt, texts: Sequence[Written], looked: Sequence[list[dict[str, Any]]] = ()) -> dict[str, Any]:
