@@ -237,7 +237,8 @@ def test_what_does_not_fit_is_refused():
         ({"name": "cross_attention", "frames": 2}, "without a perceiver there can be no frames"),
         ({"name": "gated_cross_attention", "look": {"evry": 2}}, "model.connector.look.evry"),
         ({"name": "resampler", "latent": 2}, "latents"),
-        ({"name": "cross_attention", "look": {"kind": "gated", "every": 0}}, "cross.first: 0"),
+        ({"name": "cross_attention", "look": {"kind": "gated", "every": 0}}, "look.every: 0 is not between 1 and"),
+        ({"name": "cross_attention", "look": {"kind": "gated", "every": 2, "first": 2}}, "cross.first: 2"),
     ):
         with pytest.raises(ConfigError, match=message):
             built = models.build("vlm", image=VIT, connector=fields, text=TEXT, image_token=IMAGE)
