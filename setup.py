@@ -17,7 +17,7 @@ setup(
         "vitvlm.core": ["pages/templates/*"],
         "vitvlm.data": ["emoji/**/*"],
         "vitvlm.evaluation": ["templates/*"],
-        "vitvlm.jobs": ["ablation/templates/*", "predict/templates/*", "prepare/templates/*"],
+        "vitvlm.jobs": ["ablation/templates/*", "predict/templates/*", "prepare/templates/*", "training/templates/*"],
     },
     install_requires=[
         "absl-py>=2.1",

@@ -20,7 +20,7 @@ EOS = 2
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, learn="pairs", epochs=60, scenes=10_000, debug=False)
+    args = arguments.training(arg, learn="pairs", epochs=60, scenes=10_000, debug=False)
     if args.learn not in KINDS:
         raise ConfigError(f"config argument learn={args.learn}: {suggest(args.learn, KINDS)}")
     config = ConfigDict()
@@ -75,4 +75,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )[args.learn]
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)

@@ -29,7 +29,7 @@ LEFT = ("qformer/(embed/.*|positions|mlm_.*)", "qformer/.*text_mlp.*", "(project
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(
+    args = arguments.training(
         arg,
         stage=1,
         image="weights/vit_s_focus.onnx",
@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     (_first if args.stage == 1 else _second)(config, args, image, blocks)
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
-    return config
+    return arguments.apply(args, config)
 
 
 def _first(config: ConfigDict, args: Any, image: dict, blocks: dict) -> None:

@@ -16,7 +16,7 @@ LENGTH = 32
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, loss="softmax", init="", epochs=60, debug=False)
+    args = arguments.training(arg, loss="softmax", init="", epochs=60, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -76,4 +76,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)

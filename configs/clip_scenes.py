@@ -15,7 +15,7 @@ KINDS = 5  # the caption and its negatives
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, loss="softmax", epochs=10, scenes=10_000, debug=False)
+    args = arguments.training(arg, loss="softmax", epochs=10, scenes=10_000, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -57,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)

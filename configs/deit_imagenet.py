@@ -20,9 +20,7 @@ DISTILLATION = {"hard": dict(weight=0.5), "soft": dict(weight=0.1, temperature=3
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(
-        arg, variant="S/16", source="tfds:imagenet2012", teacher="", distillation="hard", debug=False
-    )
+    args = arguments.training(arg, variant="S/16", source="", teacher="", distillation="hard", debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "300 epochs"
@@ -49,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     crop = "decode(3)|random_resized_crop(" + size.to_str() + ")|flip"
     whole = "decode(3)|resize_small(256, 'bicubic')|central_crop(" + size.to_str() + ")|normalize('imagenet')"
     config.data = dict(
-        source="emoji" if args.debug else args.source,
+        source=args.source or ("emoji" if args.debug else "tfds:imagenet2012"),
         train=dict(split="train", ops=crop + "|randaugment(2, 9, 0.5)|normalize('imagenet')|random_erasing(0.25)"),
         eval=dict(split="test[:16]" if args.debug else "validation", ops=whole),
         workers=0 if args.debug else 16,
@@ -62,4 +60,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(val=dict(type="classification", every="10 epochs"))
     config.checkpoint = dict(every="5 epochs", keep_last=2, best="val/top1")
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

@@ -12,7 +12,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, path="", labels=0.01, debug=False)
+    args = arguments.training(arg, path="", labels=0.01, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "100 epochs"
@@ -61,4 +61,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(test=dict(type="classification"))
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

@@ -23,7 +23,7 @@ VISION = dict(name="vit", patch_size=8, positions="sincos", pool="gap", cls_toke
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, adapt="full", size="emoji", text="", image="", epochs=40, debug=False)
+    args = arguments.training(arg, adapt="full", size="emoji", text="", image="", epochs=40, debug=False)
     for name, there in (("adapt", KINDS), ("size", SIZES)):
         if getattr(args, name) not in there:
             raise ConfigError(f"config argument {name}={getattr(args, name)}: {suggest(getattr(args, name), there)}")
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
-    return config
+    return arguments.apply(args, config)
 
 
 def _small(config: ConfigDict, debug: bool, text: str) -> dict:

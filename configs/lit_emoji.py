@@ -22,7 +22,7 @@ FROZEN = {"image": "image/.*", "both": "(image|text)/.*"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(
+    args = arguments.training(
         arg,
         loss="softmax",
         image="weights/vit_s_focus.onnx",
@@ -102,4 +102,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
-    return config
+    return arguments.apply(args, config)

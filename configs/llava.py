@@ -28,7 +28,7 @@ SMALL = dict(width=192, depth=6, heads=6, mlp_width=768)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, connector="mlp", image="vit", text="llama", epochs=3, debug=False)
+    args = arguments.training(arg, connector="mlp", image="vit", text="llama", epochs=3, debug=False)
     for name, known in (("connector", CONNECTORS), ("image", ("vit", "swin", "fpn")), ("text", TEXTS)):
         if getattr(args, name) not in known:
             raise ConfigError(f"config argument {name}={getattr(args, name)}: {suggest(getattr(args, name), known)}")
@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)
 
 
 def _encoder(name: str, side: int, patch: int, sizes: dict) -> tuple[dict, tuple, int]:

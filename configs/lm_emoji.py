@@ -23,7 +23,7 @@ TINY = dict(width=24, depth=2, heads=4, kv_heads=2, mlp_width=32, vocab_size=200
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, adapt="lora", weights="weights/smollm2.gguf", rank=16, steps=240, debug=False)
+    args = arguments.training(arg, adapt="lora", weights="weights/smollm2.gguf", rank=16, steps=240, debug=False)
     if args.adapt not in KINDS:
         raise ConfigError(f"config argument adapt={args.adapt}: {suggest(args.adapt, KINDS)}")
     config = ConfigDict()
@@ -57,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(held_out=dict(type="perplexity", at_start=True, every="50%"))
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
-    return config
+    return arguments.apply(args, config)

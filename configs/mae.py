@@ -3,6 +3,7 @@
     python scripts/train.py --config=configs/mae.py --workdir=workdirs/mae
     python scripts/train.py --config=configs/mae.py:folder:PATH,variant=S/16,image_size=224 --workdir=workdirs/mine
 
+PATH holds images, in one directory per class or without any; without classes, there is no probe.
 `configs/vit.py:init=WORKDIR` fine-tunes the result.
 """
 
@@ -12,7 +13,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, source="emoji", test="test", variant="", image_size=64, epochs=24, debug=False)
+    args = arguments.training(arg, source="emoji", test="test", variant="", image_size=64, epochs=24, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.optimizer = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
     config.schedule = dict(name="cosine", peak=4e-3, base_batch=256, warmup="5%")
-    probe = dict(type="linear_probe_logistic", features="pooled_and_token_mean")
+    probe = dict(type="linear_probe_logistic", features="pooled_and_token_mean", if_labelled=True)
     config.evals = dict(
         reconstruction=dict(type="reconstruction", every="25%"),
         probe=dict(probe),
@@ -56,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)

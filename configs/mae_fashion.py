@@ -11,7 +11,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, debug=False)
+    args = arguments.training(arg, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "12 epochs"
@@ -57,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

@@ -12,7 +12,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, variant="B/16", source="tfds:imagenet2012", debug=False)
+    args = arguments.training(arg, variant="B/16", source="", debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "800 epochs"
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.update(sizes)
 
     config.data = dict(
-        source="emoji" if args.debug else args.source,
+        source=args.source or ("emoji" if args.debug else "tfds:imagenet2012"),
         train=dict(
             split="train",
             ops="decode(3)|random_resized_crop(" + size.to_str() + ", scale=(0.2, 1.0))|flip|normalize('imagenet')",
@@ -58,4 +58,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(reconstruction=dict(type="reconstruction", every="100 epochs"))
     config.checkpoint = dict(every="10 epochs", keep_last=2)
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

@@ -11,7 +11,7 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, path="", variant="B/16", source="tfds:imagenet2012", debug=False)
+    args = arguments.training(arg, path="", variant="B/16", source="", debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "100 epochs"
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     train = "decode(3)|random_resized_crop(" + size.to_str() + ")|flip|randaugment(2, 9)|normalize('imagenet')"
     evaluate = "decode(3)|resize_small(256)|central_crop(" + size.to_str() + ")|normalize('imagenet')"
     config.data = dict(
-        source="emoji" if args.debug else args.source,
+        source=args.source or ("emoji" if args.debug else "tfds:imagenet2012"),
         train=dict(split="train", ops=train + "|random_erasing(0.25)"),
         eval=dict(split="test[:16]" if args.debug else "validation", ops=evaluate),
         workers=0 if args.debug else 16,
@@ -53,4 +53,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(val=dict(type="classification", every="10 epochs"))
     config.checkpoint = dict(every="5 epochs", keep_last=2, best="val/top1")
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

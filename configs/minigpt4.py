@@ -19,7 +19,7 @@ PROMPTS = {1: ("Which of {group} is this?", "{name}"), 2: ("Give keywords of thi
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(
+    args = arguments.training(
         arg,
         stage=1,
         first="workdirs/blip2_2",
@@ -99,4 +99,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(held_out=dict(type="perplexity", at_start=True, every="50%"))
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 10)
-    return config
+    return arguments.apply(args, config)

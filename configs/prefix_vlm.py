@@ -27,7 +27,7 @@ SMALL = dict(width=192, depth=6, heads=6, mlp_width=768)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, system="paligemma", epochs=3, debug=False)
+    args = arguments.training(arg, system="paligemma", epochs=3, debug=False)
     if args.system not in SYSTEMS:
         raise ConfigError(f"config argument system={args.system}: {suggest(args.system, SYSTEMS)}")
     added = ADDED.get(args.system, ("<image>",))
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)
 
 
 def _pixels(system: str, tile: int, patch: int) -> tuple[str, int, int]:

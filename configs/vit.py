@@ -15,7 +15,9 @@ from vitvlm.core import arguments
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, source="emoji", init="", test="test", variant="", image_size=64, epochs=16, debug=False)
+    args = arguments.training(
+        arg, source="emoji", init="", test="test", variant="", image_size=64, epochs=16, debug=False
+    )
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else f"{args.epochs} epochs"
@@ -57,4 +59,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evals = dict(test=dict(type="classification", every="25%"))
     config.checkpoint = dict(every="10%", keep_last=1, best="test/top1")
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)

@@ -18,7 +18,7 @@ PATCH_SIZES = (2, 4, 7, 14)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = arguments.parse(arg, flexible=False, debug=False)
+    args = arguments.training(arg, flexible=False, debug=False)
     config = ConfigDict()
     config.seed = 0
     config.total = "4 steps" if args.debug else "14 epochs"
@@ -57,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
         config.evals = {f"patch_{p}": dict(type="classification", output=f"logits_{p}") for p in PATCH_SIZES}
     config.checkpoint = dict(every="10%", keep_last=1)
     config.log = dict(every=1 if args.debug else 50)
-    return config
+    return arguments.apply(args, config)

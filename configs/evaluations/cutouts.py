@@ -9,17 +9,20 @@ prediction gives instead of the pooled output.
 
 from ml_collections import ConfigDict
 
+from vitvlm.core import arguments
+
 SIZE = 224
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    args = arguments.parse(arg, features="features")
     config = ConfigDict()
     config.batch_size = 16
     split = dict(split="all", ops=f"decode|resize_pad({SIZE})|normalize('imagenet')")
     config.data = dict(source="stamps:photos", train=dict(split), eval=dict(split))
     neighbours = dict(type="knn", leave_one_out=True, ks=(5,))
     config.evals = dict(
-        knn=dict(neighbours, features=arg or "features"),
+        knn=dict(neighbours, features=args.features),
         knn_pixels=dict(neighbours, features="pixels"),
     )
     return config

@@ -15,8 +15,8 @@ from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.jobs.evaluation import evaluate
 from vitvlm.jobs.evaluation.weights import evaluate_weights
+from vitvlm.jobs.training import again, train
 from vitvlm.jobs.training import init_from as init_from_lib
-from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import setup
 
 NAMES = ("ant", "bee", "cow")
@@ -108,7 +108,7 @@ def test_a_class_that_was_renamed_keeps_its_label_on_request_only(copied):
     assert "files are new: zebra/0.png" in (folder / "metrics.jsonl").read_text()
     now = json.loads((folder / "config.json").read_text())
     assert now["classes"] == list(NAMES) and now["data"]["class_names"] == {"zebra": "ant"}
-    source = setup(train.going_on(config, folder)).data.source
+    source = setup(again.going_on(config, folder)).data.source
     labels = dict(zip(source.ids, source.labels.tolist(), strict=True))
     assert (labels["zebra/0.png"], labels["bee/0.png"], labels["cow/0.png"]) == (0, 1, 2)
 
@@ -120,7 +120,7 @@ def test_a_class_that_is_gone_shifts_no_label_and_one_more_is_refused(copied):
         train.train(config, folder)
     train.train(config, folder, accept_changed_data=True)
     assert json.loads((folder / "config.json").read_text())["classes"] == list(NAMES)
-    assert sorted(setup(train.going_on(config, folder)).data.source.labels.tolist()) == [1] * 4 + [2] * 4
+    assert sorted(setup(again.going_on(config, folder)).data.source.labels.tolist()) == [1] * 4 + [2] * 4
     shutil.copytree(images / "train" / "bee", images / "train" / "dog")
     with pytest.raises(DataError, match=r"its class 'dog' is none of the training's classes"):
         train.train(config, folder, accept_changed_data=True)

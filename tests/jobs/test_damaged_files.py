@@ -13,7 +13,7 @@ from vitvlm.evaluation import Result
 from vitvlm.jobs import ablate
 from vitvlm.jobs.ablation import report, stage
 from vitvlm.jobs.evaluation import evaluate, weights
-from vitvlm.jobs.training import train
+from vitvlm.jobs.training import report as training_report
 from vitvlm.training.workdir import WorkdirError
 
 DAMAGES = {
@@ -40,7 +40,7 @@ def test_a_finished_training_draws_what_is_left(tmp_path, content, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 8, "test/top1": 0.5}]))
     damage(path, content)
-    train._draw_curves(epath.Path(tmp_path))
+    training_report.draw_curves(epath.Path(tmp_path))
     assert Image.open(tmp_path / "curves.png").width > 600
     said = {b"": 0, b'{"step": 1}\n': 0}.get(content, 1)
     assert len(caplog.messages) == said and all(str(path) in line for line in caplog.messages)
@@ -48,7 +48,7 @@ def test_a_finished_training_draws_what_is_left(tmp_path, content, caplog):
 
 def test_curves_that_cannot_be_drawn_are_no_reason_to_fail(tmp_path, caplog):
     (tmp_path / "curves.png").mkdir()
-    train._draw_curves(epath.Path(tmp_path))
+    training_report.draw_curves(epath.Path(tmp_path))
     assert "curves.png could not be drawn" in caplog.text
 
 

@@ -308,8 +308,9 @@ def test_another_config_in_the_workdir_lists_the_differing_fields(tmp_path):
     assert str(error.value) == (
         f"workdir {tmp_path} began with another config (model/depth: absent before, 2 now; "
         "model/width: 64 before, 128 now; seed: 0 before, 1 now): "
-        "choose another --workdir, or set these fields back; only log/.*, evals/.*, checkpoint/.*, data/workers, "
-        "data/max_unreadable_fraction, feature_cache/path may change"
+        "set these fields back, choose another --workdir, or go on from its newest checkpoint with them by "
+        "--continue_as=NEWDIR; here only total, mesh(/.*)?, sharding(/.*)?, log/.*, evals/.*, checkpoint/.*, "
+        "data/workers, data/max_unreadable_fraction, feature_cache/path may change"
     )
     assert (tmp_path / "config.json").read_text() == before
 

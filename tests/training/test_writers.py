@@ -302,7 +302,7 @@ def test_one_line_every_few_steps_where_there_is_no_terminal():
         "12,345 parameters [frozen]",
         "step 50/200 · loss 1.2500 · accuracy 50.0% · 1,234 images/s · MFU 42.0% · waiting for data 7% · ETA 1:02:05",
         "step 100/200 · loss 1.2500 · accuracy 50.0% · 1,234 images/s · MFU 42.0% · waiting for data 7% · ETA 1:02:05",
-        "step 100/200 · val/accuracy 0.5 · time/val_seconds 2",
+        "step 100/200 · val: accuracy 0.5 · 2.0 s",
     ]
 
 
@@ -314,7 +314,7 @@ def test_live_line_on_a_terminal():
         "step 100/200 · loss 1.2500 · accuracy 50.0% · 1,234 images/s · MFU 42.0% · waiting for data 7% · ETA 1:02:05"
         in last
     )
-    assert "step 100/200 · val/accuracy 0.5 · time/val_seconds 2" in text, "evaluations stay above the bar"
+    assert "step 100/200 · val: accuracy 0.5 · 2.0 s" in text, "evaluations stay above the bar"
 
 
 def test_other_processes_print_nothing(capsys):

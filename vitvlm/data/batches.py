@@ -57,6 +57,8 @@ class TrainBatches(Iterator[Batch]):
       changes: how the data differ from those of the state that `set_state` was given; empty where they do not.
       say: receives messages: each unreadable image when it is found, each batch that is skipped. The log by default.
       image_shape: (H, W, C); None for batches without images.
+      other_settings: whether a state of another seed, batch size or number of examples will do: the order is then the
+        new one's from the same number of batches on, and a stream begins anew.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class TrainBatches(Iterator[Batch]):
         self.skipped = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.changes: dict[str, str] = {}
+        self.other_settings = False
         self._data, self._accept_changes, self._lists = data or {}, accept_changes, lists
         self._naming = _Naming(_LOG.warning)
         self.image_shape = plan.loader.image_shape
@@ -141,7 +144,7 @@ class TrainBatches(Iterator[Batch]):
         identity = self._plan.identity()
         for name in {**identity, **saved["made_for"]}:
             before, value = saved["made_for"].get(name), identity.get(name)
-            if before != value and TRAINING in self.changes and name in OF_DATA:
+            if before != value and (self.other_settings or (TRAINING in self.changes and name in OF_DATA)):
                 saved["place"] = None  # which means nothing among other shards
             elif before != value:
                 raise ConfigError(

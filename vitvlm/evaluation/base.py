@@ -82,6 +82,13 @@ class Evaluator(abc.ABC):
         it is judged with other images and with none (`grounding`); None: it is not.
       has_answers: whether examples.npz has answer, truth and question too, as texts; then there is a `max_images`.
       types: the field of the records with the type of each question; "" for none.
+
+    Fields that several have:
+      output: the task's prediction function whose arrays are scored.
+      max_images: pictures that the page shows at most; 0 for no page.
+      features: the task's prediction function whose arrays are the features, or "pixels".
+      weights: "trained", or "random" for a baseline with weights as before any training.
+      seed: of the random weights and of every random choice.
     """
 
     labelled: ClassVar[bool] = False

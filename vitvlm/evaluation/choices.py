@@ -78,6 +78,7 @@ class MultipleChoice(base.Evaluator):
       candidates: the field of the records that holds the candidates, in the order of the batches' rows.
       right: the field with the text of the right one; "": it is the first.
       normalize: "none" compares log p(text), "tokens" that per token.
+      question: the field with the question, for the page.
     """
 
     compared: ClassVar[str] = "score"

@@ -30,6 +30,11 @@ class NearestNeighbours(base.Evaluator):
 
     With `leave_one_out` the evaluated split is its own training set: each example is judged by all others. This is for
     sets that are too small to split.
+
+    Fields:
+      ks: numbers of neighbours that vote; by default as many of 10, 20, 100 and 200 as there are examples for.
+      temperature: of the votes' weights, exp(similarity / temperature).
+      leave_one_out: judge each example of the evaluated split by all others of it.
     """
 
     labelled: ClassVar[bool] = True

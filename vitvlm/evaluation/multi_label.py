@@ -24,6 +24,9 @@ class MultiLabel(base.Evaluator):
     "probability above `threshold`", the latter over the same classes; the mean sum of binary cross-entropies (nats);
     n, and the number of classes that count. Writes `examples.npz` (index, id, labels, probability, label_names) and
     `classes.csv`.
+
+    Fields:
+      threshold: the probability above which a class is answered.
     """
 
     labelled: ClassVar[bool] = True

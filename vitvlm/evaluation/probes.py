@@ -11,18 +11,19 @@ import math
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from vitvlm.core.config import ConfigError
 from vitvlm.evaluation import base, classification, lars_probe
 from vitvlm.evaluation.features import FeatureSource, RandomVariables
 from vitvlm.evaluation.knn import normalise
+
+if TYPE_CHECKING:  # scikit-learn takes a second and more to import, and most jobs fit no such probe
+    from sklearn.linear_model import LogisticRegression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,11 @@ class MaeProbe(base.Evaluator):
     The learning rate is base_learning_rate * batch_size / 256. A batch is at most the whole training set. LARS moves
     the kernel by a share of its length that the rate sets, and the rate is made for a million images: on a small set
     raise base_learning_rate or epochs. A probe that could not move is named so in its protocol, and in a warning.
+
+    Fields:
+      epochs, warmup_epochs: of the probe's training, and of these the first in which its rate rises.
+      batch_size: examples per step of the probe's training.
+      base_learning_rate: the rate for a batch of 256.
     """
 
     labelled: ClassVar[bool] = True
@@ -105,6 +111,13 @@ class LogisticProbe(base.Evaluator):
 
     C is the best of `sweep` on `validation_fraction` of the training examples (from the smallest up, until two in a row
     are worse); the fit with it is then made on all of them.
+
+    Fields:
+      sweep: values of C, the inverse strength of the L2 penalty, that are tried.
+      validation_fraction: share of the training examples on which C is chosen.
+      standardise: whether each feature is brought to mean 0 and standard deviation 1.
+      tolerance: of the mean loss's gradient, at which the fit ends.
+      max_iterations: of L-BFGS; a fit that has not ended by then is named so in the protocol.
     """
 
     labelled: ClassVar[bool] = True
@@ -173,7 +186,7 @@ class LogisticProbe(base.Evaluator):
 
     def _choose(
         self, inputs: Float[np.ndarray, "m D"], labels: Int[np.ndarray, " m"]
-    ) -> tuple[LogisticRegression, bool]:
+    ) -> tuple["LogisticRegression", bool]:
         """The model with the best held-out accuracy (the smallest C of equals), and whether its fit converged.
 
         Each fit starts where the one before ended, and so will the fit on all examples.
@@ -208,12 +221,16 @@ class LogisticProbe(base.Evaluator):
             )
         return held, kept
 
-    def _model(self, C: float) -> LogisticRegression:
+    def _model(self, C: float) -> "LogisticRegression":
+        from sklearn.linear_model import LogisticRegression
+
         return LogisticRegression(C=C, tol=self.tolerance, max_iter=self.max_iterations, warm_start=True)
 
 
-def _fit(model: LogisticRegression, inputs: np.ndarray, labels: np.ndarray) -> bool:
+def _fit(model: "LogisticRegression", inputs: np.ndarray, labels: np.ndarray) -> bool:
     """Fits, and says whether the solver converged."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(inputs, labels)

@@ -31,6 +31,11 @@ class Retrieval(base.Evaluator):
     median ranks, reranked_image_to_text_r1 … likewise, n images and texts; chance, the recall of a random order, is in
     the protocol. Where pictures are given, `page.html` shows the images nearest to each text and the texts nearest to
     each image, with at most `max_images` images (0: no page).
+
+    Fields:
+      ks: the numbers of candidates among which the right one counts as found.
+      rerank: how many of the nearest candidates the matching model orders anew; 0 for none.
+      match_weight, similarity_weight: factors of its logit and of the cosine in that order.
     """
 
     batches: base.Batches

@@ -22,7 +22,10 @@ class Split:
       ops: operations on each example, such as "decode|flip|normalize".
       source: "tfds:fashion_mnist", "folder:PATH", "emoji", …
       labels_fraction: share of the labels that may be seen, the same for every class and chosen by a fixed seed.
-      label, label_separator, label_names: where the labels are and what they mean; see `data.sources.labels.Labelling`.
+      label: the column or JSON field of the label, see `data.sources.labels.Labelling`; by default the data section's,
+        and so are the next two.
+      label_separator: what is between the classes in a CSV cell of several labels.
+      label_names: the classes in the order of their index, or a file of them, a name a line.
       class_names: {class of the source: what it is called in the job}, or the path of a JSON file that holds it;
         several classes may become one.
       scores: a file of scores of the examples, by id, which become a column; see `data.sources.scored.Scores`.
@@ -61,7 +64,9 @@ class Data:
     """The data section: one source, a training split and an evaluation split.
 
     Attributes:
-      source, train, eval, class_names: see `Split`; train and eval may name a source and class_names of their own.
+      source: "tfds:fashion_mnist", "folder:PATH", "emoji", …; train and eval may name sources of their own.
+      train, eval: the sections of the training's split and of the evaluations', see `Split`.
+      class_names: {class of the source: what it is called in the job}, see `Split`; train and eval may have their own.
       label: the column or JSON field of the label (jsonl, csv, webdataset), if it is not "label" or webdataset's "cls".
         This and the next two are also those of train, eval and evaluators that name a source of the same kind.
       label_separator: what is between the classes in a CSV cell of several labels.
@@ -198,8 +203,8 @@ class Model(Devices):
     """Fields of a config for its model: what is trained, planned or restored.
 
     Attributes:
-      task: its name and fields.
-      model: its name and fields; `num_classes` may be "data", for as many as the training data has.
+      task: the objective: its name and fields.
+      model: the model: its name and fields; `num_classes` may be "data", for as many as the training data has.
       classes: names of the head's classes in their order; by default those of the training data, which it may also have
         more than. Written to the workdir, so that they stay.
       optimizer: of it, the model takes `freeze`: which parameters do not train.
@@ -221,7 +226,7 @@ class Inputs:
     """Fields of a config for its data.
 
     Attributes:
-      data: see `Data`.
+      data: what is trained and evaluated on, see `Data`.
       batch_size: examples per step, over all devices.
       seed: of the parameters, the order of the data and every random choice.
     """
@@ -249,12 +254,15 @@ class Training:
     Attributes:
       total: how long to train.
       batch_size, seed: see `Inputs`.
-      optimizer, schedule: see `training.optimizer` and `training.schedules`.
+      optimizer: how parameters are updated, and which, see `training.optimizer`.
+      schedule: the learning rate, see `training.schedules`.
       accumulate: micro-batches per step.
-      unroll: the program holds them one next to the other instead of a loop over them: faster on the cores of a CPU.
+      unroll: the program holds the micro-batches one next to the other instead of a loop over them: faster on the cores
+        of a CPU.
       ema_decay: of the averaged parameters, which are then what is evaluated; None for no average.
       init_from: where parameters come from, see `InitFrom`; or several such by name, applied in turn.
-      checkpoint, log: see `Checkpoint` and `Log`.
+      checkpoint: when the state is saved, and which checkpoints stay, see `Checkpoint`.
+      log: metrics besides the terminal and metrics.jsonl, see `Log`.
       feature_cache: see `FeatureCache`; None: every step runs the image encoder.
     """
 

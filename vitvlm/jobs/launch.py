@@ -3,7 +3,10 @@
 import ast
 import difflib
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +14,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import allocator, simulated
-from vitvlm.jobs.overrides import apply_overrides, take_overrides
+from vitvlm.jobs.overrides import apply_overrides, take_overrides, written
 from vitvlm.training.checkpoints import CheckpointError
 from vitvlm.training.interrupts import Interrupted
 from vitvlm.training.loop import NotFiniteError
@@ -38,9 +42,33 @@ def define_config(required: bool = True, flag_values: flags.FlagValues = flags.F
     return holder
 
 
+def define_workdir(text: str) -> flags.FlagHolder:
+    """The `--workdir` flag, of a script that can do without when nothing is to be written; see `required`."""
+    return flags.DEFINE_string("workdir", None, text)
+
+
+def required(holder: flags.FlagHolder) -> Any:
+    """The flag's value. Raises ConfigError without one."""
+    if holder.value is None:
+        raise ConfigError(f"--{holder.name}: missing; give a folder, as --{holder.name}=workdirs/mine")
+    return holder.value
+
+
+def define_print_config() -> flags.FlagHolder:
+    """The `--print_config` flag: the fields of the config are printed, and nothing is run; see `parse`."""
+    return flags.DEFINE_bool("print_config", False, "Print every field as --config.FIELD=VALUE, and run nothing.")
+
+
 def define_fields() -> flags.FlagHolder:
     """The flag --fields, for `named_values`."""
     return flags.DEFINE_list("fields", [], "What the weights do not say, as name=value: image_size=224,heads=6.")
+
+
+def announce(doing: str, config: flags.FlagHolder) -> None:
+    """Says at once what a script begins to do, and with which config: the imports alone take some seconds."""
+    if os.environ.get("JAX_PROCESS_ID", "0") == "0":
+        file = config_flags.get_config_filename(flags.FLAGS[config.name])
+        print(f"{file}: {doing}", file=sys.stderr, flush=True)
 
 
 def named_values(texts: Sequence[str]) -> dict[str, Any]:
@@ -110,13 +138,23 @@ def run(main: Callable[[], None]) -> None:
     app.run(one_line_errors, flags_parser=parse)
 
 
+_ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # of a traceback's last line
+HELP = ("--help", "-help", "-h", "--helpfull", "-?")
+
+
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses flags as absl does, sets overridden fields of the config, and returns the arguments that are not flags.
 
-    A mistake is one line that names the nearest flag or field, and ends the program with status 2.
+    `--help` prints the script's flags and the fields of its config, `--print_config` the fields with their values; both
+    end the program. A mistake is one line that names the nearest flag or field, and ends the program with status 2.
     """
     try:
         argv, overrides = take_overrides(flag_values.read_flags_from_files(list(argv), force_gnu=False))
+        helped = any(argument in HELP for argument in argv)
+        if helped:
+            argv = [argument for argument in argv if argument not in HELP]
+            for name in list(flag_values):
+                flag_values[name].validators = []  # nothing is required of who asks for help
         arguments = flag_values(argv)
         config = flag_values["config"].value if "config" in flag_values else None
         if config is not None:
@@ -127,6 +165,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
             apply_overrides(config, overrides)
         elif overrides:
             raise ConfigError(f"--config.{overrides[0][0]}: there is no config to set it in; give --config")
+        if helped:
+            _print(_help(flag_values, config))
+        elif config is not None and "print_config" in flag_values and flag_values["print_config"].value:
+            _print("".join(f"--config.{path}={value}\n" for path, value in written(config)))
         return arguments
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(flag_values), n=1)
@@ -134,7 +176,35 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
         sys.exit(_fail(f"--{error.flagname}: no such flag or config field{hint}"))
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         # What a config file raises comes wrapped in a traceback's text, whose last line is the message.
-        sys.exit(_fail(str(error).strip().splitlines()[-1].strip()))
+        sys.exit(_fail(_ERROR.sub("", str(error).strip().splitlines()[-1].strip())))
+
+
+def _print(text: str) -> None:
+    """Prints what was asked for, and ends the program."""
+    print(text, end="")
+    sys.exit(0)
+
+
+def _help(flag_values: flags.FlagValues, config: ConfigDict | None) -> str:
+    """Describes the script, its flags, and the fields of its config: those of any, where none is given."""
+    script = sys.modules["__main__"].__doc__ or ""
+    lines = [script.strip(), "", "Flags:"]
+    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+    own = [flag for module, of in flag_values.flags_by_module_dict().items() if not _foreign(module) for flag in of]
+    for flag in own:
+        default = "" if flag.default in (None, []) else f" (default {flag.default_as_str})"
+        text = f"--{flag.name}  {flag.help}{default}"
+        lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    if "config" in flag_values:
+        from vitvlm.jobs import reference  # imports every model, which only a reader of the help waits for
+
+        lines += ["", reference.help_text(None if config is None else config_lib.plain(config), width).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _foreign(module: str) -> bool:
+    """Tells whether flags of that module are a library's."""
+    return module.split(".")[0] in ("absl", "jax", "etils", "tensorflow_datasets", "ml_collections", "tqdm")
 
 
 def _fail(error: object) -> int:

@@ -2,12 +2,12 @@
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitvlm.core.config import ConfigError
+from vitvlm.core.config import ConfigError, plain
 
 _FLAG = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
@@ -47,6 +47,15 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[Override]) -> None:
         else:
             with section.ignore_type():
                 section[field] = value
+
+
+def written(config: ConfigDict | Mapping[str, Any]) -> Iterator[Override]:
+    """Yields every field of a config as an override that sets it: a file of them (`--flagfile`) is the config again."""
+    for name, value in plain(config).items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{path}", text) for path, text in written(value))
+        else:
+            yield name, value if isinstance(value, str) and _literal(value) == value else repr(value)
 
 
 def _open_section(config: ConfigDict, path: Sequence[str], field: str) -> ConfigDict:

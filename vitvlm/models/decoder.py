@@ -40,6 +40,7 @@ class Decoder(Transformer, ModelFacts, kw_only=True):
         "head_added": the model's own weights fit, and may stay as they are while new tokens such as "<image>" train.
       positions: "rotary", in every layer, by `rope`; or "learned", a table of `length` vectors that are added to the
         tokens' own, after `position_offset` others that stand for nothing (OPT has 2).
+      position_offset: vectors at the begin of the learned table that stand for nothing.
       rope: see `nn.rope.Rope`; local_rope: of local layers, by default the same.
       pattern: kinds of the layers, "global" or "local"; layer i is of the kind at i modulo the pattern's length.
       local: how many tokens a token of a local layer sees, itself included; with padding between them, places.

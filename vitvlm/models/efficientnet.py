@@ -113,6 +113,8 @@ class EfficientNet(nn.Module, ModelFacts):
     Fields:
       width_factor, depth_factor: compound scaling of the widths and depths below, those of table 1 (B0). Widths are
         rounded to multiples of width_divisor, depths up.
+      width_divisor: widths are multiples of it.
+      activation: name of the activation function.
       num_classes: S; 0 for no head.
       widths, depths, kernels, strides, expansions: of each stage: channels, blocks, sides of the depthwise kernels,
         step of the first block, factor of the width inside a block.

@@ -97,6 +97,7 @@ class MAE(nn.Module, ModelFacts):
         scale, drop path and dropout.
       mask_ratio, masking: see `nn.masking.make_masking`.
       norm_pix: whether the target is each patch with its own mean and (unbiased) variance taken out.
+      decoder_width, decoder_depth, decoder_heads: sizes of the decoder.
       decoder_mlp_width: 4 x decoder_width by default.
     """
 

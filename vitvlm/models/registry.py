@@ -1,4 +1,14 @@
-"""The models that configs call by name."""
+"""The models that configs call by name.
+
+Fields of their builders:
+  variant: a published size by its name, such as "B/16"; other fields change it. None: all sizes are given.
+  image, text: a section of name and fields for the part that reads images or texts, such as `{"name": "vit", "variant":
+    "B/16"}`; with a variant, what changes in it.
+  backbone: a section of name and fields for the image encoder inside.
+  connector: a section of name and fields for what brings images to the language model, such as `{"name": "mlp"}`.
+  qformer: a section of fields for the querying transformer; with a variant, what changes in it.
+  features: which tokens of the image encoder the connector reads: "tokens", or layers such as -2; several are joined.
+"""
 
 import dataclasses
 from collections.abc import Collection, Mapping

@@ -86,6 +86,7 @@ class ResNet(nn.Module, ModelFacts):
       layer: "basic" or "bottleneck", see `ResidualBlock`.
       stem_width: channels after the first convolution.
       num_classes: S; 0 for no head.
+      activation: name of the activation function.
       inner_activation: between the convolutions of a block; None is `activation`, as everywhere else.
       downsample_in_first_stage: by default the first stage has stride 1, as the stem already has 4.
       downsample_in_bottleneck: the stride in the first 1x1 convolution instead, as the paper's first version has it.

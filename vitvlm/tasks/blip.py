@@ -47,6 +47,7 @@ class Blip(Task):
       momentum: of the encoders, per step.
       alpha: share of the soft targets; it rises from 0 within the first `alpha_ramp` steps. In a config a duration:
         the authors take two epochs.
+      alpha_ramp: duration in which `alpha` rises; 0 for none.
       contrast_weight, match_weight, caption_weight: of the three.
       label_smoothing: of the predicted tokens.
       min_scale, max_scale: what the similarities' scale is kept between (1 / temperature; the authors: .001 to .5).

@@ -23,6 +23,7 @@ class CoCa(Contrast):
 
     Attributes, besides those of `Contrast`:
       model: see `models.coca.CoCa`.
+      contrast_weight, caption_weight: factors of the two losses in their sum.
     """
 
     contrast_weight: NotNegative = 1.0

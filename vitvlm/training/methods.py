@@ -3,6 +3,13 @@
 Each is given `decay`, which adds every parameter's weight decay, and puts it where its paper does; one that treats
 parameters by what they are is given their `roles`, by path. Fields have optax's names and defaults unless the docstring
 says otherwise.
+
+Fields of several:
+  b1, b2: how much of the running means of the gradients, and of their squares, stays at each step.
+  eps: added where something is divided by, against zero.
+  momentum: how much of the sum of updates stays at each step; 0 or None for none.
+  nesterov: whether the momentum looks a step ahead.
+  mu_dtype: dtype of the first moment or momentum; None for the parameters' own.
 """
 
 import math
@@ -57,7 +64,11 @@ def lars(
     trust_coefficient: NotNegative = 0.001,
     mu_dtype: DTypeLike | None = None,
 ) -> Transform:
-    """You et al. 2017, as in MAE's linear probe: only tensors of rank 2 and more are rescaled to their norm."""
+    """You et al. 2017, as in MAE's linear probe: only tensors of rank 2 and more are rescaled to their norm.
+
+    Args:
+      trust_coefficient: the update's length as a share of the tensor's, before the learning rate.
+    """
     trust = optax.masked(
         optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
         lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
@@ -80,6 +91,13 @@ def adafactor(
 
     `b2_cap` bounds the second moment's decay from above (0.999 in Zhai et al. 2022, section 3.4, who also take
     momentum 0.9 in bfloat16 and no parameter scale).
+
+    Args:
+      decay_rate: r of the second moment's decay at step t, 1 - t^-r.
+      b2_cap: largest decay of the second moment.
+      clipping_threshold: largest root mean square of a tensor's update; None for no such limit.
+      multiply_by_parameter_scale: whether an update is multiplied by the root mean square of its tensor.
+      min_dim_size_to_factor: sides of a matrix from which its second moment is kept as row and column means.
     """
 
     def b2(step: Int[Array, ""], rate: float) -> Float[Array, ""]:
@@ -115,6 +133,12 @@ def muon(
     `consistent_rms` multiplies a matrix's update by that number times sqrt(max(inputs, outputs)), so that its
     entries are as large as AdamW's and both share one learning rate (Liu et al. 2025, section 2.2); None takes the
     original factor, sqrt(max(1, outputs / inputs)).
+
+    Args:
+      beta: how much of the momentum of hidden matrices stays at each step.
+      ns_steps: Newton-Schulz iterations of the orthogonalisation.
+      consistent_rms: root mean square of a hidden matrix's update, 0.2 as AdamW's; None for the original factor.
+      adam_b1, adam_b2: b1 and b2 of everything else.
     """
 
     def rescale(update: Float[Array, "*I O"]) -> Float[Array, "*I O"]:

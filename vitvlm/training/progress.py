@@ -1,6 +1,6 @@
 """Progress of a training: a live line with a bar on a terminal, one line per report elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -12,6 +12,7 @@ Value = float | int | str
 # What the live line shows, in this order, of what a row has.
 SHOWN = {
     "train/loss": "loss {:.4f}",
+    "train/learning_rate": "learning rate {:.3g}",
     "train/accuracy": "accuracy {:.1%}",
     "time/images_per_second": "{:,.0f} images/s",
     "time/mfu": "MFU {:.1%}",
@@ -22,22 +23,38 @@ BAR_FROM_WIDTH = 120
 """Columns of a terminal from which there is room for a bar beside the numbers."""
 
 
+def numbers(metrics: Mapping[str, Value]) -> str:
+    """The numbers among the metrics, by their names."""
+    return " · ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, (int, float)))
+
+
 class Progress:
     """Use as a context manager; only the first process prints."""
 
     def __init__(
-        self, total_steps: int, *, lines_every: int = 100, console: Console | None = None, quiet: bool = False
+        self,
+        total_steps: int,
+        *,
+        lines_every: int = 100,
+        steps_per_epoch: float | None = None,
+        describe: Callable[[Mapping[str, Value]], str] = numbers,
+        console: Console | None = None,
+        quiet: bool = False,
     ):
         """Makes a display that appears when it is entered.
 
         Args:
           total_steps: where the bar ends.
           lines_every: steps between lines if the output is not a terminal.
+          steps_per_epoch: to say the epoch with the step; None for data without epochs.
+          describe: puts the metrics of an evaluation into words.
           console: standard error by default.
           quiet: print nothing, as on every process but the first.
         """
         self._total_steps = total_steps
         self._lines_every = lines_every
+        self._steps_per_epoch = steps_per_epoch
+        self._describe = describe
         self._console = console or Console(stderr=True, highlight=False, quiet=quiet)
         self._rates: dict[str, Value] = {}
         self._bar: Bar | None = None
@@ -64,16 +81,26 @@ class Progress:
         parts = [text.format(shown[name]) for name, text in SHOWN.items() if name in shown]
         if remaining is not None:
             parts.append(f"ETA {duration(remaining)}")
-        text = " · ".join([f"step {step}/{self._total_steps}", *parts])
+        text = " · ".join([self._place(step), *parts])
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif step % self._lines_every == 0 or step == self._total_steps:
             self.note(text)
 
     def evaluation(self, step: int, row: Mapping[str, Value]) -> None:
-        """An evaluation's numbers: one line that stays."""
-        numbers = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, (int, float))]
-        self.note(f"step {step}/{self._total_steps} · {' · '.join(numbers)}")
+        """An evaluation's metrics, "test/top1" and so on, and the seconds that it took: one line that stays."""
+        groups: dict[str, dict[str, Value]] = {}
+        for name, value in row.items():
+            groups.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = value
+        seconds = sum(value for value in groups.pop("time", {}).values())
+        said = [f"{group}: {self._describe(metrics)}" for group, metrics in groups.items()]
+        self.note(" · ".join([self._place(step), *said, f"{seconds:.1f} s"]))
+
+    def _place(self, step: int) -> str:
+        if self._steps_per_epoch is None:
+            return f"step {step}/{self._total_steps}"
+        epoch, epochs = (count / self._steps_per_epoch for count in (step, self._total_steps))
+        return f"step {step}/{self._total_steps} · epoch {epoch:.2f}/{epochs:.3g}"
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""

@@ -19,11 +19,14 @@ CHECKPOINTS = "checkpoints"
 STAGES = "stages.json"  # of a training in stages: their order, and the metrics of those that are done
 _LOG = logging.getLogger(__name__)
 
-CHANGEABLE = (
+UNTOLD = (
     *("log/.*", "evals/.*", "checkpoint/.*", "data/workers", "data/max_unreadable_fraction"),
     "feature_cache/path",
 )
-"""Fields that may differ when a training goes on: they do not touch what is computed."""
+"""Fields that do not touch what is computed."""
+
+CHANGEABLE = ("total", "mesh(/.*)?", "sharding(/.*)?", *UNTOLD)
+"""Fields that may differ when a training goes on: it may end later, and lie on other devices."""
 
 WITH_CHANGED_DATA = ("data/class_names(/.*)?",)
 """Fields that may differ too when changed data are accepted: a renamed class is given its name of before."""
@@ -153,14 +156,20 @@ def began(workdir: epath.PathLike) -> dict[str, Any] | None:
     return None
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = ()) -> str:
+    """Says in which fields two configs differ, but for those of `changeable`; "" for none."""
+    fields, others = _fields(before), _fields(json.loads(json.dumps(now)))
+    names = differing(before, now, changeable)
+    return "; ".join(f"{name}: {_show(fields, name)} before, {_show(others, name)} now" for name in names)
+
+
 def _compare(workdir: epath.Path, before: Mapping, now: Mapping, changeable: Sequence[str]) -> None:
-    if names := differing(before, now, changeable):
-        fields, others = _fields(before), _fields(now)
-        shown = "; ".join(f"{name}: {_show(fields, name)} before, {_show(others, name)} now" for name in names)
-        only = len(differing(before, now, (*changeable, *WITH_CHANGED_DATA))) == len(names)
+    if shown := changes(before, now, changeable):
+        only = changes(before, now, (*changeable, *WITH_CHANGED_DATA)) == shown
         raise ConfigError(
-            f"workdir {workdir} began with another config ({shown}): "
-            f"choose another --workdir, or set these fields back; only {', '.join(changeable)} may change"
+            f"workdir {workdir} began with another config ({shown}): set these fields back, choose another --workdir, "
+            "or go on from its newest checkpoint with them by --continue_as=NEWDIR; "
+            f"here only {', '.join(changeable)} may change"
             f"{'' if only else ', and data/class_names with --accept_changed_data'}"
         )
 

@@ -33,7 +33,7 @@ from vitvlm.jobs.training.setup import TrainingSetup, setup
 from vitvlm.nn.patches import patch_grid
 from vitvlm.training import writers
 from vitvlm.training.interrupts import EXIT_STATUS, Interrupted
-from vitvlm.training.workdir import latest_stage
+from vitvlm.training.workdir import began, latest_stage
 
 STAGE, OUTCOME, FAILURE = "stage.json", "outcome.json", "failure.json"
 Json = dict[str, Any]
@@ -104,7 +104,16 @@ def _run_child(command: list[str]) -> tuple[int, bool]:
 
 
 def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -> Json:
-    """Trains here, with what it costs before and after; FLOPs and steps are those of all stages of the config."""
+    """Trains here, with what it costs before and after; FLOPs and steps are those of all stages of the config.
+
+    Raises ConfigError for a training that began with another length: variants are compared at equal schedules.
+    """
+    before = began(folder) or config
+    if before.get("total") != config.get("total"):
+        raise ConfigError(
+            f"{folder} began with total={before.get('total')!r}, and this sweep has {config.get('total')!r}: variants "
+            "are compared at equal schedules: choose another --workdir, or set the budget back"
+        )
     parts = stages.configs(config).values() if fields.STAGES in config else [config]
     each = [facts(setup(part).training) for part in parts]
     described = each[-1] | {name: sum(part[name] for part in each) for name in ("total_flops", "steps", "examples")}

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import linen as nn
 
@@ -43,6 +44,7 @@ class Section:
       every: duration between evaluations while training; None for none in between.
       at_start: also before the first step.
       at_end: also after the last step.
+      if_labelled: leave the evaluation out, with a line in the log, where its data have no classes.
       data: split, operations and source of what is evaluated; unset fields are those of config.data.eval.
       train_data: the same for the split that probes and neighbours learn from; by default the training split with
         the evaluation's operations.
@@ -57,6 +59,7 @@ class Section:
     every: str | int | None = None
     at_start: bool = False
     at_end: bool = True
+    if_labelled: bool = False
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: Count | None = None
@@ -103,7 +106,8 @@ def build(
     The note ends the protocols of those whose images `data.eval.ops` makes.
     Raises ConfigError that names the field.
     """
-    return tuple(_build(model, data, name, section, note) for name, section in sections.items())
+    built = (_build(model, data, name, section, note) for name, section in sections.items())
+    return tuple(each for each in built if each is not None)
 
 
 @dataclasses.dataclass
@@ -123,8 +127,10 @@ class _Pass:
         return f"{told} (of the first of {count} processes' shares)" if told and count > 1 else told
 
 
-def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Section, note: str) -> Evaluation:
+def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Section, note: str) -> Evaluation | None:
     where = f"config.evals.{name}"
+    if not isinstance(section, Mapping):
+        raise config_lib.ConfigError(f"{where}: {section!r:.60} is no section; give at least its type, as type='knn'")
     ours = {field.name for field in dataclasses.fields(Section)}
     when = config_lib.call(Section, {key: value for key, value in section.items() if key in ours}, where)
     own = {key: value for key, value in section.items() if key not in ours}
@@ -135,6 +141,9 @@ def _build(model: ModelSetup, data: DataSetup, name: str, section: fields.Sectio
     for each, given in ((split, when.data), (train_split, when.train_data)):
         if "class_names" in given:
             check_renames(each, open_split(each))
+    if when.if_labelled and not open_split(split).labelled:
+        logging.warning("%s: is left out: %s has no classes", where, split.source)
+        return None
     pipeline = operations.parse(split.ops)
     labels = _labels(model.head, when.type, own, split, train_split, where)
     source = labels.source

@@ -19,7 +19,7 @@ from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.operations import decoding, geometry, pixels
 from vitvlm.data.operations.text import texts_of
 from vitvlm.data.sources import Source
-from vitvlm.jobs.prepare import problems, records, report
+from vitvlm.jobs.prepare import class_counts, problems, records, report
 from vitvlm.jobs.prepare.scan import Scan, images_of, scan
 
 JPEG_QUALITY = 95
@@ -78,7 +78,8 @@ def prepare(
         found = problems.find(seen)
         decision = problems.decide(seen, found, drop)
         blind = _blind(seen, weights)
-        told = report.Report(source, str(out), seen, found, decision, tuple(drop), _files(opened), blind)
+        classes = class_counts.count(seen.seen, decision.captions.keys(), opened, names)
+        told = report.Report(source, str(out), seen, found, decision, tuple(drop), _files(opened), blind, classes)
         for split, (before, after) in told.examples.items():
             if not after:
                 raise DataError(f"{source}: none of the {before} examples of {split!r} is left; drop less, see --drop")

@@ -16,6 +16,7 @@ from vitvlm.data.accounting import Files
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.operations import decoding
 from vitvlm.data.sources import Example
+from vitvlm.jobs.prepare import class_counts
 from vitvlm.jobs.prepare.problems import KINDS, WITHOUT_CAPTIONS, Decision, Finding, Findings, across_splits
 from vitvlm.jobs.prepare.records import TYPES, Blind, Told, answer_type
 from vitvlm.jobs.prepare.scan import Scan, images_of
@@ -27,6 +28,7 @@ SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # pixels
 ASPECTS = (0.25, 0.5, 0.67, 0.8, 1.25, 1.5, 2.0, 4.0)  # width / height
 LENGTHS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # words
 IMAGES = (0, 1, 2, 3, 4, 5, 9, 17)
+MOST_CLASSES = 40  # by name, in the terminal
 MOST = 12  # answers and kinds of questions by name
 
 
@@ -38,6 +40,7 @@ class Report:
       source, out: where it was read from, and where the set was written.
       drop: the kinds that were asked to be dropped.
       files: what became of the source's files, by the split that was read.
+      classes: of a labelled source, how many examples each class has.
       blind: of instructions, what can be answered without the image, by split.
     """
 
@@ -49,6 +52,7 @@ class Report:
     drop: Sequence[str]
     files: Mapping[str, Sequence[Files]] = dataclasses.field(default_factory=dict)
     blind: Mapping[str, Sequence[Blind]] = dataclasses.field(default_factory=dict)
+    classes: Sequence[class_counts.Counts] = ()
 
     @property
     def examples(self) -> dict[str, tuple[int, int]]:
@@ -148,6 +152,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "caption_field": report.scan.caption_field,
         "left_out": list(report.scan.left_out),
         "drop": list(report.drop),
+        "classes": class_counts.as_json(report.classes, list(report.examples)),
         "files": {split: [files.json() for files in each] for split, each in report.files.items()},
         "examples": {split: _before_after(counts) for split, counts in report.examples.items()},
         "captions": _before_after(report.captions),
@@ -214,7 +219,7 @@ def _charts(charts: Mapping[str, list[tuple[str, int]]]) -> list[tuple[str, list
 
 
 def tables(report: Report) -> list[Table]:
-    """Makes the tables for the terminal: problems found, and examples before and after."""
+    """Makes the tables for the terminal: examples of each class, problems found, and examples before and after."""
     problems = Table(title=report.source, title_justify="left")
     problems.add_column("problem", no_wrap=True)
     for heading in ("found", "across splits", "dropped", "captions"):
@@ -232,7 +237,29 @@ def tables(report: Report) -> list[Table]:
     for split, counts in [*report.examples.items(), ("together", _sum(report)), ("captions", report.captions)]:
         if split != "captions" or report.scan.caption_field is not None:
             left.add_row(split, *(f"{count:,}" for count in counts))
-    return [problems, left, *([_blind_table(report)] if any(report.blind.values()) else [])]
+    return [
+        *([_class_table(report)] if report.classes else []),
+        problems,
+        left,
+        *([_blind_table(report)] if any(report.blind.values()) else []),
+    ]
+
+
+def _class_table(report: Report) -> Table:
+    """The examples of each class, by split, and what is kept of them; of many classes the first and the last."""
+    table = Table("class", title=f"{report.source}: {len(report.classes):,} classes", title_justify="left")
+    for split in [*report.examples, "together", "kept"]:
+        table.add_column(split, justify="right")
+    rows = [
+        (one.name, *(f"{before:,}" for before, _ in one.of_splits), f"{one.whole[0]:,}", f"{one.whole[1]:,}")
+        for one in report.classes
+    ]
+    if len(rows) > MOST_CLASSES:
+        half = MOST_CLASSES // 2
+        rows = [*rows[:half], (f"… {len(rows) - 2 * half:,} more, see {JSON}",), *rows[-half:]]
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _blind_table(report: Report) -> Table:

@@ -26,9 +26,9 @@ from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten, unflatten
 from vitvlm.data.errors import DataError
 from vitvlm.jobs import fields
-from vitvlm.jobs.training import init_from
+from vitvlm.jobs.training import again, init_from
 from vitvlm.jobs.training import train as one
-from vitvlm.training import lock, partial, storage, workdir
+from vitvlm.training import continuing, lock, partial, storage, workdir
 
 ORDER = "order"
 
@@ -39,13 +39,22 @@ def train(
     force: bool = False,
     accept_changed_data: bool = False,
     say: Callable[[str], None] = print,
+    continue_as: epath.PathLike | None = None,
 ) -> dict[str, float]:
     """Runs a job, in its stages if its config has any, and returns the metrics at the end of the last one.
 
     Run again on the same workdir, it goes on in the stage in which it was, bit for bit. Stages that are done are not
     run again. For arguments and errors see `train.train`; messages about one stage begin with its name.
+
+    With `continue_as` the training goes on in that folder, from the newest checkpoint of the workdir, which stays as it
+    is; every field may then differ, see `training.continuing`.
     """
     plain = config_lib.plain(config)
+    if continue_as is not None:
+        if fields.STAGES in plain:
+            raise ConfigError("--continue_as: a training in stages has none; begin anew with init_from=dict(path=…)")
+        continuing.begin(folder, continue_as, force)
+        folder = continue_as
     if fields.STAGES not in plain:
         return one.train(plain, folder, force, accept_changed_data)
     folder = epath.Path(folder)
@@ -63,7 +72,11 @@ def train(
             title = f"stage {number} of {len(prepared)}, {name}"
             with _named(name):
                 if name in stages.done:
-                    workdir.check(folder / name, each.job.config, (*one.changeable(accept_changed_data), INHERITED))
+                    workdir.check(
+                        folder / name,
+                        each.job.config,
+                        (*again.changeable(accept_changed_data, folder / name), INHERITED),
+                    )
                     say(f"{title}: done")
                     continue
                 say(title)

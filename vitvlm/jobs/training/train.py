@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,19 +11,19 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitvlm.core import classes, flops
-from vitvlm.core import config as config_lib
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.core.paths import count_values
-from vitvlm.data.batches import TRAINING, TrainBatches, changed, left_out
+from vitvlm.data.batches import TRAINING, TrainBatches, changed
 from vitvlm.data.identity import Identity
+from vitvlm.evaluation import words
 from vitvlm.jobs import data_files, fields
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.evaluation.evaluate import metrics_before, results_folder
 from vitvlm.jobs.evaluation.prediction import Predictor
 from vitvlm.jobs.setup import class_weights
-from vitvlm.jobs.training import curves, feature_cache, init_from
+from vitvlm.jobs.training import again, batch_picture, feature_cache, init_from, report
 from vitvlm.jobs.training.setup import Setup, TrainingSetup, setup
-from vitvlm.training import adapters, lock, loop, peak_flops, records, resume, sharding, workdir, writers
+from vitvlm.training import adapters, lock, loop, peak_flops, resume, sharding, workdir, writers
 from vitvlm.training.best import Best
 from vitvlm.training.checkpoints import Checkpoints
 from vitvlm.training.grad_cache import cached_gradients
@@ -79,17 +78,12 @@ class Prepared:
 
 def prepare(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> Prepared:
     """Sets up a job that begins in a workdir or goes on there. Raises ConfigError or DataError as `train`."""
-    job = setup(going_on(config, folder))
+    job = setup(again.going_on(config, folder))
     evals = evaluations.build(job.model, job.data, job.evals)
     for each in evals:
         _every(job.training, each)
     save_every = job.training.clock.steps(job.training.checkpoint.every, "config.checkpoint.every")
     return Prepared(job, evals, best_checkpoint(job, evals), save_every, feature_cache.check(job))
-
-
-def changeable(accept_changed_data: bool) -> tuple[str, ...]:
-    """Returns the fields that may differ from those with which a workdir began; see `training.workdir.check`."""
-    return workdir.CHANGEABLE + workdir.WITH_CHANGED_DATA * accept_changed_data
 
 
 def run(
@@ -102,10 +96,11 @@ def run(
     """Trains a job that is prepared; see `train`. `may_change` are fields that may differ from before besides."""
     job, evals, best, save_every = prepared.job, prepared.evals, prepared.best, prepared.save_every
     training = job.training
-    free = (*changeable(accept_changed_data), *may_change)
+    free = (*again.changeable(accept_changed_data, folder), *may_change)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.hold(folder, force))
         folder = workdir.check(folder, job.config, free)
+        before = workdir.began(folder) or job.config
         interrupts = stack.enter_context(Interrupts())
         checkpoints = stack.enter_context(_checkpoints(job, folder, best))
         writer = stack.enter_context(contextlib.closing(_writer(job, folder, held)))
@@ -114,6 +109,8 @@ def run(
         }
         known = {"data": data, "accept_changes": accept_changed_data, "lists": epath.Path(folder)}
         batches = stack.enter_context(job.data.batches(**known))
+        batches.other_settings = again.just_continued(folder)
+        again.check_length(training, checkpoints, folder)
         start = resume.restore_or_init(
             checkpoints, training.target, functools.partial(first_state, training), batches, writer
         )
@@ -131,6 +128,8 @@ def run(
         for line in data_files.lines(accounts):
             progress.note(line)
         batches.say = progress.note
+        if start.restored is not None:
+            again.tell(progress, writer, start.restored, before, training, job.config)
         if batches.changes:
             progress.note(f"going on from checkpoint {start.restored} although {changed(batches.changes)}")
             writer.write(start.restored, {"data/changed": changed(batches.changes)})
@@ -145,8 +144,16 @@ def run(
             kept = feature_cache.begin(job, prepared.cache, start.state, progress.note, interrupts)
             flops_of_step -= feature_cache.spared_flops(job) * training.section.batch_size
             if own := kept.without_images(job):
+                if held is not None and start.restored is None:
+                    with job.data.batches() as whole:  # those to come have no images to look at
+                        batch_picture.once(folder, job.data.train.ops, *_labels_and_note(job))(next(whole))
                 batches = stack.enter_context(_following(job.data.batches(**own, **known), batches))
             place = _in_turn(kept.exchanged, place)
+        if held is not None:
+            place = _in_turn(batch_picture.once(folder, job.data.train.ops, *_labels_and_note(job)), place)
+            stack.callback(report.draw, job, folder)  # also of a training that is interrupted
+        if start.restored != training.clock.total_steps:
+            progress.note(f"compiling the first step, from which on a line follows every {training.log.every} steps")
         loop.fit(
             compiled_step(training),
             start,
@@ -163,16 +170,14 @@ def run(
             log_every=training.log.every,
             begun=claim,
         )
-        final = checkpoints.metrics(training.clock.total_steps)
-        if batches.dropped:
-            progress.note(left_out(batches.dropped))
-        if batches.bad.count:
-            skipped = f"; {batches.skipped} batches without a readable one were skipped" if batches.skipped else ""
-            progress.note(f"{batches.bad.count} of {batches.bad.seen} images could not be read: {batches.bad}{skipped}")
+        final = dict(checkpoints.metrics(training.clock.total_steps))
+        for line in report.unread(batches):
+            progress.note(line)
     if jax.process_index() == 0:
         data_files.save(folder, accounts, batches.bad.names)
-        _draw_curves(folder)
-    return dict(final)
+        for line in report.ending(job, folder, final, start.restored == training.clock.total_steps):
+            progress.note(line)
+    return final
 
 
 def _following(batches: TrainBatches, before: TrainBatches) -> TrainBatches:
@@ -185,27 +190,6 @@ def _following(batches: TrainBatches, before: TrainBatches) -> TrainBatches:
 
 def _in_turn(first: Callable[[Any], Any], then: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda batch: then(first(batch))
-
-
-def going_on(config: ConfigDict | Mapping[str, Any], folder: epath.PathLike) -> dict[str, Any]:
-    """The config with the classes under which the same training began in a workdir, so that names keep their labels.
-
-    Classes that the config gives itself stay, and so does a config that is another training's.
-    """
-    plain = config_lib.plain(config)
-    before = workdir.began(folder) or {}
-    free = (*workdir.CHANGEABLE, "classes", "model/num_classes", *workdir.WITH_CHANGED_DATA)
-    if plain.get("classes") is None and before.get("classes") and not workdir.differing(before, plain, free):
-        plain["classes"] = before["classes"]
-    return plain
-
-
-def _draw_curves(folder: epath.Path) -> None:
-    """A picture is no reason to fail a training that has come to its end."""
-    try:
-        curves.save(folder)
-    except Exception as error:
-        logging.getLogger(__name__).warning("%s: curves.png could not be drawn: %s", folder, records.line(error))
 
 
 def first_state(training: TrainingSetup) -> TrainState:
@@ -297,6 +281,17 @@ def describe(job: Setup, start: resume.Start) -> str:
     )
 
 
+def _labels_and_note(job: Setup) -> tuple[Sequence[str], str]:
+    """The classes of the labels in a batch, and what the picture of a batch says of operations and the step."""
+    names = job.model.head.names if job.model.head else job.data.source.label_names
+    task = job.config["task"]
+    mixed = " and ".join(name for name in ("mixup", "cutmix") if task.get(name))
+    notes = [f"Operations: {job.data.train.ops}"]
+    if mixed:
+        notes.append(f"The training step mixes these images by {mixed}, which is not shown.")
+    return names, "\n".join(notes)
+
+
 def _every(training: TrainingSetup, each: evaluations.Evaluation) -> int:
     return training.clock.steps(each.when.every or 0, f"config.evals.{each.name}.every")
 
@@ -312,7 +307,9 @@ def best_checkpoint(job: Setup, evals: Sequence[evaluations.Evaluation]) -> Best
             f"config.checkpoint.best: {metric!r} is not a metric of an evaluation such as test/top1; "
             f"of evaluations, {suggest(name, job.evals)}"
         )
-    known = next(each.evaluator.metrics for each in evals if each.name == name)
+    known = next((each.evaluator.metrics for each in evals if each.name == name), None)
+    if known is None:
+        raise ConfigError(f"config.checkpoint.best: {metric!r}: {name} is left out, as its data have no classes")
     if figure.removesuffix("_low").removesuffix("_high") not in known:
         raise ConfigError(
             f"config.checkpoint.best: {metric!r} is not a metric of that evaluation, a {job.evals[name]['type']}; "
@@ -341,7 +338,14 @@ def _writer(job: Setup, folder: epath.Path, held: lock.Lock | None) -> writers.W
 
 
 def _progress(training: TrainingSetup) -> Progress:
-    return Progress(training.clock.total_steps, lines_every=training.log.every, quiet=jax.process_index() > 0)
+    source, size = training.examples, training.section.batch_size
+    return Progress(
+        training.clock.total_steps,
+        lines_every=training.log.every,
+        steps_per_epoch=None if source.streams else len(source) / size,
+        describe=words.sentence,
+        quiet=jax.process_index() > 0,
+    )
 
 
 def _evaluations(
