@@ -1,4 +1,4 @@
-"""What a training says and leaves for people: lines in words, curves, a page, and where to look at its end."""
+"""Output of a training for people: lines in words, curves, a page, and where to look at its end."""
 
 import os
 import re

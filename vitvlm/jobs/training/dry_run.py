@@ -27,7 +27,7 @@ MOST_CLASSES = 40
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a training takes of a device and of time.
+    """Costs of a training on a device, and its time.
 
     Attributes:
       compile_seconds: of the training step's program.

@@ -1,4 +1,4 @@
-"""What a training leaves for people: its curves, its page, and the lines at its end that say where to look."""
+"""Output of a training for people: its curves, its page, and the lines at its end that say where to look."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ def draw_curves(folder: epath.Path, name: str = "") -> None:
 
 
 def state(job: Setup, folder: epath.Path) -> str:
-    """How far the training is, in a sentence."""
+    """Says how far the training is, in a sentence."""
     steps = [row["step"] for row in writers.read(folder / "metrics.jsonl") if "train/loss" in row]
     done, total = max(steps, default=0), job.training.clock.total_steps
     if done >= total:
