@@ -149,5 +149,6 @@ def _norms(axis: plt.Axes | None, rows: Rows) -> bool:
             there = each.value > 0  # no logarithm, of the first update's in a warm-up for one
             axis.plot(each.step[there], each.value[there], color=colour, linewidth=1, label=label)
         axis.set(ylabel="norm (log scale)", title="norms of what trains", yscale="log")
+        axis.minorticks_off()
         axis.legend(fontsize=8)
     return bool(found)
