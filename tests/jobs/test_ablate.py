@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from tests.jobs import fake_sweep
 from tests.jobs.fake_sweep import Trainings, sweep
 from vitvlm.core.config import ConfigError
 from vitvlm.jobs.ablate import ablate, all_failed
@@ -96,6 +97,35 @@ def test_a_variant_that_cannot_be_is_a_failed_row(overrides, message, tmp_path, 
     table = ablate(sweep(tmp_path, variants=variants), tmp_path / "work", Trainings(), **QUIET)
     assert [row.status for row in table] == ["failed", "done"]
     assert message in table[0].failure
+
+
+def test_a_variant_may_have_a_config_file_of_its_own(tmp_path):
+    """The stage's overrides, its budget and the variant's own overrides are of it too; its batch is the others'."""
+    fields = sweep(tmp_path)
+    other = tmp_path / "other.py"
+    text = fake_sweep.BASE.replace("patch_size=4, image_size", "patch_size=2, depth=3, image_size")
+    other.write_text(text.replace("config.image_size = 32", 'config.image_size = 64 if arg == "large" else 32'))
+    bases = {"pretrain": f"{other}:large", "tune": str(other)}
+    own = {"tune": {"model": {"patch_size": 16}}}
+    stages = ({**fields["stages"][0], "overrides": {"seed": 7}}, fields["stages"][1])
+    variants = ({"name": "mine", "overrides": own, "bases": bases}, {"name": "usual", "overrides": {}})
+    planned = plan(fields | {"stages": stages, "variants": variants}, tmp_path / "work")
+    first, second = planned.configs["mine", "pretrain"], planned.configs["mine", "tune"]
+    assert (first["grid"], first["total"], first["seed"], first["model"]["depth"]) == (32, "40 steps", 7, 3)
+    assert (second["grid"], second["total"], second["model"]["depth"]) == (2, "10 steps", 3)
+    assert second["init_from"]["path"].endswith("variants/mine/pretrain")
+    assert planned.configs["usual", "pretrain"]["grid"] == 8
+    other.write_text(text.replace("batch_size = 8", "batch_size = 4"))
+    for bad, message in (
+        (bases, r"variants\.mine\.bases\.tune: its batch_size is 4 and that of the others 8"),
+        ({"tune": "no.py"}, r"variants\.mine\.bases\.tune: no config file no\.py"),
+        ({"tuen": str(other)}, 'did you mean "tune"'),
+    ):
+        variants = ({"name": "mine", "overrides": {}, "bases": bad}, {"name": "usual", "overrides": {}})
+        failed = plan(fields | {"variants": variants}, tmp_path / "work").configs
+        assert isinstance(failed["usual", "tune"], dict)
+        with pytest.raises(ConfigError, match=message):
+            raise failed["mine", "tune"]
 
 
 def test_a_failure_is_a_row_and_the_others_go_on(finished):

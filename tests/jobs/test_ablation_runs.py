@@ -19,6 +19,7 @@ from vitvlm.jobs.ablation import stage
 from vitvlm.jobs.ablation.plan import plan
 from vitvlm.jobs.setup.model import ModelSetup
 from vitvlm.jobs.training.setup import setup
+from vitvlm.models.connectors import build_connector
 from vitvlm.training.interrupts import Interrupted
 
 POPEN = subprocess.Popen
@@ -174,14 +175,54 @@ def _popen_that_runs(code, ready=None):
     return start
 
 
-@pytest.mark.parametrize("argument", ["", ":debug"])
-@pytest.mark.parametrize("name", ["patch_size", "mask_ratio"])
+@pytest.mark.parametrize("argument", ["", "debug"])
+@pytest.mark.parametrize("name", ["patch_size", "mask_ratio", "fusion", "connectors"])
 def test_every_training_of_the_shipped_sweeps_can_be_built(name, argument, tmp_path):
-    planned = plan(configs.load(f"configs/ablations/{name}.py{argument}", "config"), tmp_path)
+    argument = argument or ("tokens=64" if name == "connectors" else "")  # its numbers of tokens: below
+    planned = plan(configs.load(f"configs/ablations/{name}.py:{argument}", "config"), tmp_path)
     shapes = {}
     for (variant, stage_name), config in planned.configs.items():
         assert not isinstance(config, ConfigError), config
         named = {"classes": tuple("abcdefghij")} if config["model"].get("num_classes") == "data" else {}
         shapes[variant, stage_name] = ModelSetup.of({**config, **named}).variable_shapes
-    assert len(planned.variants) >= (2 if argument else 3)
+    assert len(planned.variants) >= (2 if argument == "debug" else 3)
     assert len(shapes) == len(planned.variants) * len(planned.stages)
+
+
+def test_connectors_by_image_tokens_and_seed(tmp_path):
+    """Every connector gives the tokens of its row's name, of one image; a seed is a row and changes nothing else."""
+    planned = plan(configs.load("configs/ablations/connectors.py:seeds=2", "config"), tmp_path)
+    assert len(planned.variants) == 6 * 3 * 2 and {variant.value for variant in planned.variants} == {16, 64, 256}
+    for variant in planned.variants:
+        config = planned.configs[variant.name, "train"]
+        assert config["seed"] == int(variant.name[-1]) and "resize(224)" in config["data"]["train"]["ops"]
+        connector = build_connector(config["model"]["connector"], 576)
+        taken = 1 if connector.fusion == "cross" else int(variant.value)
+        assert connector.count((16, 16)) == taken and f"image_tokens={taken}, " in config["data"]["train"]["ops"]
+        assert connector.fusion == "prefix" or connector.latents == variant.value
+        other = planned.configs[f"{variant.name[:-1]}{1 - config['seed']}", "train"]
+        assert {**other, "seed": config["seed"]} == config
+
+
+def test_fusions_differ_in_the_model_and_share_data_and_budget(tmp_path):
+    for argument in ("", ":debug"):
+        planned = plan(configs.load(f"configs/ablations/fusion.py{argument}", "config"), tmp_path)
+        early, mid, late = (planned.configs[name, "train"] for name in ("early", "mid", "late"))
+        assert (early["model"]["connector"]["name"], late["model"]["name"]) == ("none", "two_towers")
+        assert mid["model"]["connector"]["name"] == "cross_attention" and mid["model"]["text"] == {
+            **early["model"]["text"],
+            "length": mid["model"]["text"]["length"],
+        }
+        for config in (early, mid, late):
+            assert {name: config[name] for name in ("batch_size", "total", "seed")} == {
+                name: early[name] for name in ("batch_size", "total", "seed")
+            }
+            assert config["data"]["source"] == early["data"]["source"]
+            assert config["data"]["train"]["split"] == early["data"]["train"]["split"]
+            assert config["data"]["eval"]["split"] == early["data"]["eval"]["split"]
+
+
+def test_an_image_cannot_have_any_number_of_tokens():
+    for tokens, message in ((50, "leave 256, 64, 16, 4, 1"), (512, "leave 256"), (0, "needs one")):
+        with pytest.raises(ConfigError, match=f"config argument tokens={tokens}: .*{message}"):
+            configs.load(f"configs/vlm_scenes.py:connector=linear,tokens={tokens}", "config")

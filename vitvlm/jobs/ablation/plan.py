@@ -44,11 +44,13 @@ class Variant:
       name: name of its folder and its row.
       overrides: nested fields by stage, {"train": {"model": {"patch_size": 4}}}.
       value: its place on the axis of the plots; without it, its place in the list.
+      bases: config files by stage that stand in for the stage's own, such as another argument of the same file.
     """
 
     name: str
     overrides: Section
     value: float | None = None
+    bases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +158,13 @@ def resolve(
     stage: Stage, variant: Variant, budget: str, stages: list[str], folder: epath.PathLike
 ) -> dict[str, Any] | ConfigError:
     """The config of one stage of one variant, its references resolved; or what is wrong with the variant."""
+    shared = {**stage.overrides, "total": budget}
     config = configs.load(stage.base, f"config.stages.{stage.name}.base")
-    _override(config, {**stage.overrides, "total": budget}, f"config.stages.{stage.name}.overrides")
+    _override(config, shared, f"config.stages.{stage.name}.overrides")
     where = f"config.variants.{variant.name}.overrides"
     own = variant.overrides.get(stage.name, {})
     try:
+        config = _own_base(config, stage, variant, shared, stages)
         config_lib.check_names(variant.overrides, stages, where)
         if fixed := [name for name in own if name in FIXED]:
             raise ConfigError(f"{where}.{stage.name}.{fixed[0]}: a variant may not change its budget")
@@ -169,6 +173,22 @@ def resolve(
         return error
     places = {name: str(variant_folder(folder, variant.name) / name) for name in stages}
     return _filled(config_lib.plain(config), places)
+
+
+def _own_base(config: ConfigDict, stage: Stage, variant: Variant, shared: Section, stages: list[str]) -> ConfigDict:
+    """The config that a variant's own file gives in this stage, of the same batch size; the given one without such."""
+    where = f"config.variants.{variant.name}.bases"
+    config_lib.check_names(variant.bases, stages, where)
+    if stage.name not in variant.bases:
+        return config
+    found = configs.load(variant.bases[stage.name], f"{where}.{stage.name}")
+    _override(found, shared, f"config.stages.{stage.name}.overrides")
+    if found.get("batch_size") != config.get("batch_size"):
+        raise ConfigError(
+            f"{where}.{stage.name}: its batch_size is {found.get('batch_size')} and that of the others "
+            f"{config.get('batch_size')}: a variant may not change its budget; set it in the stage's overrides"
+        )
+    return found
 
 
 def _override(config: ConfigDict, fields: Section, where: str) -> None:

@@ -159,7 +159,7 @@ def _compared(rows: list[Row], place: int, score: Score, folder: epath.Path) -> 
     leader = best(tuple(rows), place, score)
     stage, metric = score.metric.split(".", 1)
     name = metric.split("/")[-1]
-    key = "correct" if name == "top1" else name.removeprefix("top1_")
+    key = {"top1": "correct", "accuracy": "score"}.get(name, name.removeprefix("top1_"))
     compared = []
     for row in rows:
         if leader is None or row is leader or row.scores[place] is None:
