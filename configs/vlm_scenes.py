@@ -28,7 +28,7 @@ from vitvlm.core.config import ConfigError, suggest
 POOLED = {"linear": 1, "mlp": 2}  # layers behind the mean of a square of features
 QUERIES = {"qformer": "queries", "resampler": "latents", "gated_cross_attention": "latents"}
 CONNECTORS = (*POOLED, "pixel_shuffle", *QUERIES, "cross_attention", "none")
-TEXT_LENGTH = 64
+TEXT_LENGTH, ANSWER = 64, 8  # tokens of a question and its answer; of what is written as one
 TINY = dict(width=24, depth=2, heads=2, mlp_width=32)
 SMALL = dict(width=192, depth=6, heads=6, mlp_width=768)
 
@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
     grounding = ("swapped", "blind")
     if asks:
         config.evals.answers = dict(
-            type="questions", types="question_type", max_new_tokens=8, max_images=100, grounding=grounding
+            type="questions", types="question_type", max_new_tokens=ANSWER, max_images=100, grounding=grounding
         )
     else:
         choices = f"{pixels}|supervise_each('{tokenizer}', {length}, 'choices', 5, {rules})"
@@ -133,7 +133,7 @@ def _parts(args: Any, published: bool, size: int, patch: int, length: int) -> di
     image = dict(name="vit", patch_size=patch, image_size=size, pool="gap", **sizes)
     if args.connector == "none":
         image = dict(patch_size=patch)
-    return dict(image=image, text=dict(name="decoder", vocab_size=2000, length=length, **sizes))
+    return dict(image=image, text=dict(name="decoder", vocab_size=2000, length=length + ANSWER, **sizes))
 
 
 def _begin(config: ConfigDict, args: Any) -> None:
