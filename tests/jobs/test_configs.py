@@ -68,7 +68,7 @@ def test_fits_together_at_full_size_without_data(path):
     assert pixels(split.train.ops) == pixels(split.eval.ops)
     for name, section in fields.read(fields.Evaluations, plain).evals.items():
         assert section.get("every") is None or training.clock.steps(section["every"], name) > 0
-        of_language = section.get("type") in ("perplexity", "image_gap")  # which look at no features
+        of_language = section.get("type") in ("perplexity", "image_gap", "questions")  # no features
         assert of_language or section.get("features", "features") in {"pixels", *model.task.predict_fns}
     assert training.clock.steps(training.checkpoint.every, "config.checkpoint.every") > 0
 
