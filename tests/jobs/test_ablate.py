@@ -206,6 +206,31 @@ def test_markdown_is_a_table_and_links_the_plots(finished):
         assert f"(plots/{link}.png)" in text and min(picture.size) > 400
 
 
+def test_a_protocol_names_its_scores_and_whose_it_is(tmp_path):
+    planned = plan(sweep(tmp_path), tmp_path / "work")
+    given = {"a": ("one", "one"), "b": ("one", "one"), "c": ("two", "one"), "d": (None, None)}
+    table = [
+        rows.Row(
+            name,
+            0.0,
+            "done",
+            "",
+            "",
+            tuple(text and rows.Measured(0.5, None, None, text) for text in texts),
+            {},
+            {},
+            {},
+        )
+        for name, texts in given.items()
+    ]
+    assert report.protocols(planned, table) == [
+        ("linear probe (a, b)", "one"),
+        ("linear probe (c)", "two"),
+        ("fine-tuned", "one"),
+    ]
+    assert report.protocols(planned, table[:2]) == [("linear probe, fine-tuned", "one")]
+
+
 def test_a_sweep_in_which_all_fail_still_reports(tmp_path):
     broken = [(f"patch_{size}", "pretrain") for size in (2, 4, 8, 16)]
     table = ablate(sweep(tmp_path), tmp_path / "work", Trainings(broken), **QUIET)

@@ -213,6 +213,12 @@ def test_fusions_differ_in_the_model_and_share_data_and_budget(tmp_path):
             **early["model"]["text"],
             "length": mid["model"]["text"]["length"],
         }
+        sizes = ("width", "depth", "heads", "mlp_width")
+        parts = (
+            early["model"]["text"],
+            *(config["model"][name] for config in (mid, late) for name in ("image", "text")),
+        )
+        assert len({tuple(part[name] for name in sizes) for part in parts}) == 1
         for config in (early, mid, late):
             assert {name: config[name] for name in ("batch_size", "total", "seed")} == {
                 name: early[name] for name in ("batch_size", "total", "seed")

@@ -1,5 +1,6 @@
 """Report of a sweep: table.csv, table.md, plots, and one page that needs nothing but a browser."""
 
+import collections
 import csv
 import io
 from collections.abc import Sequence
@@ -108,12 +109,18 @@ def budget(sweep: Plan) -> str:
 
 
 def protocols(sweep: Plan, table: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each score's protocols; one line where all variants have the same."""
-    found = []
+    """Protocols under the scores that they are of, with the names of the variants where not all have the same."""
+    variants: dict[tuple[str, str], list[str]] = {}
     for place, score in enumerate(sweep.scores):
-        texts = dict.fromkeys(row.scores[place].protocol for row in table if row.scores[place] is not None)
-        found += [(score.label, text) for text in texts if text]
-    return found
+        for row in table:
+            if row.scores[place] is not None and row.scores[place].protocol:
+                variants.setdefault((row.scores[place].protocol, score.label), []).append(row.name)
+    measured = collections.Counter(label for (_, label), names in variants.items() for _ in names)
+    labels: dict[tuple[str, str], list[str]] = {}
+    for (text, label), names in variants.items():
+        whose = f" ({', '.join(names)})" if len(names) < measured[label] else ""
+        labels.setdefault((text, whose), []).append(label)
+    return [(", ".join(found) + whose, text) for (text, whose), found in labels.items()]
 
 
 def _data(sweep: Plan, table: Sequence[Row], costs: Sequence[columns.Cost]) -> dict[str, Any]:
