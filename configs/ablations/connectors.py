@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name=f"{connector}_{tokens}" + f"_seed_{seed}" * (args.seeds > 1),
             value=float(tokens),
+            line=connector,
             bases=dict(train=f"configs/vlm_scenes.py:connector={connector},tokens={tokens}{debug}"),
             overrides=dict(train=dict(seed=seed)) if args.seeds > 1 else {},
         )

@@ -61,6 +61,20 @@ def test_charts_follow_the_controls(opened):
     assert "FLOPs / image (FLOP)" in chart.text_content()
 
 
+def test_variants_of_several_lines(open_page, tmp_path):
+    """As two connectors over image tokens: each line is drawn by itself, in the first score at first."""
+    fields = sweep(tmp_path)
+    variants = tuple({**variant, "line": "ab"[i % 2]} for i, variant in enumerate(fields["variants"]))
+    ablate(fields | {"variants": variants}, tmp_path / "work", Trainings(), say=lambda line: None)
+    page = open_page(tmp_path / "work" / "index.html")
+    lines, legend = page.locator("#compare svg polyline"), page.locator("#compare-legend span")
+    assert lines.count() == 2 and legend.all_inner_texts() == ["a", "b"]
+    assert page.locator("#compare svg circle").count() == 4
+    assert len({line.get_attribute("stroke") for line in lines.all()}) == 2
+    page.locator("#compare-y").select_option(label="all scores")
+    assert lines.count() == 4 and legend.all_inner_texts() == ["linear probe (%)", "fine-tuned (%)"]
+
+
 def test_curves_can_be_hidden_and_stages_chosen(opened):
     page = opened()
     lines = page.locator("#curves svg polyline")

@@ -79,7 +79,10 @@ def sweep(base, patches, total="4 steps"):
 
 def test_what_a_patch_size_costs(base, tmp_path):
     planned = plan(sweep(base, (2, 4)), tmp_path)
-    small, large = (stage.facts(setup(planned.configs[f"patch_{patch}", "train"]).training) for patch in (2, 4))
+    named = [planned.configs[f"patch_{patch}", "train"] for patch in (2, 4)]
+    named[1] = {**named[1], "optimizer": {**named[1]["optimizer"], "freeze": (("head/.*", False), (".*", True))}}
+    small, large = (stage.facts(setup(config).training) for config in named)
+    assert "trained_parameters" not in small and large["trained_parameters"] == 8 * 2 + 2
     assert (small["tokens"], large["tokens"]) == (16, 4)
     assert (small["examples"], large["examples"]) == (16, 16)
     assert small["forward_flops"] > 2 * large["forward_flops"] > 0

@@ -57,6 +57,13 @@ COSTS = (
     ),
     Cost("parameters", "parameters", "", lambda value: si(value, "").rstrip(), "of the whole model that is trained"),
     Cost(
+        "trained_parameters",
+        "of which train",
+        "",
+        lambda value: si(value, "").rstrip(),
+        "parameters with a gradient: the others are frozen, or learn through LoRA's matrices alone",
+    ),
+    Cost(
         "forward_flops",
         "FLOPs / image",
         "FLOP",

@@ -44,12 +44,14 @@ class Variant:
       name: name of its folder and its row.
       overrides: nested fields by stage, {"train": {"model": {"patch_size": 4}}}.
       value: its place on the axis of the plots; without it, its place in the list.
+      line: what the plots join it with, such as its connector where `value` is image tokens; by default all others.
       bases: config files by stage that stand in for the stage's own, such as another argument of the same file.
     """
 
     name: str
     overrides: Section
     value: float | None = None
+    line: str = ""
     bases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

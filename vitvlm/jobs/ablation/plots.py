@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from vitvlm.jobs.ablation.columns import si
 from vitvlm.jobs.ablation.plan import Plan
-from vitvlm.jobs.ablation.rows import Row
+from vitvlm.jobs.ablation.rows import Row, by_line
 from vitvlm.jobs.figures import COLOURS, STYLE, plt, save_figure
 
 
@@ -35,7 +35,7 @@ def _figure(path: epath.Path, draw: Callable[[Axes], None]) -> epath.Path:
 
 
 def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
-    _errorbars(axes, sweep, rows, [row.value for row in rows])
+    _errorbars(axes, sweep, rows, lambda row: row.value)
     axes.set_xlabel(sweep.axis)
     axes.set_xticks(sorted({row.value for row in rows}))
     axes.set_title(sweep.title)
@@ -43,9 +43,12 @@ def _scores(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
 
 def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
     flops = [row.costs[sweep.costs_of]["forward_flops"] for row in rows]
-    _errorbars(axes, sweep, rows, flops)
+    _errorbars(axes, sweep, rows, lambda row: row.costs[sweep.costs_of]["forward_flops"])
     axes.set_xscale("log")
     axes.set_xlabel("forward FLOPs per image (analytic, log scale)")
+    if len(by_line(rows)) > 1:  # too many for a name and a tick each; the legend names the lines
+        axes.set_title("Score against compute")
+        return
     ticks = sorted(set(flops))
     axes.set_xticks(ticks, [si(value, "FLOP") for value in ticks], rotation=20, fontsize=9)
     axes.minorticks_off()
@@ -60,21 +63,26 @@ def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
         axes.annotate(row.name, va="bottom", **place, **small)
 
 
-def _errorbars(axes: Axes, sweep: Plan, rows: Sequence[Row], x: Sequence[float]) -> None:
-    for place, score in enumerate(sweep.scores):
-        scale = 100 if score.percent else 1
-        points = sorted(((x, row.scores[place]) for x, row in zip(x, rows)), key=lambda point: point[0])
+def _errorbars(axes: Axes, sweep: Plan, rows: Sequence[Row], x: Callable[[Row], float]) -> None:
+    """A line for each score; or, if the variants are of several lines, one for each of these, in the first score."""
+    lines = by_line(rows)
+    shown = [(score.label, place, rows) for place, score in enumerate(sweep.scores)]
+    if len(lines) > 1:
+        shown = [(name, 0, own) for name, own in lines.items()]
+    for number, (label, place, own) in enumerate(shown):
+        scale = 100 if sweep.scores[place].percent else 1
+        points = sorted(((x(row), row.scores[place]) for row in own), key=lambda point: point[0])
         estimates = [scale * measured.estimate for _, measured in points]
         low = [scale * (measured.estimate - _or(measured.low, measured)) for _, measured in points]
         high = [scale * (_or(measured.high, measured) - measured.estimate) for _, measured in points]
-        colour = COLOURS[place % len(COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
-            [x for x, _ in points], estimates, yerr=[low, high], marker="o", capsize=3, color=colour, label=score.label
+            [at for at, _ in points], estimates, yerr=[low, high], marker="o", capsize=3, color=colour, label=label
         )
-    one = sweep.scores[0]
-    unit = " (%)" if all(score.percent for score in sweep.scores) else ""
-    axes.set_ylabel(f"{one.label if len(sweep.scores) == 1 else 'score'}{unit}, 95 % bootstrap interval")
-    if len(sweep.scores) > 1:
+    scores = {place for _, place, _ in shown}
+    unit = " (%)" if all(sweep.scores[place].percent for place in scores) else ""
+    axes.set_ylabel(f"{sweep.scores[0].label if len(scores) == 1 else 'score'}{unit}, 95 % bootstrap interval")
+    if len(shown) > 1:
         axes.legend()
 
 
@@ -84,7 +92,7 @@ def _or(bound: float | None, measured) -> float:
 
 def _resources(path: epath.Path, sweep: Plan, rows: Sequence[Row]) -> epath.Path:
     """Bars: step time, and the memory of a step."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(max(9, 0.9 * len(rows)), 3.8), layout="constrained")
     costs = [row.costs[sweep.costs_of] for row in rows]
     names = [row.name for row in rows]
     for axes, key, scale, label in (
@@ -109,4 +117,5 @@ def _curves(axes: Axes, stage: str, rows: Sequence[Row]) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
     axes.set_title(f"Training loss: {stage}")
-    axes.legend()
+    many = sum(bool(row.curves[stage]) for row in rows) > len(COLOURS)
+    axes.legend(ncols=2 if many else 1, fontsize=6 if many else None)

@@ -134,6 +134,7 @@ def _data(sweep: Plan, table: Sequence[Row], costs: Sequence[columns.Cost]) -> d
             {
                 "name": row.name,
                 "value": row.value,
+                "line": row.line,
                 "scores": [m and {"estimate": m.estimate, "low": m.low, "high": m.high} for m in row.scores],
                 "costs": row.costs.get(sweep.costs_of, {}),
                 "curves": row.curves,

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -50,6 +50,7 @@ class Row:
       costs: facts and measurements by stage.
       curves: (step, training loss) by stage.
       pictures: of the last evaluation, by caption.
+      line: the variant's.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Row:
     costs: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, list[tuple[int, float]]]
     pictures: Mapping[str, epath.Path]
+    line: str = ""
 
 
 def read(sweep: Plan, results: Mapping[str, Json | None], folder: epath.Path) -> tuple[Row, ...]:
@@ -101,6 +103,14 @@ def differences(sweep: Plan) -> list[tuple[str, list[Any], bool]]:
     return found
 
 
+def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each line of the plots, in their order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.line, []).append(row)
+    return found
+
+
 def best(rows: tuple[Row, ...], place: int, score: Score) -> Row | None:
     """The row with the best estimate of a score."""
     scored = [row for row in rows if row.scores[place] is not None]
@@ -137,6 +147,7 @@ def _row(sweep: Plan, place: int, result: Json | None, folder: epath.Path) -> Ro
             for stage in sweep.stages
             for path in _last_pictures(own / stage.name)
         },
+        line=variant.line,
     )
 
 

@@ -25,6 +25,7 @@ from etils import epath
 
 from vitvlm.core import own_files
 from vitvlm.core.config import ConfigError
+from vitvlm.core.paths import count_values
 from vitvlm.jobs import fields
 from vitvlm.jobs.launch import EXPECTED
 from vitvlm.jobs.setup.model import ModelSetup
@@ -124,10 +125,10 @@ def run(config: Mapping[str, Any], folder: epath.Path, **flags_of_train: bool) -
 def facts(training: TrainingSetup) -> dict[str, float]:
     """Returns the costs of a training that follow from its config alone.
 
-    These are the number of parameters; forward FLOPs per image and training FLOPs in all (analytic); steps and
-    examples; and step bytes, the peak memory of the compiled training step on each device as the compiler plans it. For
-    patch models also the tokens of an image, and the tokens that the encoder sees while training, CLS, distillation
-    token and registers included.
+    These are the number of parameters, and of those that train unless all do; forward FLOPs per image and training
+    FLOPs in all (analytic); steps and examples; and step bytes, the peak memory of the compiled training step on each
+    device as the compiler plans it. For patch models also the tokens of an image, and the tokens that the encoder sees
+    while training, CLS, distillation token and registers included.
     """
     model, steps = training.model, training.clock.total_steps
     found = {
@@ -137,6 +138,9 @@ def facts(training: TrainingSetup) -> dict[str, float]:
         "steps": float(steps),
         "examples": float(steps * training.section.batch_size),
     }
+    learning = count_values(training.state_shapes.params)
+    if learning < model.parameter_count:
+        found["trained_parameters"] = float(learning)
     return found | _tokens(model) | _step_bytes(training)
 
 

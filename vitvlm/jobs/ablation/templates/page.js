@@ -156,17 +156,19 @@ if (chosenY) {
   measures.forEach((one, place) => chosenY.add(new Option(one.label, place)));
   axes.forEach((one, place) => chosenX.add(new Option(one.label, place)));
   const legend = document.getElementById("compare-legend");
+  const lines = [...new Set(data.rows.map((row) => row.line))];  // joined in the drawing
+  if (lines.length > 1) chosenY.value = "0";
   const redraw = () => {
     const axis = axes[chosenX.value];
     const shown = chosenY.value === "all" ? measures.slice(0, data.scores.length) : [measures[chosenY.value]];
-    const series = shown.map((one) => ({
-      colour: one.colour,
+    const series = shown.flatMap((one) => lines.map((line, place) => ({
+      colour: shown.length > 1 || lines.length < 2 ? one.colour : colour(place),
       dots: true,
       points: data.rows
-        .filter((row) => one.of(row) && axis.of(row))
+        .filter((row) => row.line === line && one.of(row) && axis.of(row))
         .map((row) => ({ x: axis.of(row).y, name: row.name, ...one.of(row) }))
         .sort((a, b) => a.x - b.x),
-    }));
+    })));
     const values = series.flatMap((one) => one.points.map((p) => p.x));
     chart(document.getElementById("compare"), series, {
       xLabel: axis.label,
@@ -176,7 +178,8 @@ if (chosenY) {
       names: true,
     });
     legend.replaceChildren();
-    if (shown.length > 1) shown.forEach((one, place) => swatch(legend, "span", place, one.label));
+    const named = shown.length > 1 ? shown.map((one) => one.label) : lines.length > 1 ? lines : [];
+    named.forEach((name, place) => swatch(legend, "span", place, name));
   };
   chosenY.onchange = redraw;
   chosenX.onchange = () => { log.checked = chosenX.value !== "0"; redraw(); };
