@@ -82,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
             type="image_gap",
             data=dict(split="test[:8]" if args.debug else "test[:64]"),
             at_start=True,
-            every="25%" if args.debug else "10%",
+            every="50%" if args.debug else "10%",
         )
     )
     grounding = ("swapped", "blind")
