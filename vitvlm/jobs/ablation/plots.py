@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 
@@ -46,13 +47,14 @@ def _scores_by_flops(axes: Axes, sweep: Plan, rows: Sequence[Row]) -> None:
     _errorbars(axes, sweep, rows, lambda row: row.costs[sweep.costs_of]["forward_flops"])
     axes.set_xscale("log")
     axes.set_xlabel("forward FLOPs per image (analytic, log scale)")
-    if len(by_line(rows)) > 1:  # too many for a name and a tick each; the legend names the lines
-        axes.set_title("Score against compute")
-        return
-    ticks = sorted(set(flops))
+    ticks, lines = sorted(set(flops)), len(by_line(rows)) > 1
+    if lines:  # too many variants for a tick and a name each: the legend names their lines
+        ticks = np.unique(np.geomspace(ticks[0], ticks[-1], 4))
     axes.set_xticks(ticks, [si(value, "FLOP") for value in ticks], rotation=20, fontsize=9)
     axes.minorticks_off()
-    axes.set_title("Score against compute", pad=26)
+    axes.set_title("Score against compute", pad=6 if lines else 26)
+    if lines:
+        return
     for row, x in zip(rows, flops):
         small = {"textcoords": "offset points", "fontsize": 8, "color": "#6b7280"}
         if flops.count(x) == 1:
@@ -104,7 +106,8 @@ def _resources(path: epath.Path, sweep: Plan, rows: Sequence[Row]) -> epath.Path
         axes.set_ylabel(label)
         axes.set_xlabel("variant")
         axes.grid(axis="x", visible=False)
-        axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 8 else 0)
+        if max(map(len, names)) > 8:
+            plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     panels[0].set_title(f"Costs of {sweep.costs_of}")
     return save_figure(figure, path)
 
