@@ -35,7 +35,7 @@ SMALL = dict(width=192, depth=6, heads=6, mlp_width=768)
 
 def get_config(arg: str = "") -> ConfigDict:
     weights = dict(image="weights/vit_s_focus.onnx", text="weights/smollm2.gguf")
-    args = arguments.parse(
+    args = arguments.training(
         arg, connector="mlp", tokens=64, parts="published", learn="questions", epochs=1, debug=False, **weights
     )
     known = dict(connector=CONNECTORS, parts=("published", "small"), learn=("questions", "captions"))
@@ -97,7 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     config.checkpoint = dict(every="25%", keep_last=1)
     config.log = dict(every=1 if args.debug else 20)
-    return config
+    return arguments.apply(args, config)
 
 
 def _connector(name: str, tokens: int, side: int, debug: bool) -> tuple[dict, int]:
