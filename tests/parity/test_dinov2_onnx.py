@@ -88,7 +88,7 @@ def test_tensors_in_other_files_are_not_read(tmp_path):
     tensor.external_data.add(key="location", value="elsewhere.bin")
     model = helper.make_model(helper.make_graph([], "graph", [], [], [tensor]))
     (tmp_path / "pointing.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(pretrained.WeightsError, match="keeps its tensors in another file"):
+    with pytest.raises(pretrained.WeightsError, match="keeps its numbers in another file"):
         pretrained.load(tmp_path / "pointing.onnx")
 
 

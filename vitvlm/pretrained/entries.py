@@ -2,16 +2,38 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+import struct
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Shape = tuple[int, ...]
+MOST_AXES = 32
+MOST_NUMBERS = 2**48  # of one tensor, each length of an axis counted as 1 or more
+
+# What readers raise on damaged bytes: their checks are of what a format's files usually are.
+DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, EOFError, OSError),
+    *(RuntimeError, struct.error, tokenize.TokenError),
+)
 
 
 class WeightsError(ValueError):
     """Weights on disk that cannot be used; the message names the file and what is wrong with it."""
+
+
+def checked_shape(shape: Iterable[Any], where: str) -> Shape:
+    """The shape, once it is sure that NumPy can have it. Raises WeightsError."""
+    shape = tuple(shape)
+    if len(shape) > MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        raise WeightsError(f"{where}: damaged: {shape!r:.60} is no shape")
+    if math.prod(max(n, 1) for n in shape) > MOST_NUMBERS:
+        raise WeightsError(f"{where}: damaged: its shape is {shape!r:.60}")
+    return shape
 
 
 @contextlib.contextmanager
@@ -23,7 +45,7 @@ def blamed(path: Path, config: Path | None = None) -> Iterator[None]:
         raise
     except KeyError as error:
         raise WeightsError(f"{config or path}: has no {error}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
 
 

@@ -25,7 +25,8 @@ def open(path: Path, subtree: str = "", image_size: int | Pair | None = None, **
 
     Raises WeightsError for a file that is damaged or of no known layout.
     """
-    tensors = unstacked(open_npz(path))
+    with blamed(path):
+        tensors = unstacked(open_npz(path))
     for prefix in ("params/", f"{subtree}/" if subtree else ""):
         if any(name.startswith(prefix) for name in tensors):
             tensors = tensors.under(prefix)

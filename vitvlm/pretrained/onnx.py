@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from vitvlm.core.files import read_bytes
 from vitvlm.models.vit import ViT
 from vitvlm.pretrained.dinov2 import dinov2_rows
-from vitvlm.pretrained.entries import WeightsError, blamed, in_memory
+from vitvlm.pretrained.entries import DAMAGE, WeightsError, blamed, checked_shape, in_memory
 from vitvlm.pretrained.families import Family, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
 
+LARGEST = 2**31  # bytes; one message of protobuf can have no more
 CLS = "embeddings.cls_token"
 POSITIONS = "embeddings.position_embeddings"
 
@@ -36,14 +38,16 @@ def open(path: Path, **fields: Any) -> Pretrained:
     shape; ImportError without the package `onnx` (`pip install 'vitvlm[onnx]'`).
     """
     graph = Graph.read(path)
-    try:
-        seen = {name: value for name, value in graph.fields().items() if name not in fields}
-    except KeyError as error:
-        raise WeightsError(f"{path}: has no tensor {error.args[0]}") from None
-    if unseen := [name for name, value in seen.items() if value is None]:
-        raise WeightsError(f"{path}: its graph does not show {', '.join(unseen)}: give them, as in load(path, heads=6)")
-    family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows)
     with blamed(path):
+        try:
+            seen = {name: value for name, value in graph.fields().items() if name not in fields}
+        except KeyError as error:
+            raise WeightsError(f"{path}: has no tensor {error.args[0]}") from None
+        if unseen := [name for name, value in seen.items() if value is None]:
+            raise WeightsError(
+                f"{path}: its graph does not show {', '.join(unseen)}: give them, as in load(path, heads=6)"
+            )
+        family = Family("vit", ViT, lambda source, tensors: seen, dinov2_rows)
         tensors = in_memory(graph.tensors())
         section, model, variables = assemble(
             family, {}, tensors, image_inputs(seen["image_size"], graph.channels), fields
@@ -68,22 +72,22 @@ class Graph:
         except ImportError:
             raise ImportError("ONNX files are parsed by the package onnx: pip install 'vitvlm[onnx]'") from None
         try:
-            graph = onnx.load(path, load_external_data=False).graph
+            graph = onnx.load_model_from_string(read_bytes(path, LARGEST)).graph
         except (OSError, DecodeError) as error:
             raise WeightsError(f"{path}: not an ONNX file: {error}") from None
-        if elsewhere := [each.name for each in graph.initializer if each.data_location == each.EXTERNAL]:
-            raise WeightsError(f"{path}: keeps its tensors in another file, which is not read: {elsewhere[0]} and more")
         whole = next((each.name.removesuffix(CLS) for each in graph.initializer if each.name.endswith(CLS)), None)
         if whole is None:
             raise WeightsError(f"{path}: has no tensor …{CLS}: it holds no DINOv2 with the names of transformers")
         scope = "/" + whole.replace(".", "/")
         return cls(
             nodes={node.name.removeprefix(scope): node for node in graph.node if node.name.startswith(scope)},
-            arrays={each.name.removeprefix(whole): onnx.numpy_helper.to_array(each) for each in graph.initializer},
+            arrays={each.name.removeprefix(whole): _array(path, each) for each in graph.initializer},
             constants={
-                node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
+                node.output[0]: _array(path, node.attribute[0].t)
                 for node in graph.node
-                if node.op_type == "Constant" and node.attribute[0].name == "value"
+                if node.op_type == "Constant"
+                and node.output
+                and [attribute.name for attribute in node.attribute[:1]] == ["value"]
             },
         )
 
@@ -160,3 +164,22 @@ class Graph:
         for node in self._block(part):
             if node.op_type == operation:
                 yield [self.constants[name].item() for name in node.input if name in self.constants]
+
+
+def _array(path: Path, tensor: Any) -> np.ndarray:
+    """The numbers of a tensor that lies in the file itself. Raises WeightsError."""
+    from onnx.numpy_helper import to_array
+
+    where = f"{path}: {tensor.name:.200}"
+    if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
+        raise WeightsError(f"{where}: keeps its numbers in another file, which is not read: save the model as one file")
+    if tensor.HasField("segment"):
+        raise WeightsError(f"{where}: is a part of a tensor, which is not read")
+    checked_shape(tensor.dims, where)
+    try:
+        array = to_array(tensor)
+    except DAMAGE as error:
+        raise WeightsError(f"{where}: damaged: {error}") from None
+    if array.dtype.hasobject:
+        raise WeightsError(f"{where}: holds texts, not numbers")
+    return array

@@ -9,7 +9,7 @@ dropped.
 import dataclasses
 import io
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,14 @@ DTYPES = {
     "BoolStorage": np.bool_,
 }
 
-LARGEST_NUMBER_OF_VALUES = 2_000_000  # in nested dictionaries; the largest published models hold some thousands
+# The largest published models hold some thousands of tensors, a few dictionaries deep.
+LARGEST_NUMBER_OF_VALUES = 500_000  # in nested dictionaries, each counted as often as it is reached
+MOST_STEPS = 2_000_000  # instructions, and items that calls copy: some 100 bytes of memory each
+DEEPEST = 100  # dictionaries inside each other
+LONGEST_NAME = 2_000  # characters of a tensor's or a class's name
+MOST_LETTERS = 2**26  # of all names of tensors
+MOST_AXES = 32
+LARGEST = 2**62  # of sizes, strides and keys; NumPy counts in 64 bits
 
 TORCHSCRIPT = "__torch__."  # what its classes begin with
 
@@ -49,6 +56,7 @@ HARMLESS = frozenset(
     for module in ("builtins", "__builtin__")
     for name in ("list", "dict", "tuple", "frozenset", "bytearray", "complex", "slice", "range", "object")
 )
+_HELD = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # of a module
 # Called with a class first: a member of an enumeration, and objects before protocol 2.
 BY_CLASS = ("builtins.getattr", "__builtin__.getattr", "copyreg._reconstructor", "copy_reg._reconstructor")
 
@@ -103,21 +111,30 @@ def read(path: Path, pickle: io.BytesIO, storages: dict[str, Storage] | None = N
 def tensors_in(path: Path, content: Any) -> tuple[dict[str, Strided], list[str]]:
     """Tensors of nested dictionaries by their keys joined by dots, and the names of the classes that are opaque.
 
-    Numbers and texts, such as an epoch's, are not weights. Raises WeightsError for absurdly many values.
+    Numbers and texts, such as an epoch's, are not weights. Raises WeightsError for absurdly many values, for
+    dictionaries that nest too deep or hold themselves, and for names that are too long.
     """
     found: dict[str, Strided] = {}
     opaque: dict[str, None] = {}
-    waiting, seen = [("", content)], 0
+    waiting, seen, letters = [("", 0, content)], 1, 0
     while waiting:
-        name, value = waiting.pop()
-        if (seen := seen + 1) > LARGEST_NUMBER_OF_VALUES:
-            raise WeightsError(f"{path}: more than {LARGEST_NUMBER_OF_VALUES:,} values: no file of weights")
+        name, depth, value = waiting.pop()
         if isinstance(value, Strided):
             found[name] = value
+            letters += len(name)
+            if letters > MOST_LETTERS:
+                raise WeightsError(f"{path}: the names of its tensors have more than {MOST_LETTERS:,} characters")
         elif isinstance(value, Object) and value.opaque and not value:
             opaque[value.name] = None
         elif isinstance(value, dict):
-            waiting += [(f"{name}.{key}" if name else str(key), item) for key, item in reversed(value.items())]
+            if (seen := seen + len(value)) > LARGEST_NUMBER_OF_VALUES:
+                raise WeightsError(f"{path}: more than {LARGEST_NUMBER_OF_VALUES:,} values: no file of weights")
+            if depth >= DEEPEST:
+                raise WeightsError(f"{path}: dictionaries more than {DEEPEST} deep, or within themselves: no weights")
+            if len(name) > LONGEST_NAME:
+                raise WeightsError(f"{path}: a name of more than {LONGEST_NAME:,} characters: {name[:60]!r}…")
+            items = reversed(value.items())
+            waiting += [(f"{name}.{key}" if name else str(key), depth + 1, item) for key, item in items]
     return found, list(opaque)
 
 
@@ -130,18 +147,26 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.steps = 0
 
     def run(self, pickle: io.BytesIO) -> Any:
         try:
             for opcode, argument, _ in pickletools.genops(pickle):
                 if opcode.name == "STOP":
                     return self.stack[-1]
+                self._spend(1)
                 self._step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, WeightsError):
                 raise
-            raise WeightsError(f"{self.path}: no pickle of tensors: {error!r}") from None
+            raise WeightsError(f"{self.path}: no pickle of tensors: {error!r:.200}") from None
         raise WeightsError(f"{self.path}: its pickle is cut short, or too long; copy it again")
+
+    def _spend(self, steps: int) -> None:
+        """Counts what is done, by which a file of a few bytes could fill the memory."""
+        self.steps += steps
+        if self.steps > MOST_STEPS:
+            raise WeightsError(f"{self.path}: a pickle of more than {MOST_STEPS:,} steps: no file of weights")
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _PUSH:
@@ -173,7 +198,7 @@ class _Machine:
             items = self._pop(2) if name == "SETITEM" else self._since_mark()
             self._put(self.stack[-1], items)
         elif name == "STACK_GLOBAL":
-            self.stack.append(Global(".".join(self._pop(2))))
+            self.stack.append(_global(".".join(self._pop(2))))
         elif name == "BINPERSID":
             self.stack.append(self._persistent(*self._pop(1)))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
@@ -185,7 +210,8 @@ class _Machine:
             raise WeightsError(f"{self.path}: instruction {name} has no place in a file of tensors; nothing was run")
 
     def _put(self, target: dict, items: list[Any]) -> dict:
-        target.update((k, v) for k, v in zip(items[::2], items[1::2]) if isinstance(k, str | int | float | bytes))
+        """Sets keys that names can be made of; of others, such as nested tuples, not even the hash is asked for."""
+        target.update((key, value) for key, value in zip(items[::2], items[1::2]) if is_key(key))
         return target
 
     def _persistent(self, identity: tuple) -> Storage | Global:
@@ -200,8 +226,12 @@ class _Machine:
         if isinstance(made, Object):  # a method of one
             return made
         if not isinstance(made, Global):
-            raise WeightsError(f"{self.path}: asks to call {made!r}; only tensors are read, and nothing was run")
+            kind = type(made).__name__
+            raise WeightsError(f"{self.path}: asks to call a {kind}; only tensors are read, and nothing was run")
         if made.name in CALLS:
+            if not isinstance(arguments, tuple):
+                raise TypeError("arguments that are no tuple")
+            self._spend(sum(len(each) for each in arguments if isinstance(each, Sized)))
             return CALLS[made.name](*arguments)
         if made.name in BY_CLASS:
             return self._make(arguments[0], ())
@@ -213,8 +243,9 @@ class _Machine:
         """Sets attributes of an object: a module keeps its tensors; those of other objects are ignored."""
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise WeightsError(f"{self.path}: sets attributes of {target!r}; only tensors are read")
+            raise WeightsError(f"{self.path}: sets attributes of a {type(target).__name__}; only tensors are read")
         if isinstance(target, Object) and isinstance(state, dict):
+            self._spend(len(state) + sum(len(state[name]) for name in _HELD if isinstance(state.get(name), Sized)))
             if target.name.startswith(TORCHSCRIPT):
                 target.update(state)
                 target.opaque = False
@@ -235,7 +266,7 @@ class _Machine:
 
 def _module(state: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters, the persistent buffers and the modules of a pickled `torch.nn.Module`."""
-    dropped = state.get("_non_persistent_buffers_set", ())
+    dropped = {name for name in state.get("_non_persistent_buffers_set", ()) if isinstance(name, str)}
     buffers = {name: value for name, value in state.get("_buffers", {}).items() if name not in dropped}
     return {**state["_parameters"], **buffers, **state["_modules"]}
 
@@ -248,16 +279,47 @@ def _storage(path: Path, identity: tuple) -> Storage:
         raise WeightsError(f"{path}: holds numbers of type {name}; there is: {', '.join(DTYPES)}")
     if any(part is not None for part in view):
         raise WeightsError(f"{path}: a storage that is part of another, as PyTorch 0.1 had them; save it again")
-    return Storage(str(key), np.dtype(DTYPES[name]), int(size))
+    if not isinstance(key, str | int) or not is_key(key):
+        raise WeightsError(f"{path}: a storage is called by a {type(key).__name__}, not by a name or number")
+    return Storage(str(key), np.dtype(DTYPES[name]), *_sizes((size,)))
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Strided:
-    return Strided(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    if not isinstance(storage, Storage):
+        raise TypeError("a tensor without a storage")
+    if len(shape) != len(strides) or len(shape) > MOST_AXES:
+        raise ValueError(f"a tensor of {len(shape)} axes and {len(strides)} strides")
+    return Strided(storage, *_sizes((offset,)), _sizes(shape), _sizes(strides))
+
+
+def _sizes(given: Any) -> tuple[int, ...]:
+    """Whole numbers from 0 on, as sizes are. Raises ValueError."""
+    if not all(type(size) is int and 0 <= size < LARGEST for size in given):
+        raise ValueError("sizes or strides that are no whole numbers from 0 on")
+    return tuple(given)
+
+
+def is_key(key: Any) -> bool:
+    """Tells whether a part of a name can be made of a dictionary's key."""
+    if isinstance(key, str | bytes):
+        return True
+    return isinstance(key, int | float) and abs(key) < LARGEST
+
+
+def _global(name: str) -> Global:
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a class's name of {len(name):,} characters")
+    return Global(name)
+
+
+def _ordered(items: Any = ()) -> dict:
+    """An OrderedDict from its pairs."""
+    return {key: value for key, value in items if is_key(key)}
 
 
 # What may be "called", and what stands for it.
 CALLS: Mapping[str, Callable[..., Any]] = {
-    "collections.OrderedDict": lambda items=(): dict(items),
+    "collections.OrderedDict": _ordered,
     "collections.defaultdict": lambda *factory: {},
     "__builtin__.set": lambda items=(): list(items),
     "builtins.set": lambda items=(): list(items),
@@ -280,7 +342,7 @@ _PUSH: Mapping[str, Callable[[Any], Any]] = {
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
-    "GLOBAL": lambda argument: Global(argument.replace(" ", ".")),
+    "GLOBAL": lambda argument: _global(argument.replace(" ", ".")),
     **dict.fromkeys(
         (
             *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"),

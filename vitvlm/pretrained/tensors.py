@@ -1,6 +1,5 @@
 """The tensors of a checkpoint folder, by name, in one file or in shards. Nothing there is executed."""
 
-import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vitvlm.pretrained.entries import Entry, Tensors, WeightsError
+from vitvlm.core import json_texts
+from vitvlm.core.files import open_regular, read_text
+from vitvlm.pretrained.entries import Entry, Tensors, WeightsError, checked_shape
 from vitvlm.pretrained.mapping import mapped
 from vitvlm.pretrained.torch_files import open_torch
 
@@ -81,7 +82,7 @@ def open_file(path: Path) -> Tensors:
     Raises WeightsError for any other file, and for a damaged one.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(512)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from None
@@ -101,20 +102,20 @@ def open_file(path: Path) -> Tensors:
 def open_safetensors(path: Path) -> Tensors:
     """The tensors of a safetensors file, mapped; its header is checked against the length of the file first."""
     try:
-        with safe_open(path, framework="numpy"), path.open("rb") as file:
+        with open_regular(path) as file, safe_open(path, framework="numpy"):
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError) as error:
+            header = json_texts.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: no whole safetensors file: {error}; copy it again") from None
     header.pop("__metadata__", None)
     if unknown := sorted({each["dtype"] for each in header.values()} - set(DTYPES)):
         raise WeightsError(f"{path}: holds numbers of type {', '.join(unknown)}; there is: {', '.join(DTYPES)}")
-    return Tensors({name: _mapped_entry(path, 8 + length, each) for name, each in header.items()})
+    return Tensors({name: _mapped_entry(path, 8 + length, name, each) for name, each in header.items()})
 
 
-def _mapped_entry(path: Path, start: int, described: Mapping[str, Any]) -> Entry:
+def _mapped_entry(path: Path, start: int, name: str, described: Mapping[str, Any]) -> Entry:
     """A tensor whose bytes lie at `data_offsets` after `start`. It is mapped again for each use."""
-    shape, (begin, _) = tuple(described["shape"]), described["data_offsets"]
+    shape, (begin, _) = checked_shape(described["shape"], f"{path}: {name:.200}"), described["data_offsets"]
     dtype = np.dtype(DTYPES[described["dtype"]])
     return Entry(shape, dtype, partial(mapped, path, start + begin, dtype, shape))
 
@@ -130,14 +131,10 @@ def write_folder(tensors: Mapping[str, np.ndarray], folder: Path, name: str = SI
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises WeightsError if it is none, is not there, or is absurdly large."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise WeightsError(f"{path}: {path.stat().st_size:,} bytes of JSON; at most {LARGEST_JSON:,} are read")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_texts.loads(read_text(path, LARGEST_JSON))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: holds a {type(value).__name__} where an object is expected")

@@ -3,15 +3,15 @@
 import io
 import math
 import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from vitvlm.core.files import open_regular
 from vitvlm.pretrained import pickles
-from vitvlm.pretrained.entries import Entry, Tensors, WeightsError
+from vitvlm.pretrained.entries import Entry, Tensors, WeightsError, checked_shape
 from vitvlm.pretrained.mapping import Archive, mapped
 from vitvlm.pretrained.pickles import Storage, Strided
 
@@ -32,23 +32,24 @@ def open_torch(path: Path) -> Tensors:
     needs, or holds a tensor that lies outside its storage.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(1)
         return _open_legacy(path) if start == PICKLE else _open_archive(path)
-    except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
+    except (OSError, struct.error) as error:
         raise WeightsError(f"{path}: no whole PyTorch archive: {error}; copy it again") from None
 
 
 def _open_archive(path: Path) -> Tensors:
-    archive = Archive(path)
+    archive = Archive(path, "PyTorch archive")
     members = {name.partition("/")[2]: member for name, member in archive.members.items()}
+    if len(members) < len(archive.members):
+        raise WeightsError(f"{path}: damaged: it holds two files of one name, but for their first folder")
     if "data.pkl" not in members:
         raise WeightsError(f"{path}: no PyTorch archive: it holds no data.pkl; save it again with a recent PyTorch")
-    if (size := members["data.pkl"].file_size) > LARGEST_PICKLE:
-        raise WeightsError(f"{path}: data.pkl of {size:,} bytes; at most {LARGEST_PICKLE:,} are read")
-    if "byteorder" in members and archive.zip.read(members["byteorder"]) != b"little":
+    pickle = archive.small(members["data.pkl"].filename, LARGEST_PICKLE)
+    if "byteorder" in members and archive.small(members["byteorder"].filename, LARGEST_PICKLE) != b"little":
         raise WeightsError(f"{path}: its numbers are big-endian; save it again on a usual machine")
-    found, opaque = pickles.tensors_in(path, pickles.read(path, io.BytesIO(archive.zip.read(members["data.pkl"]))))
+    found, opaque = pickles.tensors_in(path, pickles.read(path, io.BytesIO(pickle)))
     for name, tensor in found.items():
         storage, member = tensor.storage, members.get(f"data/{tensor.storage.key}")
         if member is None or member.file_size != storage.size * storage.dtype.itemsize:
@@ -56,8 +57,7 @@ def _open_archive(path: Path) -> Tensors:
             raise WeightsError(
                 f"{path}: {name}: its storage of {storage.size:,} {storage.dtype} is {held}; copy it again"
             )
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise WeightsError(f"{path}: {name}: compressed, which PyTorch's own files never are")
+        archive.check_stored(member)
 
     def numbers(storage: Storage) -> np.ndarray:
         return archive.bytes(members[f"data/{storage.key}"].filename).view(storage.dtype)
@@ -72,7 +72,8 @@ def _open_legacy(path: Path) -> Tensors:
         if pickles.read(path, stream) != MAGIC:
             raise WeightsError(f"{path}: a pickle, but not one of PyTorch's: save tensors with torch.save")
         if (version := pickles.read(path, stream)) != PROTOCOL:
-            raise WeightsError(f"{path}: version {version!r} of PyTorch's files from before 1.6; {PROTOCOL} is read")
+            told = f"{version!r:.60}" if pickles.is_key(version) else f"that is a {type(version).__name__}"
+            raise WeightsError(f"{path}: version {told} of PyTorch's files from before 1.6; {PROTOCOL} is read")
         machine = pickles.read(path, stream)
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise WeightsError(f"{path}: its numbers are big-endian; save it again on a usual machine")
@@ -82,9 +83,10 @@ def _open_legacy(path: Path) -> Tensors:
         places: dict[str, int] = {}
         end, place = file.seek(0, io.SEEK_END), stream.tell()
         for key in keys if isinstance(keys, list) else ():
-            storage = storages.get(str(key))
+            storage = storages.get(str(key)) if pickles.is_key(key) else None
             if storage is None:
-                raise WeightsError(f"{path}: lists a storage {key!r} that its pickle does not name; copy it again")
+                told = f"{key!r:.60}" if pickles.is_key(key) else f"by a {type(key).__name__}"
+                raise WeightsError(f"{path}: lists a storage {told} that its pickle does not name; copy it again")
             file.seek(place)
             (size,) = struct.unpack("<q", file.read(8))
             places[storage.key] = place + 8
@@ -117,6 +119,7 @@ def _entries(
 
 def _check(path: Path, name: str, tensor: Strided) -> None:
     storage = tensor.storage
+    checked_shape(tensor.shape, f"{path}: {name}")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides))
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if any(number < 0 for number in numbers) or (math.prod(tensor.shape) and last >= storage.size):
@@ -126,6 +129,8 @@ def _check(path: Path, name: str, tensor: Strided) -> None:
 
 
 def _read(numbers: Callable[[Storage], np.ndarray], tensor: Strided) -> np.ndarray:
+    if not math.prod(tensor.shape):
+        return np.zeros(tensor.shape, tensor.storage.dtype)
     held = numbers(tensor.storage)[tensor.offset :]
-    steps = tuple(step * held.itemsize for step in tensor.strides)
+    steps = tuple(step * held.itemsize if n > 1 else 0 for n, step in zip(tensor.shape, tensor.strides))
     return np.lib.stride_tricks.as_strided(held, tensor.shape, steps, writeable=False)
