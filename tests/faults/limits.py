@@ -24,7 +24,7 @@ def bounded(seconds: float = 5, mib: int = 700) -> Iterator[None]:
 
 
 class TooLong(BaseException):
-    """What ran longer than it may; no handler of errors catches it."""
+    """Raised in what runs longer than it may; no handler of errors catches it."""
 
 
 def _stop(*_) -> None:

@@ -1,7 +1,6 @@
 """Matching of classes by name: finds each class of one list in another, and says by which rule it was found."""
 
 import dataclasses
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitvlm.core import files, json_texts
 from vitvlm.core.config import ConfigError
 
 
@@ -134,7 +134,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(path: str, where: str) -> Any:
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+        text = files.read_text(Path(path).expanduser(), files.LARGEST_JSON, "utf-8-sig")
+        return json_texts.loads(text, _distinct)
     except (OSError, ValueError) as error:
         told = f"{error.strerror or error}" if isinstance(error, OSError) else f"is not JSON of distinct names: {error}"
         raise ConfigError(f"{where}: {path}: {told}; it holds {{class of the data: its name in the job}}") from None

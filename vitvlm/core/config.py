@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from vitvlm.core import limits, renames
+from vitvlm.core.shortening import shortened
 
 T = TypeVar("T")
 
@@ -20,6 +21,9 @@ _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message says which field is wrong and what to do."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(shortened(message))
 
 
 def call(function: Callable[..., T], fields: Mapping[str, Any], where: str, **given: Any) -> T:

@@ -7,6 +7,9 @@ nothing is read before its size was looked at.
 import errno
 import os
 import stat
+import struct
+import tokenize
+import zipfile
 import zlib
 from typing import BinaryIO
 
@@ -14,6 +17,12 @@ MIB = 2**20
 LARGEST_JSON = 2**30  # bytes; COCO's annotations are half of it
 LARGEST_VOCABULARY = 128 * MIB
 LARGEST_IMAGE = 512 * MIB
+
+# What readers raise on damaged bytes: their own checks are of what a format's files usually are.
+DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, EOFError, OSError),
+    *(RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -33,11 +42,12 @@ class RefusedFile(OSError):
         return str(self.strerror)
 
 
-def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], most: int | None = None, buffering: int = -1) -> BinaryIO:
     """Opens a regular file for reading.
 
     Args:
       most: bytes that it may hold.
+      buffering: as of `open`.
 
     Raises RefusedFile for anything else, for a larger one and for a name that none can have; OSError otherwise.
     """
@@ -52,7 +62,7 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Binar
             raise RefusedFile(errno.EINVAL, f"is {kind}, not a regular file")
         if most is not None and about.st_size > most:
             raise too_large(about.st_size, most)
-        return os.fdopen(handle, "rb")
+        return os.fdopen(handle, "rb", buffering)
     except BaseException:
         os.close(handle)
         raise
@@ -80,7 +90,7 @@ def read_text(path: str | os.PathLike[str], most: int, encoding: str = "utf-8") 
 
 
 def gunzip(content: bytes, most: int) -> bytes:
-    """What gzip data hold, which may be several members one after the other, up to so many bytes.
+    """Decompresses gzip data, of several members one after the other perhaps, up to so many bytes.
 
     Raises RefusedFile for more, and for data that are damaged or cut off.
     """

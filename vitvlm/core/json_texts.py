@@ -33,7 +33,7 @@ def check_depth(value: Any, text: str | bytes = "") -> None:
     if text and sum(map(text.count, opening)) <= DEEPEST:
         return
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         level = [inner for each in level for inner in _inside(each) if isinstance(inner, list | dict)]
         if not level:
             return

@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from vitvlm.core import json_texts
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -13,7 +15,7 @@ def read(path: epath.PathLike, *fields: str) -> dict[str, Any] | None:
     """The object in a file; None, and a line in the log, if it is not there, damaged, or lacks one of the fields."""
     path = epath.Path(path)
     try:
-        found = json.loads(path.read_bytes())
+        found = json_texts.loads(path.read_bytes())
     except FileNotFoundError:
         problem = "there is no such file"
     except (OSError, ValueError) as error:

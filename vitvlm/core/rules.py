@@ -5,14 +5,16 @@ matches wins; every path must be matched by some rule; and a rule that is never 
 because it is a rule its author believes to be in force.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from vitvlm.core.config import ConfigError
+from vitvlm.core.patterns import Pattern, PatternError
 
 Rules = Sequence[tuple[str, Any]]
 
 
-class RuleError(ValueError):
+class RuleError(ConfigError):
     """A rule list that leaves a path uncovered, holds an unused rule, or holds an invalid regex."""
 
 
@@ -35,7 +37,10 @@ def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, i
     winners: dict[str, int] = {}
     uncovered = []
     for path in paths:
-        index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        try:
+            index = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        except PatternError as error:
+            raise RuleError(f"{where}: {error}") from None
         if index is None:
             uncovered.append(path)
         else:
@@ -51,7 +56,7 @@ def match_indices(rules: Rules, paths: Iterable[str], where: str) -> dict[str, i
     return winners
 
 
-def compiled(rules: Rules, where: str) -> list[re.Pattern[str]]:
+def compiled(rules: Rules, where: str) -> list[Pattern]:
     """Returns the patterns of rules. Raises RuleError for what is no pair, or no regular expression."""
     if isinstance(rules, str) or not isinstance(rules, Sequence):
         raise RuleError(f"{where}: {rules!r:.60} is no list of rules; write pairs such as (('.*', value),)")
@@ -61,11 +66,11 @@ def compiled(rules: Rules, where: str) -> list[re.Pattern[str]]:
     return [_compile(pattern, where) for pattern, _ in rules]
 
 
-def _compile(pattern: str, where: str) -> re.Pattern[str]:
+def _compile(text: str, where: str) -> Pattern:
     try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise RuleError(f"{where}: {pattern!r:.60} is not a regular expression: {error}") from None
+        return Pattern(text)
+    except PatternError as error:
+        raise RuleError(f"{where}: {error}") from None
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

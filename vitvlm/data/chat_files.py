@@ -1,10 +1,10 @@
 """Chat templates from the files that come with a tokenizer: a Hugging Face folder, or a GGUF file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitvlm.core import files, json_texts
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import tokenizers
 from vitvlm.data.chat import ChatTemplate, Rendered
@@ -105,7 +105,7 @@ def _named(templates: Any, file: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(file))
+        value = json_texts.loads(_read_text(file))
     except ValueError as error:
         raise error if isinstance(error, DataError) else DataError(f"{file}: is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -115,6 +115,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return files.read_text(file, files.LARGEST_VOCABULARY)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None

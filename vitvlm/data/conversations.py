@@ -1,9 +1,9 @@
 """Conversations in the forms that data sets have them, as messages with a role and a content each."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitvlm.core import json_texts
 from vitvlm.data.errors import UnreadableImage
 
 # LLaVA's and ShareGPT's names of who speaks.
@@ -32,7 +32,7 @@ def messages_of(value: Any, record: str, name: str = "messages") -> list[dict[st
     Raises UnreadableImage for what is no chat, or begins with the assistant: there is nothing that it answers.
     """
     try:
-        turns = json.loads(value) if isinstance(value, str) else value
+        turns = json_texts.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise UnreadableImage(f"its {name!r} are not JSON: {error}", record) from None
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):

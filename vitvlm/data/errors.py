@@ -1,8 +1,15 @@
 """Errors of data, as opposed to those of a config (`core.config.ConfigError`)."""
 
+from vitvlm.core.shortening import shortened
+
+LONGEST_REASON = 500  # characters of what is told of one image; a checkpoint keeps a thousand of them
+
 
 class DataError(ValueError):
     """A data set that is missing or cannot be used as it is; the message says what to do."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(shortened(message))
 
 
 class UnreadableImage(DataError):
@@ -12,8 +19,8 @@ class UnreadableImage(DataError):
     """
 
     def __init__(self, reason: str, name: str = "", examples: int = 1):
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = shortened(reason, LONGEST_REASON)
+        super().__init__(self.reason)
         self.name = name
         self.examples = examples
 

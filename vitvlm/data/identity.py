@@ -11,12 +11,13 @@ import hashlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
+from vitvlm.core import json_texts
+from vitvlm.core.files import LARGEST_JSON, gunzip
 from vitvlm.data import stat_data
 from vitvlm.data.sources.base import Source
 
@@ -81,12 +82,12 @@ def load(folder: epath.Path, digest: str) -> Identity | None:
     """The identity that `save` listed; None, and a line in the log, if its file is gone or damaged."""
     path = _file(folder, digest)
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
+        content = json_texts.loads(gunzip(path.read_bytes(), LARGEST_JSON))
         found = Identity(tuple(content["classes"]), dict(content["items"]))
         if found.digest == digest:
             return found
         problem: object = "it is another list"
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = error
     _LOG.warning("%s: the list of the training's files is gone or damaged: %s", path, problem)
     return None

@@ -49,6 +49,6 @@ def _content(path: str) -> str:
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return -1, 0
     return found.st_size, found.st_mtime_ns

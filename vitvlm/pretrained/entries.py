@@ -3,27 +3,24 @@
 import contextlib
 import dataclasses
 import math
-import struct
-import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitvlm.core.shortening import shortened
+
 Shape = tuple[int, ...]
 MOST_AXES = 32
 MOST_NUMBERS = 2**48  # of one tensor, each length of an axis counted as 1 or more
 
-# What readers raise on damaged bytes: their checks are of what a format's files usually are.
-DAMAGE = (
-    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, EOFError, OSError),
-    *(RuntimeError, struct.error, tokenize.TokenError),
-)
-
 
 class WeightsError(ValueError):
     """Weights on disk that cannot be used; the message names the file and what is wrong with it."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(shortened(message))
 
 
 def checked_shape(shape: Iterable[Any], where: str) -> Shape:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitvlm.core.files import check_regular
-from vitvlm.pretrained.entries import DAMAGE, WeightsError
+from vitvlm.core.files import DAMAGE, check_regular
+from vitvlm.pretrained.entries import WeightsError
 
 LOCAL_HEADER = 30  # bytes before the name in a member's own header; the last four: lengths of the name and what follows
 CHUNK = 2**24  # bytes whose checksum is taken at a time
@@ -114,7 +114,7 @@ class Archive:
             yield
         except WeightsError:
             raise
-        except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGE as error:
             raise WeightsError(f"{self.path}: {told}: {error}; copy it again") from None
 
     def _start(self, member: zipfile.ZipInfo) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from vitvlm.pretrained.entries import DAMAGE, Entry, Tensors, WeightsError, checked_shape
+from vitvlm.core.files import DAMAGE
+from vitvlm.pretrained.entries import Entry, Tensors, WeightsError, checked_shape
 from vitvlm.pretrained.mapping import Archive
 
 LONGEST_HEADER = 2**16  # bytes; NumPy's own have some hundred

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vitvlm.core.files import read_bytes
+from vitvlm.core.files import DAMAGE, read_bytes
 from vitvlm.models.vit import ViT
 from vitvlm.pretrained.dinov2 import dinov2_rows
-from vitvlm.pretrained.entries import DAMAGE, WeightsError, blamed, checked_shape, in_memory
+from vitvlm.pretrained.entries import WeightsError, blamed, checked_shape, in_memory
 from vitvlm.pretrained.families import Family, assemble, image_inputs
 from vitvlm.pretrained.loaded import Pretrained
 

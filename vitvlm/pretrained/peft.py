@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from vitvlm.core import paths
 from vitvlm.core.config import ConfigError
+from vitvlm.core.patterns import PatternError, pattern
 from vitvlm.core.placing import Stored
 from vitvlm.nn.lora import Adapted
 from vitvlm.nn.stacking import periods, stack_blocks, unstack_blocks
@@ -157,11 +158,19 @@ def _modules(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 def _scale(config: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
     def of(field: str, pattern: str) -> Any:
         own = config.get(pattern) or {}
-        return next((value for key, value in own.items() if re.match(rf"(.*\.)?({key})$", module)), config[field])
+        try:
+            return next((value for key, value in own.items() if _names(key, module)), config[field])
+        except PatternError as error:
+            raise WeightsError(f"{folder / CONFIG}: {pattern}: {error}") from None
 
     if (said := of("r", "rank_pattern")) != rank:
         raise WeightsError(f"{folder / CONFIG}: rank {said} for {module}, and its tensors have {rank}")
     return of("lora_alpha", "alpha_pattern") / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _names(key: str, module: str) -> bool:
+    """Tells whether a key of PEFT's patterns names a module, or the end of its name."""
+    return pattern(rf"(.*\.)?({key})$").match(module) is not None
 
 
 def _ours(row: Row, theirs: Mapping[str, np.ndarray], scale: float, folder: Path) -> dict[str, Parts]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import regex
 
-from vitvlm.core import placing
+from vitvlm.core import patterns, placing
 from vitvlm.core import rules as core_rules
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import Tree, flatten, map_with_path
@@ -129,8 +130,8 @@ def _like_but_for_size(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 
 def _expand(pattern: str, template: str, path: str, where: str) -> str:
     try:
-        return re.fullmatch(pattern, path).expand(template)
-    except (re.error, IndexError) as error:
+        return patterns.pattern(pattern).fullmatch(path).expand(template)
+    except (regex.error, re.error, IndexError) as error:
         raise core_rules.RuleError(
             f"{where}: template {template!r} does not fit the regex {pattern!r}: {error}"
         ) from None
@@ -147,11 +148,11 @@ def _unused(layers: dict[str, dict[str, Any]], used: set[str], ignore: Sequence[
     unused = {path: [part for part in parts if part not in used] for path, parts in layers.items()}
     unused = {path: parts for path, parts in unused.items() if parts}
     for pattern in ignore:
-        if not any(re.fullmatch(pattern, path) for path in unused):
+        if not any(patterns.pattern(pattern).fullmatch(path) for path in unused):
             raise core_rules.RuleError(f"{where}: ignore {pattern!r} matches no unused source; remove it")
     listed = []
     for path, parts in unused.items():
-        if not any(re.fullmatch(pattern, path) for pattern in ignore):
+        if not any(patterns.pattern(pattern).fullmatch(path) for pattern in ignore):
             listed += [path] if len(parts) == len(layers[path]) else parts
     return listed
 

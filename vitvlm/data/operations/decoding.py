@@ -16,6 +16,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What says how an image is to be turned: EXIF and XMP.
 _TURNED = (b"Exif\0\0", b"tiff:Orientation")
 _ORIENTATION = 0x0112  # the EXIF tag
+# Passes over the pixels of a progressive JPEG: libjpeg writes 10, with marks inside a thumbnail some more.
+USUAL_SCANS, MOST_SCANS = 16, 100
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -27,6 +29,7 @@ def traced_decode(
         raise ValueError(f"channels={channels} must be 1 (grey), 3 (RGB) or 4 (RGBA)")
     if isinstance(image, np.ndarray):
         return image if image.shape[2] == channels else _convert(to_pillow(image), channels, background), []
+    _check_scans(image, max_pixels)
     plain = _plain_jpeg(image, max_pixels) if channels == 3 else None
     if plain is not None:
         return plain, []
@@ -56,8 +59,8 @@ def decode(
     transparent parts laid over `background` (0 to 255, or (red, green, blue)) unless channels=4. An image that already
     is pixels only changes its channels.
 
-    Raises UnreadableImage for damaged files, for formats other than FORMATS, and for more than `max_pixels`, before
-    they are decoded.
+    Raises UnreadableImage, before anything is decoded, for formats other than FORMATS, for more than `max_pixels` and
+    for a JPEG of many more scans than programs write, and otherwise for damaged files.
     """
     return traced_decode(image, channels, background, max_pixels)[0]
 
@@ -103,6 +106,19 @@ def _jpeg_header(content: bytes) -> bytes:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UnreadableImage(f"{width}x{height} pixels, more than decode(max_pixels={max_pixels}) allows")
+
+
+def _check_scans(content: bytes, max_pixels: int) -> None:
+    """Raises UnreadableImage for a progressive JPEG that would take minutes: each scan goes over all pixels again."""
+    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
+    if scans <= USUAL_SCANS:
+        return
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return  # Pillow says what is wrong
+    if scans > MOST_SCANS or scans * width * height > USUAL_SCANS * max_pixels:
+        raise UnreadableImage(f"a JPEG of {scans:,} scans of {width}x{height} pixels, which would take too long")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

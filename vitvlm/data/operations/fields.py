@@ -1,12 +1,12 @@
 """Operations on whole examples rather than on pixels: which fields a batch has, and what kind they are."""
 
-import json
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
 import numpy as np
 
+from vitvlm.core import json_texts
 from vitvlm.core.config import suggest
 from vitvlm.core.limits import Rows
 from vitvlm.data.kinds import LEFT_RIGHT, OF_EACH_IMAGE, Field, Fields
@@ -281,7 +281,7 @@ def _numbers(example: Mapping[str, Any], field: str, count: int) -> np.ndarray:
     """Rows of `count` numbers each, float64; JSON is read, and no value at all is no row."""
     value = _field(example, field)
     try:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = json_texts.loads(value) if isinstance(value, str) else value
         rows = np.asarray([] if value is None else value, np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{field!r} is not rows of {count} numbers ({error}): {value!r:.60}") from None

@@ -27,6 +27,7 @@ IMAGE_OPTIONS = {  # of every operation on images
 # Entries of an example that is several in one row (`data.packing`): the examples, or the errors of those that cannot be
 # read; and of one that was put together, of how many, and the errors of those that were left out.
 MEMBERS, TOGETHER, LOST = "@members", "@together", "@lost"
+LONGEST = 10_000  # characters of a string of operations
 Out = Mapping[str, np.ndarray]
 Arguments = Mapping[str, Any]
 
@@ -254,16 +255,18 @@ def parse(text: object) -> Pipeline:
     and for arguments that do not fit (the signature is shown).
     """
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"operations {text!r}: write a string such as 'decode|resize(224)|normalize'")
+        raise ConfigError(f"operations {text!r:.60}: write a string such as 'decode|resize(224)|normalize'")
+    if len(text) > LONGEST:
+        raise ConfigError(f"operations {text!r:.60}…: {len(text):,} characters; at most {LONGEST:,} are read")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
-        raise ConfigError(f"operations {text!r}: not operations joined by '|' ({reason})") from None
+        raise ConfigError(f"operations {text!r:.200}: not operations joined by '|' ({reason})") from None
     try:
         return Pipeline(text, tuple(_operation(node, text) for node in _split(tree))).bind({})
     except RecursionError:
-        raise ConfigError(f"operations {text!r}: nested too deeply") from None
+        raise ConfigError(f"operations {text!r:.200}: nested too deeply") from None
 
 
 def describe() -> str:
@@ -318,10 +321,10 @@ def _operation(node: ast.expr, text: str) -> Operation:
         name = node.func.id
         positional = [_literal(argument, text) for argument in node.args]
         if any(keyword.arg is None for keyword in node.keywords):
-            raise ConfigError(f"operations {text!r}: ** is not allowed")
+            raise ConfigError(f"operations {text!r:.200}: ** is not allowed")
         named = {keyword.arg: _literal(keyword.value, text) for keyword in node.keywords}
     else:
-        raise ConfigError(f"operations {text!r}: {ast.unparse(node)!r} is neither a name nor a call of one")
+        raise ConfigError(f"operations {text!r:.200}: {ast.unparse(node)!r:.100} is neither a name nor a call of one")
     function = OPERATIONS.get(name)
     parameters = _parameters(function)
     named = {renames.ARGUMENTS.get((name, key), key): value for key, value in named.items()}
@@ -345,9 +348,8 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError):
-        raise ConfigError(
-            f"operations {text!r}: the argument {ast.unparse(node)!r} is not a number, string, tuple, None or bool"
-        ) from None
+        told = f"the argument {ast.unparse(node)!r:.100} is not a number, string, tuple, None or bool"
+        raise ConfigError(f"operations {text!r:.200}: {told}") from None
 
 
 def _typed(parameter: inspect.Parameter, value: Any, node: ast.expr) -> Any:

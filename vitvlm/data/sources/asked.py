@@ -120,6 +120,8 @@ def open_vqa(place: str, split: str) -> AskedSource:
     _, file, root = files(questions + (f":{images}" if images else ""), "vqa")
     content = read_json(file)
     subtype = _checked(content, file, "questions").get("data_subtype") or _subtype(file)
+    if not isinstance(subtype, str):
+        raise DataError(f"{file}: 'data_subtype' is no name: {subtype!r:.60}")
     own = re.sub(r"[\d-].*", "", subtype) or "all"
     if split not in ("all", own):
         raise ConfigError(f"vqa:{place}: no split {split!r}; each file is one split: write split='all' or {own!r}")
@@ -200,7 +202,10 @@ def _annotations(path: Path, given: bool, split: str, questions: Path) -> dict[s
             )
         return None
     notes = _checked(read_json(path), path, "annotations")["annotations"]
-    return {str(note["question_id"]): note for note in notes}
+    try:
+        return {str(note["question_id"]): note for note in notes}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: an annotation lacks {error}") from None
 
 
 def _is_there(root: Path, subtype: str, questions: Sequence[Mapping[str, Any]]) -> bool:
@@ -256,5 +261,5 @@ def _vg_rows(content: Any, file: Path, where: Mapping[str, str]) -> Iterator[dic
                 else:
                     x, y, width, height = (float(said[side]) for side in ("x", "y", "width", "height"))
                     yield row | {"phrase": said["phrase"], BOXES: [[x, y, x + width, y + height]]}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise DataError(f"{file}: entry {number}: {type(error).__name__} {error}") from None

@@ -1,10 +1,11 @@
 """Rows of instructions and chats with images, as data sets publish them, made rows of `records.RecordSource`."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitvlm.core import json_texts
+from vitvlm.core.files import LARGEST_JSON, read_text
 from vitvlm.data.conversations import ANSWERS, CHATS, PROMPTS, is_image
 from vitvlm.data.errors import DataError
 from vitvlm.data.sources.base import Source
@@ -86,7 +87,7 @@ def files(place: str, kind: str) -> tuple[str, Path, Path]:
 def read_json(file: Path) -> Any:
     """The content of a JSON file. Raises DataError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json_texts.loads(read_text(file, LARGEST_JSON, "utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: is not JSON: {error}") from None
 
@@ -101,10 +102,14 @@ def _entries(file: Path) -> Iterable[Any]:
 
 
 def _lines(file: Path) -> Iterator[Any]:
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+    try:
+        lines = read_text(file, LARGEST_JSON, "utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {error}") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json_texts.loads(line)
             except ValueError as error:
                 raise DataError(f"{file}: line {number}: is not JSON: {error}") from None
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from vitvlm.core.files import LARGEST_IMAGE, read_bytes
 from vitvlm.data.accounting import Files, Tally
 from vitvlm.data.errors import UnreadableImage
 from vitvlm.data.names import readable
@@ -50,9 +51,9 @@ def entries(directory: Path) -> dict[str, int | None]:
 def read(path: Path, name: str, told: str = "") -> bytes:
     """The content of an image's file. Raises UnreadableImage for the example `name`; `told` begins the reason."""
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        raise UnreadableImage(told + (getattr(error, "strerror", None) or str(error)), name) from error
+        return read_bytes(path, LARGEST_IMAGE)
+    except OSError as error:
+        raise UnreadableImage(told + (error.strerror or str(error)), name) from error
 
 
 def _inode(entry: os.DirEntry[str]) -> int | None:

@@ -9,9 +9,9 @@ from jaxtyping import Int
 from vitvlm.core.classes import composed
 from vitvlm.data import splits, stat_data
 from vitvlm.data.accounting import Files, Tally
-from vitvlm.data.errors import DataError, UnreadableImage
+from vitvlm.data.errors import DataError
 from vitvlm.data.names import readable
-from vitvlm.data.sources import layouts
+from vitvlm.data.sources import directories, layouts
 from vitvlm.data.sources.base import Example, Source
 from vitvlm.data.survey import survey
 
@@ -85,8 +85,5 @@ class FolderSource(Source):
         return stat_data.described(paths)
 
     def __getitem__(self, index: int) -> Example:
-        try:
-            content = (self._root / self._names[index]).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(error.strerror, self._ids[index]) from error
+        content = directories.read(self._root / self._names[index], self._ids[index])
         return {"image": content, "label": int(self._labels[index]), "id": self._ids[index]}

@@ -10,6 +10,8 @@ _PIECE = 2**16  # bytes read at a time
 _MOST = 2**20  # bytes decompressed at a time
 _SPACING = 4 * 2**20  # bytes between the points that are kept
 _LATEST = 16
+_FREE = 256 * 2**20  # bytes of contents that are read however few they were compressed to
+_RATIO = 200  # of contents to compressed bytes, beyond; images hardly compress, texts some tenfold
 
 
 class Point(NamedTuple):
@@ -109,6 +111,8 @@ class GzipReader:
             self._ahead = self._decompress.decompress(compressed, _MOST)
             if not (compressed or self._ahead or self._decompress.eof):
                 raise zlib.error("it is cut off")
+            if self._place > max(_FREE, _RATIO * self._file.tell()):
+                raise zlib.error(f"it expands more than {_RATIO}-fold, as no set of images does")
         return True
 
     def _next_member(self) -> bytes:

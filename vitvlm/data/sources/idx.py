@@ -1,15 +1,14 @@
 """MNIST's file format (idx): Fashion-MNIST and its relatives, held in memory as pixels."""
 
-import gzip
 import math
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from vitvlm.core import files
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError
@@ -17,6 +16,7 @@ from vitvlm.data.sources.base import Example, Source
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
+MOST_BYTES = 2**31  # of one file; EMNIST has half a GB
 
 
 class IdxSource(Source):
@@ -61,14 +61,15 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     Raises DataError if the file is damaged or of another type.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = files.read_bytes(path, MOST_BYTES)
+        content = files.gunzip(content, MOST_BYTES) if path.suffix == ".gz" else content
         zero, kind, rank = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{rank}I", content, offset=4)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+    except (OSError, ValueError, struct.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from error
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if zero or kind != _UNSIGNED_BYTE or values.size != math.prod(shape):
-        raise DataError(f"{path}: not an idx file of {shape} bytes; fetch the file again")
+        raise DataError(f"{path}: not an idx file of {shape!r:.60} bytes; fetch the file again")
     return values.reshape(shape)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vitvlm.core import files, json_texts
 from vitvlm.core.classes import composed
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.errors import DataError
@@ -62,7 +63,7 @@ class Classes:
         self.collected = collected
         self._places = {name: place for place, name in enumerate(self.names)}
         # Where "1" is the name of class 0, a label 1 cannot be told from the index of class 1.
-        numbers = [(place, name) for place, name in enumerate(self.names) if name.isdecimal()]
+        numbers = [(place, name) for place, name in enumerate(self.names) if _is_number(name)]
         self._by_index = not collected and all(int(name) == place for place, name in numbers)
 
     @classmethod
@@ -81,11 +82,13 @@ class Classes:
         """A name that is a number is that name if there is one, else an index."""
         if name in self._places:
             return self._places[name]
-        if self._by_index and name.isdecimal() and int(name) < len(self.names):
+        if self._by_index and _is_number(name) and int(name) < len(self.names):
             return int(name)
         few = len(self.names) <= 20
         hint = suggest(name, self.names) if few else suggest(name, self.names).partition("there is")[0]
-        raise DataError(f"{where}: label {name!r} is none of the {len(self.names)} classes{'; ' * bool(hint)}{hint}")
+        raise DataError(
+            f"{where}: label {name!r:.200} is none of the {len(self.names)} classes{'; ' * bool(hint)}{hint}"
+        )
 
 
 def written(value: Any, where: str, separator: str | None = None) -> Written | None:
@@ -107,6 +110,11 @@ def written(value: Any, where: str, separator: str | None = None) -> Written | N
     if (name := _name(value)) is None:
         raise DataError(f"{where}: is neither a name nor a whole number nor a list of them: {value!r:.60}")
     return name or None
+
+
+def _is_number(name: str) -> bool:
+    """Tells whether a name is a number that could be the index of a class."""
+    return name.isdecimal() and len(name) <= 20
 
 
 def _name(value: Any) -> str | None:
@@ -139,13 +147,13 @@ def same_kind(labels: Iterable[tuple[str, Written]], where: str) -> bool:
 def _read(path: str) -> list[str]:
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = files.read_text(file, files.LARGEST_VOCABULARY, "utf-8-sig")
         if file.suffix != ".json":
             lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
             if "" in lines:
                 raise ValueError(f"line {lines.index('') + 1} is empty, and a line's number is the class's")
             return lines
-        content = json.loads(text)
+        content = json_texts.loads(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"label_names={path}: cannot be read: {error}") from None
     if isinstance(content, dict) and set(content) == {str(i) for i in range(len(content))}:

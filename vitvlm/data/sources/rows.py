@@ -1,11 +1,11 @@
 """Rows of images and captions from files: JSON lines, CSV and TSV, and COCO's captions. Mistakes name the line."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from vitvlm.core import files, json_texts
 from vitvlm.data.conversations import CHATS, PROMPTS
 from vitvlm.data.errors import DataError
 from vitvlm.data.names import is_text
@@ -14,7 +14,7 @@ from vitvlm.data.sources.labels import Labelling, written
 
 COLUMNS = ("image", "caption", "label", "split")  # with a meaning of their own
 RECORD = ("text", "images", "video", *CHATS, *PROMPTS)  # one of which a row without an image has
-_JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # NaN: no value
+LONGEST_LINE = 256 * 2**20  # bytes; it may hold an image
 _NOT_UTF8 = "is not UTF-8 (save it so)"
 
 
@@ -29,7 +29,7 @@ def json_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
             continue
         where = f"{file}: line {number}"
         try:
-            row = _JSON.decode(line)
+            row = json_texts.loads(line, parse_constant=lambda name: None if name == "NaN" else float(name))
         except ValueError as error:
             raise DataError(f"{where}: is not JSON: {error}") from None
         if alone is None:
@@ -92,13 +92,22 @@ def csv_rows(file: Path, labelling: Labelling) -> Iterator[dict[str, Any]]:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yields (number, line) without the line's end, which is \\n or \\r\\n; other separators belong to a text."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with _opened(file) as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise DataError(f"{file}: line {number}: has more than {LONGEST_LINE:,} bytes")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"{file}: line {number}: {_NOT_UTF8}: {error}") from None
             yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return files.open_regular(file)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
 
 
 def _span(first: int, last: int) -> str:
@@ -108,7 +117,7 @@ def _span(first: int, last: int) -> str:
 def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
     """An image each, with its captions in the order of their ids."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_texts.loads(files.read_text(file, files.LARGEST_JSON))
         captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
         if len(captions) < len(content["images"]):
             raise DataError(f"{file}: two images have the same id")
@@ -127,7 +136,7 @@ def coco_rows(file: Path) -> Iterator[dict[str, Any]]:
             yield _checked(row, f"{file}: image {image['id']}")
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: is not a COCO captions file: {type(error).__name__} {error}") from None
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vitvlm.core import files, json_texts
 from vitvlm.core.config import ConfigError, suggest
 from vitvlm.data.errors import DataError
 from vitvlm.data.kinds import Field, Fields
@@ -108,7 +108,7 @@ def read(path: Path, column: str) -> dict[str, float]:
     for id_, value in pairs:
         try:
             score = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise DataError(f"{path}: the {column!r} of {id_!r} is no number: {value!r:.40}") from None
         if math.isnan(score):
             raise DataError(f"{path}: the {column!r} of {id_!r} is NaN")
@@ -119,9 +119,10 @@ def read(path: Path, column: str) -> dict[str, float]:
 
 def _of_npz(path: Path, column: str) -> list[tuple[Any, Any]]:
     try:
+        files.check_regular(path, files.LARGEST_JSON)
         with np.load(path, allow_pickle=False) as arrays:
             ids, values = (_column(arrays, name, path, arrays.files) for name in ("id", column))
-    except (OSError, ValueError) as error:
+    except (*files.DAMAGE, MemoryError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path}: is no NPZ of scores: {error}") from None
     if ids.shape != values.shape or ids.ndim != 1:
         raise DataError(f"{path}: 'id' is {list(ids.shape)} and {column!r} {list(values.shape)}: one score for each id")
@@ -130,11 +131,15 @@ def _of_npz(path: Path, column: str) -> list[tuple[Any, Any]]:
 
 def _of_lines(path: Path, column: str) -> list[tuple[Any, Any]]:
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        lines = files.read_text(path, files.LARGEST_JSON).split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_texts.loads(line)
         except ValueError as error:
             raise DataError(f"{path}: line {number}: is not JSON: {error}") from None
         if not isinstance(row, dict):

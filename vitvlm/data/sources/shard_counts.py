@@ -1,12 +1,14 @@
 """Numbers of examples in shards, as far as files beside the shards give them."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitvlm.core import files, json_texts
+
+LONGEST_LINE = 100  # bytes of the first line of an .idx
 _LOG = logging.getLogger(__name__)
 _COUNTS = ("successes", "nsamples", "num_samples", "samples", "count")  # fields of a shard's own JSON, the surest first
 
@@ -67,11 +69,11 @@ def _of_shard(folder: Path, name: str, names: set[str]) -> Iterator[int]:
             yield from filter(_is_count, [content, *map(fields.get, _COUNTS)])
     if f"{stem}.idx" in names:
         try:
-            with (folder / f"{stem}.idx").open() as file:
-                version, _, count = file.readline().strip().partition(" ")
+            with files.open_regular(folder / f"{stem}.idx") as file:
+                version, _, count = file.readline(LONGEST_LINE).decode().strip().partition(" ")
         except (OSError, ValueError):
             return
-        if version.startswith("v") and count.isdigit():
+        if version.startswith("v") and count.isdecimal():
             yield int(count)
 
 
@@ -81,7 +83,7 @@ def _is_count(value: Any) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json_texts.loads(files.read_bytes(path, files.LARGEST_JSON))
     except (OSError, ValueError) as error:
         _LOG.warning("%s: is damaged, and is not used as an index of shards: %s", path, error)
         return None

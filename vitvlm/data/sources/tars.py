@@ -8,6 +8,7 @@ import dataclasses
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
@@ -16,6 +17,11 @@ from vitvlm.data.survey import rule_of
 
 BLOCK = 512
 END = 1 << 62  # the `end` of an archive's last sample: behind every byte
+MOST_BYTES = 512 * 2**20  # of the files of a sample that are read
+MOST_FILES = 1_000  # of a sample
+LONGEST_NAME = 4_096  # bytes of a file's name, as on disk
+LONGEST_ABOUT = 2**20  # bytes of a header's properties
+LONGEST_NUMBER = 20  # digits, as of 2^64
 # Header types: of the next file's name (GNU), of the next file's properties and of all files' properties (POSIX).
 _LONG_NAME, _PROPERTIES, _GLOBAL_PROPERTIES = b"L", b"x", b"g"
 
@@ -68,7 +74,8 @@ def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str]
     Files without an extension, hidden ones and what programs leave behind (`survey.rule_of`) are passed over. Archives
     that were joined, end marker and all, are read to the end. After a damaged header, reading goes on at the next
     whole one; what was lost in between is one Sample with `damage`. So are a file that the archive's end cuts off, an
-    archive without its end marker, and compressed data from its first damage on. An archive of nothing is damaged too.
+    archive without its end marker, and compressed data from its first damage on. An archive of nothing is damaged too,
+    and so is a sample of more than MOST_FILES or MOST_BYTES, of which no more is read.
 
     Args:
       file: a tar, or the `GzipReader` of one, whose bytes count as decompressed.
@@ -81,8 +88,11 @@ def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str]
         if files and (not member.key or (member.archive, member.key) != (files[0].archive, files[0].key)):
             yield _sample(files, member.offset)
             files = []
-        files.append(member)
         count += 1
+        if len(files) <= MOST_FILES:
+            files.append(member)
+        else:  # too many already: only what becomes of the rest is of use
+            files[-1] = member
     if files:
         yield _sample(files, END)
     elif not count and not offset:
@@ -91,11 +101,12 @@ def samples(file: BinaryIO | GzipReader, offset: int = 0, wanted: Container[str]
 
 def _sample(members: list[_Member], end: int) -> Sample:
     damage = next((member.damage for member in members if member.damage), "")
-    extensions = [member.extension for member in members]
-    repeated = next((name for name in extensions if extensions.count(name) > 1), None)
-    if repeated is not None and not damage:
-        damage = f"several files named .{repeated}"
-    files = {member.extension: member.content for member in members}
+    repeated = next((name for name, n in Counter(member.extension for member in members).items() if n > 1), None)
+    if len(members) > MOST_FILES and not damage:
+        damage = f"more than {MOST_FILES:,} files"
+    elif repeated is not None and not damage:
+        damage = f"several files named .{repeated:.60}"
+    files = {} if damage else {member.extension: member.content for member in members}
     return Sample(members[0].key, members[0].offset, end, files, damage, members[-1].rest)
 
 
@@ -103,6 +114,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
     if offset >= END:
         return
     place = begin = offset
+    sample, room = "", MOST_BYTES  # the key of the sample that is read, and what it may still hold
     given: dict[str, str] = {}  # what headers before a file's own say of it
     lost = False  # since a damaged header
     ended, archive = False, 0  # since an end marker; how many archives have ended
@@ -123,7 +135,7 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 place = begin = place + BLOCK
                 continue
             try:
-                found = _plain_header(header) or _header(header)
+                found = _checked(_plain_header(header) or _header(header), given)
             except tarfile.HeaderError:
                 if not lost:
                     yield _Member("", "", begin, b"", "damaged header")
@@ -131,29 +143,46 @@ def _members(file: BinaryIO | GzipReader, offset: int, wanted: Container[str] | 
                 place = begin = place + BLOCK
                 continue
             lost = ended = False
-            name, length = given.get("path", found.name), int(given.get("size", found.size))
+            name, length = found.name, found.size
             key, extension = _split(name)
             about = found.type in (_LONG_NAME, _PROPERTIES)  # the next file
             member = found.regular and bool(extension)
             last = place + BLOCK + length
             cut = last > size
-            content = b""
+            content, damage = b"", ""
+            if member and key != sample:
+                sample, room = key, MOST_BYTES
             if not cut and (about or (member and (wanted is None or extension in wanted))):
-                content = file.read(length)
-                cut = len(content) < length
+                if not about and length > room:
+                    damage = f"{name:.200}: {length:,} bytes; at most {MOST_BYTES:,} are read of a sample"
+                else:
+                    content = file.read(length)
+                    cut = len(content) < length
+                    room -= 0 if about else length
             if cut or file.seek(last) < last:
-                yield _Member(key, extension, begin, b"", f"{name} is cut off by the end of the archive", "cut")
+                yield _Member(key, extension, begin, b"", f"{name:.200} is cut off by the end of the archive", "cut")
                 return
             place += BLOCK + -(-length // BLOCK) * BLOCK
             if about:
                 given |= {"path": _text(content)} if found.type == _LONG_NAME else _properties(content)
             elif found.type != _GLOBAL_PROPERTIES:
                 if member:
-                    yield _Member(key, extension, begin, content, archive=archive)
+                    yield _Member(key, extension, begin, content, damage, archive=archive)
                 begin, given = place, {}
             file.seek(place)
     except zlib.error as error:
         yield _Member("", "", begin, b"", f"damaged gzip data: {error}", "unreadable")
+
+
+def _checked(found: _Header, given: Mapping[str, str]) -> _Header:
+    """The header with what others before it say. Raises tarfile.HeaderError for what no archive of files has."""
+    about = found.type in (_LONG_NAME, _PROPERTIES)
+    name, size = (
+        (found.name, found.size) if about else (given.get("path", found.name), int(given.get("size", found.size)))
+    )
+    if size < 0 or len(name) > LONGEST_NAME or (about and size > LONGEST_ABOUT):
+        raise tarfile.InvalidHeaderError("a size or name that no file has")
+    return found._replace(name=name, size=size)
 
 
 def _header(block: bytes) -> _Header:
@@ -188,15 +217,17 @@ def _split(name: str) -> tuple[str, str]:
 
 def _properties(text: bytes) -> dict[str, str]:
     """Records "LENGTH KEY=VALUE\\n" of a POSIX header, as far as they matter here."""
-    found = {}
-    while text:
-        length = text.partition(b" ")[0]
-        if not length.isdigit() or not 0 < int(length) <= len(text):
+    found, place = {}, 0
+    while place < len(text):
+        space = text.find(b" ", place, place + LONGEST_NUMBER)
+        length = text[place:space]
+        if space < 0 or not length.isdigit() or not space - place < int(length) <= len(text) - place:
             break
-        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[_text(key)] = _text(value)
-        text = text[int(length) :]
-    return {key: found[key] for key in ("path", "size") if key in found and (key == "path" or found[key].isdigit())}
+        key, _, value = text[space + 1 : place + int(length) - 1].partition(b"=")
+        if key == b"path" or (key == b"size" and value.isdigit() and len(value) < LONGEST_NUMBER):
+            found[_text(key)] = _text(value)
+        place += int(length)
+    return found
 
 
 def _text(raw: bytes) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
-import json
+import itertools
 import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vitvlm.core import json_texts
 from vitvlm.core.config import ConfigError
+from vitvlm.core.files import open_regular
 from vitvlm.data import stat_data
 from vitvlm.data.errors import DataError, UnreadableImage
 from vitvlm.data.names import is_text, readable
@@ -25,6 +27,8 @@ from vitvlm.data.sources.labels import USUAL, Classes, Labelling, Written, writt
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 CLS = "cls"  # the member that holds a label
+MOST_SHARDS = 300_000  # LAION-2B has 232,000
+LONGEST_NUMBER = 12  # digits of a number in braces
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -262,7 +266,7 @@ class TarSource(Source):
         self, shard: int, offset: int, wanted: Container[str] | None = None, points: Points | None = None
     ) -> Iterator[tars.Sample]:
         try:
-            with open(self.shards[shard], "rb", buffering=2**20) as file:
+            with open_regular(self.shards[shard], buffering=2**20) as file:
                 kind = compression(file)
                 if kind in (None, "gzip"):
                     yield from tars.samples(GzipReader(file, points) if kind else file, offset, wanted)
@@ -339,12 +343,12 @@ def _is_image(extension: str) -> bool:
 def _in_order(extension: str) -> tuple[int, str]:
     """Sorts the images of a sample by their numbers."""
     number = extension.partition(".")[0]
-    return (int(number) if number.isdecimal() else -1, extension)
+    return (int(number) if number.isdecimal() and len(number) < 10 else -1, extension)
 
 
 def _json(sample: tars.Sample) -> dict[str, Any]:
     """Reads a sample's JSON object, empty without one. Raises ValueError for anything else."""
-    about = json.loads(sample.files.get("json", b"{}"))
+    about = json_texts.loads(sample.files.get("json", b"{}"))
     if not isinstance(about, dict):
         raise UnreadableImage(f"its JSON is not an object but {type(about).__name__}", sample.key)
     return about
@@ -364,7 +368,10 @@ def expand(pattern: str) -> tuple[str, ...]:
     files that are not there.
     """
     files: list[str] = []
-    for name in _alternatives(os.path.expanduser(pattern)):
+    named = list(itertools.islice(_alternatives(os.path.expanduser(pattern)), MOST_SHARDS + 1))
+    if len(named) > MOST_SHARDS:
+        raise DataError(f"webdataset:{pattern:.200}: names more than {MOST_SHARDS:,} files; check its braces")
+    for name in named:
         found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.isfile(name)
         if not found:
             raise DataError(f"webdataset:{pattern}: no file {name}; check the pattern, or leave the missing shards out")
@@ -380,7 +387,9 @@ def _alternatives(pattern: str) -> Iterator[str]:
     counted = _RANGE.fullmatch(braces[1])
     if counted:
         first, last = counted.groups()
-        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        if len(first) > LONGEST_NUMBER or len(last) > LONGEST_NUMBER:
+            raise DataError(f"webdataset:{pattern:.200}: {{{braces[1]:.60}}} counts too far")
+        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)[: MOST_SHARDS + 1]]
     else:
         choices = braces[1].split(",")
     if not choices:

@@ -6,12 +6,11 @@ newer letters would be cut as punctuation.
 
 import dataclasses
 import functools
-import gzip
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitvlm.core import files, json_texts
 from vitvlm.data.errors import DataError
 from vitvlm.data.tokenizers.base import Model
 
@@ -84,10 +83,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
             f"{path}: there is no such file; a CLIP vocabulary is {VOCABULARY}, merges.txt or tokenizer.json"
         )
     try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-        lines = json.loads(text)["model"]["merges"] if path.suffix == ".json" else text.split("\n")[1 : MERGES + 1]
+        content = files.read_bytes(path, files.LARGEST_VOCABULARY)
+        text = (files.gunzip(content, files.LARGEST_VOCABULARY) if path.suffix == ".gz" else content).decode()
+        lines = (
+            json_texts.loads(text)["model"]["merges"] if path.suffix == ".json" else text.split("\n")[1 : MERGES + 1]
+        )
         merges = [tuple(line.split() if isinstance(line, str) else line) for line in lines]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a CLIP vocabulary: {error}") from error
     if len(merges) != MERGES or any(len(merge) != 2 for merge in merges):
         raise DataError(

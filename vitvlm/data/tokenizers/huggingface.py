@@ -3,11 +3,11 @@
 A folder of BERT's that has no tokenizer.json is read from its vocab.txt."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitvlm.core import files, json_texts
 from vitvlm.core.config import ConfigError
 from vitvlm.data.errors import DataError
 from vitvlm.data.tokenizers import wordpiece
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LONGEST = 1_000_000
 """A longer `model_max_length` is transformers' way to say that there is none."""
+
+LARGEST = 10_000_000
+"""Tokens of a vocabulary; the largest published ones have a quarter of a million."""
 
 OTHER_FILES = {"merges.txt": "clip", "spiece.model": "sentencepiece", "tokenizer.model": "sentencepiece"}
 
@@ -81,7 +84,7 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
         add_bos, add_eos = (bool(config.get(name)) for name in ("add_bos_token", "add_eos_token"))
         bos_id, eos_id = ids.get("bos", bos_id), ids.get("eos", eos_id)
     found = {
-        "vocab_size": max(fast.get_vocab().values()) + 1,
+        "vocab_size": _vocab_size(fast, file),
         "length": _length(config, given_truncation, given_padding),
         "pad_id": ids.get("pad", given_padding.get("pad_id")),
         "bos_id": bos_id,
@@ -92,6 +95,13 @@ def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:
         "padding": config.get("padding_side", given_padding.get("direction")),
     }
     return FastTokenizer(fast), {name: value for name, value in found.items() if value is not None}
+
+
+def _vocab_size(fast: "tokenizers.Tokenizer", file: Path) -> int:
+    size = max(fast.get_vocab().values(), default=-1) + 1
+    if not 0 < size <= LARGEST:
+        raise DataError(f"{file}: its ids go up to {size - 1:,}" if size else f"{file}: its vocabulary is empty")
+    return size
 
 
 def _special_ids(fast: "tokenizers.Tokenizer", config: dict[str, Any], file: Path) -> dict[str, int]:
@@ -106,6 +116,13 @@ def _special_ids(fast: "tokenizers.Tokenizer", config: dict[str, Any], file: Pat
 
 
 _NAMES = ("bos", "eos", "pad", "cls", "sep")
+TOKENS = tuple(f"{name}_token" for name in (*_NAMES, "unk", "mask"))
+SWITCHES = ("add_bos_token", "add_eos_token", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
+KINDS = {  # of the fields of tokenizer_config.json that are read
+    "model_max_length": (int, float),
+    **dict.fromkeys(("truncation_side", "padding_side"), (str,)),
+    **dict.fromkeys(SWITCHES, (bool,)),
+}
 
 
 def _tokenizer_file(path: Path) -> Path:
@@ -126,6 +143,7 @@ def _read_fast(file: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
     try:
+        files.check_regular(file, files.LARGEST_VOCABULARY)
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{file}: cannot be read as a Hugging Face tokenizer: {error}") from error
@@ -137,11 +155,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             try:
-                fields |= json.loads((folder / name).read_text(encoding="utf-8"))
-            except (ValueError, TypeError) as error:
+                fields |= json_texts.loads(files.read_text(folder / name, files.LARGEST_VOCABULARY))
+            except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"{folder / name}: is not a JSON object: {error}") from error
     plain = {key: value["content"] if _is_token(value) else value for key, value in fields.items()}
-    return {key: value for key, value in plain.items() if value is not None}
+    found = {key: value for key, value in plain.items() if value is not None}
+    for key, value in found.items():
+        kinds = KINDS.get(key, (str,) if key in TOKENS else (object,))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+            told = " or ".join(kind.__name__ for kind in kinds)
+            raise DataError(f"{folder}: {key} of its tokenizer's config is {value!r:.60}, not {told}")
+    return found
 
 
 def _is_token(value: Any) -> bool:
@@ -154,7 +178,10 @@ def _added(fast: "tokenizers.Tokenizer", file: Path) -> tuple[list[int], list[in
         return [], []
     specials = {token.content for token in fast.get_added_tokens_decoder().values()}
     for word in fast.get_vocab().keys() - specials:
-        encoding = fast.encode(word)
+        try:
+            encoding = fast.encode(word)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{file}: cannot encode {word!r:.60}: {error}") from error
         if 0 in encoding.special_tokens_mask:
             first = encoding.special_tokens_mask.index(0)
             last = len(encoding) - encoding.special_tokens_mask[::-1].index(0)

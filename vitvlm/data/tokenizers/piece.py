@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitvlm.core.config import ConfigError
+from vitvlm.core.files import LARGEST_VOCABULARY, check_regular
 from vitvlm.data.errors import DataError
 from vitvlm.data.tokenizers.base import Model, Pieces
 
@@ -47,6 +48,7 @@ def read(path: str) -> tuple[SentencePiece, dict[str, Any]]:
     if not Path(path).is_file():
         raise DataError(f"{path}: there is no such file; give a SentencePiece .model")
     try:
+        check_regular(path, LARGEST_VOCABULARY)
         processor = sentencepiece.SentencePieceProcessor(model_file=path)
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as a SentencePiece model: {error}") from error

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitvlm.core import files
 from vitvlm.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def read(path: Path, config: Mapping[str, Any]) -> "tokenizers.Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        pieces = path.read_text(encoding="utf-8").split("\n")
+        pieces = files.read_text(path, files.LARGEST_VOCABULARY).split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
     pieces = [piece.removesuffix("\r") for piece in pieces]
     vocabulary = {piece: number for number, piece in enumerate(pieces if pieces[-1] else pieces[:-1])}
     special = {name: config.get(f"{name}_token", token) for name, token in SPECIAL.items()}
