@@ -68,6 +68,7 @@ setup(
             "transformers>=5.0",
             "wandb>=0.19",
         ],
+        "fuzz": ["atheris>=3.0; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "gguf": ["gguf>=0.17"],
         "emoji": ["fonttools>=4.50"],
         "meteor": ["pycocoevalcap>=1.2"],

@@ -16,6 +16,7 @@ from tests.faults.limits import bounded
 from vitvlm.core import files, json_texts
 from vitvlm.core.classes import mapping
 from vitvlm.core.config import ConfigError
+from vitvlm.core.durations import Clock
 from vitvlm.core.patterns import Pattern, PatternError
 from vitvlm.core.rules import RuleError, match
 from vitvlm.data import operations, sources, tokenizers
@@ -275,3 +276,9 @@ def test_strings_of_operations_of_any_length(text):
     with bounded(), pytest.raises(ConfigError) as caught:
         operations.parse(text)
     assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize("duration", ["1e999 steps", "9" * 5_000 + " epochs", 10**400, "1e13 examples"])
+def test_durations_without_end(duration):
+    with pytest.raises(ConfigError, match=r"config\.total_steps: .*is more than 1,000,000,000,000 steps"):
+        Clock(1, 100, 1000).steps(duration, "config.total_steps")

@@ -75,6 +75,11 @@ class Graph:
             graph = onnx.load_model_from_string(read_bytes(path, LARGEST)).graph
         except (OSError, DecodeError) as error:
             raise WeightsError(f"{path}: not an ONNX file: {error}") from None
+        with blamed(path):  # of texts that are no UTF-8, for one
+            return cls._of(path, graph)
+
+    @classmethod
+    def _of(cls, path: Path, graph: Any) -> "Graph":
         whole = next((each.name.removesuffix(CLS) for each in graph.initializer if each.name.endswith(CLS)), None)
         if whole is None:
             raise WeightsError(f"{path}: has no tensor …{CLS}: it holds no DINOv2 with the names of transformers")
