@@ -33,8 +33,8 @@ from vitvlm.training import sharding
 # Measurements of minutes, or of a compiler that is not installed: their flags are parsed, and tests/jobs measures.
 MEASURED = (
     *("benchmark.py", "benchmark_input.py", "benchmark_loading.py", "benchmark_tpu.py", "benchmark_generation.py"),
-    *("benchmark_packing.py", "benchmark_vlm.py"),
-    *("fuzz.py", "adapting_memory.py", "frozen_memory.py", "loss_memory.py", "blind_captions.py", "check_language_models.py"),
+    *("benchmark_packing.py", "benchmark_vlm.py", "fuzz.py"),
+    *("adapting_memory.py", "frozen_memory.py", "loss_memory.py", "blind_captions.py", "check_language_models.py"),
 )
 OWN = pages.OWN_WORKDIR
 SETTING = re.compile("JAX_NUM_CPU_DEVICES=[0-9]+")  # of the environment; before a command
