@@ -11,6 +11,7 @@ from vitvlm.jobs.fuzzing import campaign, parsers
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 EXECUTIONS = 250
+COUNTED = ("tar", "webdataset")  # damage is counted there, sample by sample, and raises nothing
 MOST_SEED = 10_000  # bytes of a file of the corpus
 
 
@@ -18,7 +19,7 @@ MOST_SEED = 10_000  # bytes of a file of the corpus
 def test_damaged_bytes_end_in_the_documented_error(name, tmp_path):
     report = campaign.run(name, EXECUTIONS, CORPUS, tmp_path, "mutations", seed=1)
     assert report.executions == EXECUTIONS and not report.findings, report.line()
-    assert 0 < report.failed < EXECUTIONS or not parsers.PARSERS[name].errors
+    assert report.failed < EXECUTIONS and (report.failed > 0 or name in COUNTED)
 
 
 def test_the_corpus_is_small_and_of_each_parser():
@@ -68,7 +69,7 @@ def test_the_same_seed_makes_the_same_inputs(parser):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="no parser 'tars'; did you mean 'tar'"):
+    with pytest.raises(ConfigError, match="no parser 'tars'; did you mean \"tar\""):
         campaign.run("tars", 1, CORPUS, tmp_path)
     with pytest.raises(ConfigError, match="no engine 'magic'"):
         campaign.run("tar", 1, CORPUS, tmp_path, "magic")

@@ -2,8 +2,9 @@
 
 A folder of BERT's that has no tokenizer.json is read from its vocab.txt."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,17 @@ class FastTokenizer(Model):
     fast: "tokenizers.Tokenizer"
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+        with _told():
+            return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     def locate(self, text: str) -> Pieces:
-        encoding = self.fast.encode(text, add_special_tokens=False)
+        with _told():
+            encoding = self.fast.encode(text, add_special_tokens=False)
         return Pieces(encoding.ids, encoding.offsets)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        return self.fast.decode_batch(ids, skip_special_tokens=True)
+        with _told():
+            return self.fast.decode_batch(ids, skip_special_tokens=True)
 
     def id_of(self, token: str) -> int | None:
         return self.fast.token_to_id(token)
@@ -50,6 +54,17 @@ class FastTokenizer(Model):
         fast = tokenizers.Tokenizer.from_str(self.fast.to_str())
         fast.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
         return FastTokenizer(fast)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turns what the library raises, such as for a text that its vocabulary has no token for, into a DataError."""
+    try:
+        yield
+    except Exception as error:  # the library raises nothing narrower
+        if type(error) is not Exception:
+            raise
+        raise DataError(f"the tokenizer cannot do this: {error}") from error
 
 
 def read(path: str) -> tuple[FastTokenizer, dict[str, Any]]:

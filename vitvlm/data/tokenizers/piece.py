@@ -25,7 +25,10 @@ class SentencePiece(Model):
         return Pieces([piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces])
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        return [self.processor.decode(row) for row in ids]
+        try:
+            return [self.processor.decode(row) for row in ids]
+        except (UnicodeDecodeError, RuntimeError) as error:
+            raise DataError(f"the SentencePiece model has a token that is no text: {error}") from error
 
     def id_of(self, token: str) -> int | None:
         found = self.processor.piece_to_id(token)

@@ -163,13 +163,17 @@ def has_atheris() -> bool:
 
 
 def _followed(name: str, executions: int, corpus: Path, folder: Path, seed: int) -> Report:
-    """Runs libFuzzer, which ends its process, in one of its own. Raises ConfigError for one that ended early."""
+    """Runs libFuzzer, which ends its process, in one of its own. Raises ConfigError for one that never began."""
     command = [sys.executable, "-m", "vitvlm.jobs.fuzzing.following", name, str(corpus), str(folder), str(executions)]
+    (folder / REPORT).unlink(missing_ok=True)
     done = subprocess.run([*command, str(seed)], capture_output=True, text=True)
     try:
-        return Report(**json.loads((folder / REPORT).read_text()))
+        report = Report(**json.loads((folder / REPORT).read_text()))
     except (OSError, ValueError):
         raise ConfigError(f"atheris ended early ({done.returncode}): {done.stderr[-2000:]}") from None
+    if done.returncode:  # libFuzzer has written the input there
+        report.findings[f"the process ended with {done.returncode}"] = str(folder)
+    return report
 
 
 def _place(error: BaseException) -> str:
