@@ -1,6 +1,5 @@
 """Idefics 1 of Hugging Face `transformers`, a Flamingo on LLaMA and CLIP: IdeficsForVisionText2Text."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vitvlm.core import json_texts
 from vitvlm.core.config import ConfigError
+from vitvlm.core.files import LARGEST_VOCABULARY, read_text
 from vitvlm.models.connectors.cross_attention import CrossAttention
 from vitvlm.models.cross_layers import CrossLayers
 from vitvlm.models.decoder import Decoder
 from vitvlm.models.vit import ViT
 from vitvlm.models.vlm import VLM
 from vitvlm.pretrained import clip, llama, rotary, texts
-from vitvlm.pretrained.entries import Tensors
+from vitvlm.pretrained.entries import Tensors, blamed
 from vitvlm.pretrained.expressible import Expressible, anything
 from vitvlm.pretrained.families import Family, Inputs, Json, described_images, text_inputs
 from vitvlm.pretrained.tables import Row, row, under
@@ -162,11 +163,12 @@ def image_token_beside(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any
     for name, entries in (("tokenizer.json", "added_tokens"), ("added_tokens.json", None)):
         if not (folder / name).is_file():
             continue
-        found = json.loads((folder / name).read_text())
-        if entries is not None:
-            found = {each["content"]: each["id"] for each in found.get(entries, ())}
-        if IMAGE_TOKEN in found:
-            return {"image_token": int(found[IMAGE_TOKEN])}
+        with blamed(folder / name):
+            found = json_texts.loads(read_text(folder / name, LARGEST_VOCABULARY))
+            if entries is not None:
+                found = {each["content"]: each["id"] for each in found.get(entries, ())}
+            if IMAGE_TOKEN in found:
+                return {"image_token": int(found[IMAGE_TOKEN])}
     return {}
 
 

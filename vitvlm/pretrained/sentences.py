@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitvlm.core import json_texts
+from vitvlm.core.files import LARGEST_VOCABULARY, read_text
 from vitvlm.models.bert import Bert
 from vitvlm.pretrained.entries import WeightsError
 from vitvlm.pretrained.tensors import read_json
@@ -24,9 +26,10 @@ def fields(folder: Path) -> dict[str, Any]:
         return {}
     try:
         modules = [
-            (each["type"].rpartition(".")[2], each["path"]) for each in json.loads((folder / MODULES).read_text())
+            (each["type"].rpartition(".")[2], str(each["path"]))
+            for each in json_texts.loads(read_text(folder / MODULES, LARGEST_VOCABULARY))
         ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{folder / MODULES}: no list of modules with type and path: {error}") from error
     if others := [kind for kind, _ in modules if kind not in UNDERSTOOD]:
         raise WeightsError(f"{folder / MODULES}: {', '.join(others)}: only {', '.join(UNDERSTOOD)} are understood")
