@@ -45,7 +45,7 @@ def test_operations_and_their_arguments_are_read_in_order():
         (7, "write a string such as"),
         ("(" * 500, "not operations joined by"),
         ("decode(" + "-" * 5000 + "1)", "nested too deeply|not operations joined by"),
-        ("decode" + "|decode" * 3000 + "|x", "nested too deeply|not operations joined by|no such operation"),
+        ("decode" + "|decode" * 3000 + "|x", "at most 10,000 are read"),
         ("decode(\0)", "not operations joined by"),
     ],
 )
