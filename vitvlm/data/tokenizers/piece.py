@@ -53,7 +53,7 @@ def read(path: str) -> tuple[SentencePiece, dict[str, Any]]:
     try:
         check_regular(path, LARGEST_VOCABULARY)
         processor = sentencepiece.SentencePieceProcessor(model_file=path)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError: it cannot say in UTF-8 what is wrong
         raise DataError(f"{path}: cannot be read as a SentencePiece model: {error}") from error
     ids = {"pad_id": processor.pad_id(), "bos_id": processor.bos_id(), "eos_id": processor.eos_id()}
     found = {name: i for name, i in ids.items() if i >= 0}
