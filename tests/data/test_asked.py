@@ -206,6 +206,11 @@ def test_easy_vqa_is_what_its_authors_published():
     example = test[0]
     assert train.label_names[example["label"]] == example["answer"] and example["id"] == "test-0"
     assert {test.text(i, "question_type") for i in range(500)} == {"shape", "colour", "yes_no"}
+    open_ones = sources.open("easy_vqa:colour,shape", "test")
+    assert {open_ones.text(i, "question_type") for i in range(len(open_ones))} == {"shape", "colour"}
+    assert len(open_ones) == sum(answer not in ("yes", "no") for _, answer in said) and open_ones.num_classes == 13
+    with pytest.raises(ConfigError, match=r"data source 'easy_vqa:color': .*colour"):
+        sources.open("easy_vqa:color", "test")
     (files,) = test.files
     assert "1,000 files" in str(files) and not files.unreadable
 

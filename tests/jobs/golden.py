@@ -23,6 +23,7 @@ VARIANTS = (
     "configs/lit_emoji.py:loss=sigmoid,lock=both",
     *(f"configs/prefix_vlm.py:system={name}" for name in ("nanovlm", "idefics3", "llava_next", "qwen2_vl")),
     "configs/vit_fashion.py:flexible",
+    "configs/vlm_published.py:data=emoji",
 )  # arguments that make another job of a file
 CONFIGS = sorted([*VARIANTS, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/*.py"))])
 ABLATIONS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/ablations/*.py"))

@@ -17,11 +17,12 @@ from vitvlm.jobs import fields
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup
-from vitvlm.jobs.training import train
+from vitvlm.jobs.training import stages, train
 from vitvlm.jobs.training.setup import TrainingSetup, setup
 from vitvlm.training import sharding
 
 IMAGENET_EXAMPLES, CLASSES = 1_281_167, 10
+OF_LANGUAGE = ("captions", "image_gap", "perplexity", "questions")  # evaluators that look at no features
 
 
 @pytest.mark.parametrize("path", golden.CONFIGS + golden.ABLATIONS + golden.EVALUATIONS)
@@ -51,7 +52,17 @@ def no_data(monkeypatch):
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_fits_together_at_full_size_without_data(path):
     """Shapes and shardings of the state, shapes of a step, optimizer rules and durations; no array is made."""
-    plain = with_classes(config_lib.plain(golden.load(path)))
+    for plain in jobs_of(path):
+        fits_together(with_classes(plain))
+
+
+def jobs_of(path, arg=""):
+    """The config, or those of its stages."""
+    plain = config_lib.plain(golden.load(path, arg))
+    return list(stages.configs(plain).values()) if fields.STAGES in plain else [plain]
+
+
+def fits_together(plain):
     model = ModelSetup.of(plain)
     training = TrainingSetup.of(plain, model, IMAGENET_EXAMPLES)
     assert all(len(row) == 1 for row in model.example_batch.values()) and training.state_shapes.params
@@ -68,7 +79,7 @@ def test_fits_together_at_full_size_without_data(path):
     assert pixels(split.train.ops) == pixels(split.eval.ops)
     for name, section in fields.read(fields.Evaluations, plain).evals.items():
         assert section.get("every") is None or training.clock.steps(section["every"], name) > 0
-        of_language = section.get("type") in ("perplexity", "image_gap", "questions")  # no features
+        of_language = section.get("type") in OF_LANGUAGE
         assert of_language or section.get("features", "features") in {"pixels", *model.task.predict_fns}
     assert training.clock.steps(training.checkpoint.every, "config.checkpoint.every") > 0
 
@@ -131,7 +142,11 @@ def fashion_mnist(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("fashion_mnist")
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_takes_one_real_step_at_debug_size(path):
-    config = golden.load(path, "debug")
+    for config in jobs_of(path, "debug"):
+        takes_a_step(config)
+
+
+def takes_a_step(config):
     job = setup(config)
     assert evaluations.build(job.model, job.data, job.evals)
     state = train.first_state(job.training)

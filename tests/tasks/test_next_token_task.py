@@ -11,6 +11,7 @@ from vitvlm import models, pretrained
 from vitvlm.core.config import ConfigError
 from vitvlm.core.paths import flatten
 from vitvlm.tasks import NextToken, task_for
+from vitvlm.tasks.next_token import at_learned
 from vitvlm.training.gradients import make_gradients
 
 SIZES = dict(width=16, depth=2, heads=4, kv_heads=2, mlp_width=24, vocab_size=40, length=32)
@@ -99,6 +100,26 @@ def test_it_is_the_mean_of_all_learned_tokens():
     found = task.predict_fns["log_likelihood"](variables, texts_of)
     np.testing.assert_allclose(found["log_likelihood"], (own * learned).sum(axis=1), rtol=1e-5)
     np.testing.assert_array_equal(found["learned_tokens"], learned.sum(axis=1))
+
+
+@pytest.mark.parametrize("places", [6, 5])  # a row learns six tokens, so that five are too few
+def test_logits_at_what_is_learned_alone_give_the_same_loss_and_gradients(places):
+    task, variables = made(tied=True)
+    wanted, metrics = graded(task, variables, texts_of)
+    found, others = graded(NextToken(task.model, learned_places=places), variables, texts_of)
+    np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=1e-6)
+    assert others["learned_tokens"] == metrics["learned_tokens"]
+    close(found, wanted)
+
+
+def test_logits_are_computed_where_something_is_learned():
+    learned = texts_of["text_learned"][:, 1:] > 0
+    tokens = jnp.zeros((*learned.shape, 1))
+    for most, places in ((6, 6), (5, 7), (None, 7)):
+        seen = at_learned(lambda x, _, own: jnp.array([x.shape[1], own.sum()]), most, tokens, learned, learned)
+        np.testing.assert_array_equal(seen, [places, learned.sum()])
+    with pytest.raises(ConfigError, match=r"^config\.task\.learned_places: 0 must be 1 or more"):
+        NextToken(made()[0].model, learned_places=0)
 
 
 def test_micro_batches_are_as_the_whole_and_padding_counts_nothing():

@@ -1,7 +1,7 @@
 """Language models: each token of a text is predicted from those before it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,11 +36,17 @@ class NextToken(Task):
 
     Attributes:
       model: a language model, see `ModelFacts.writes`.
+      learned_places: of a batch whose rows have at most so many learned tokens each, the vocabulary's logits are
+        computed at these alone, and not at the prompts and images whose losses nobody asks for; of any other, and by
+        default, at all places. The losses are the same.
     """
 
     model: nn.Module
+    learned_places: int | None = None
 
     def __post_init__(self) -> None:
+        if self.learned_places is not None and self.learned_places < 1:
+            raise ConfigError(f"config.task.learned_places: {self.learned_places} must be 1 or more, or None")
         if self.model.writes is None:
             raise ConfigError(
                 f"task next_token: a {type(self.model).__name__} is no language model: take model decoder"
@@ -139,9 +145,15 @@ class NextToken(Task):
         tokens, labels = output.tokens, batch.get("answer_tokens")
         if not self._answers:
             tokens, labels = tokens[:, :-1], batch["text_tokens"][:, 1:]
-        losses = cross_entropy(tokens, output.head_kernel, labels, output.head_bias, **head)
         learned = self._learned(batch)
-        return jnp.sum(losses, axis=1, where=learned), learned, updated
+
+        def summed(
+            tokens: Float[Array, "B P D"], labels: Int[Array, "B P"], learned: Bool[Array, "B P"]
+        ) -> Float[Array, "B"]:
+            losses = cross_entropy(tokens, output.head_kernel, labels, output.head_bias, **head)
+            return jnp.sum(losses, axis=1, where=learned)
+
+        return at_learned(summed, self.learned_places, tokens, labels, learned), learned, updated
 
     def _continuing(self, batch: Batch) -> dict[str, Array]:
         call = {"positions": batch["text_positions"]} if "text_positions" in batch else {}
@@ -177,6 +189,29 @@ class NextToken(Task):
             raise ConfigError(
                 f"config.data: task next_token needs {wanted}: add supervise(TOKENIZER, L{how}) to the ops"
             )
+
+
+def at_learned(
+    function: Callable[..., Array],
+    most: int | None,
+    tokens: Float[Array, "B P D"],
+    labels: Int[Array, "B P"],
+    learned: Bool[Array, "B P"],
+) -> Array:
+    """Calls a function of tokens, labels and what is learned with no more than `most` places of each row, those that
+    are learned first, if all that are learned are among them; otherwise, or if `most` is None, with all places."""
+    if most is None or most >= learned.shape[1]:
+        return function(tokens, labels, learned)
+
+    def few() -> Array:
+        places = jnp.argsort(~learned, axis=1, stable=True)[:, :most]
+        return function(
+            jnp.take_along_axis(tokens, places[:, :, None], axis=1),
+            *(jnp.take_along_axis(each, places, axis=1) for each in (labels, learned)),
+        )
+
+    fits = jnp.max(learned.sum(axis=1)) <= most
+    return jax.lax.cond(fits, few, lambda: function(tokens, labels, learned))
 
 
 def prompts(learned: Int[Array, "B L"], segments: Int[Array, "B L"] | None = None) -> Bool[Array, "B L"]:

@@ -83,6 +83,7 @@ def open(
         "vqa:QUESTIONS.json:IMAGES"  VQAv2, a question each, with all its answers; see `asked.open_vqa`;
         "visual_genome:FILE.json:IMAGES"  Visual Genome's questions or regions, see `asked.open_visual_genome`;
         "easy_vqa"                   easy-VQA's questions, where PyPI's easy-vqa is installed; labelled by answer;
+                                     "easy_vqa:colour,shape" those of these types ("yes_no" is the third);
         "csv:PATH"                   the same, of images, with columns named by the first line;
         "coco:PATH/annotations/captions_NAME.json"  COCO's captions, images in PATH/NAME/, or "coco:JSON:IMAGES";
         "each:caption:SOURCE"        an example for each text in a field of another source; see `each.EachText`;

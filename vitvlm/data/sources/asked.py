@@ -25,6 +25,7 @@ from vitvlm.data.sources.labels import USUAL, Labelling
 
 BOXES = "boxes"
 VG_FOLDERS = ("VG_100K", "VG_100K_2", "")  # below the folder of Visual Genome's images
+EASY_TYPES = ("yes_no", "colour", "shape")
 VG_KINDS = {"qas": "qa_id", "regions": "region_id"}
 _SUBTYPE = re.compile(r"(?:v2_)?(?:OpenEnded|MultipleChoice)_mscoco_(\w+)_questions")
 
@@ -146,8 +147,15 @@ def open_visual_genome(place: str, split: str) -> AskedSource:
     return AskedSource(rows, root, split, f"visual_genome:{place}")
 
 
-def open_easy_vqa(_: str, split: str) -> AskedSource:
-    """easy-VQA (MIT) where PyPI's package `easy-vqa` is installed, with its splits; the label is the answer."""
+def open_easy_vqa(place: str, split: str) -> AskedSource:
+    """easy-VQA (MIT) where PyPI's package `easy-vqa` is installed, with its splits; the label is the answer.
+
+    `place` may name the types of questions that are taken, "colour,shape" for those not answered by yes or no.
+    """
+    kinds = tuple(kind for kind in place.split(",") if kind)
+    for kind in kinds:
+        if kind not in EASY_TYPES:
+            raise ConfigError(f"data source 'easy_vqa:{place}': {suggest(kind, EASY_TYPES)}")
     found = importlib.util.find_spec("easy_vqa")
     if found is None or not found.submodule_search_locations:
         raise DataError("easy_vqa: is not installed; pip install easy-vqa==1.0")
@@ -163,10 +171,11 @@ def open_easy_vqa(_: str, split: str) -> AskedSource:
             "question": question,
             "answer": answer,
             "label": answer,
-            "question_type": _easy_type(question, answer),
+            "question_type": kind,
             "split": split,
         }
         for number, (question, answer, image) in enumerate(content)
+        if (kind := _easy_type(question, answer)) in (kinds or EASY_TYPES)
     )
     return AskedSource(rows, data / split / "images", split, "easy_vqa", Labelling(label_names=names))
 
