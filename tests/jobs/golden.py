@@ -8,10 +8,14 @@ rewrites the dumps in tests/jobs/golden/ after a wanted change; the diff is then
 import importlib.util
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vitvlm.core import config as config_lib
+from vitvlm.jobs import fields
+from vitvlm.jobs.training import stages
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -38,6 +42,11 @@ def load(path: str, arg: str = "") -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)
+
+
+def jobs(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the configs of a training's stages, or the config itself if it has none."""
+    return list(stages.configs(plain).values()) if fields.STAGES in plain else [plain]
 
 
 def dump(path: str) -> str:

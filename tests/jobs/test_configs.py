@@ -17,7 +17,7 @@ from vitvlm.jobs import fields
 from vitvlm.jobs.evaluation import evaluations
 from vitvlm.jobs.setup.data import DataSetup
 from vitvlm.jobs.setup.model import ModelSetup
-from vitvlm.jobs.training import stages, train
+from vitvlm.jobs.training import train
 from vitvlm.jobs.training.setup import TrainingSetup, setup
 from vitvlm.training import sharding
 
@@ -52,14 +52,8 @@ def no_data(monkeypatch):
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_fits_together_at_full_size_without_data(path):
     """Shapes and shardings of the state, shapes of a step, optimizer rules and durations; no array is made."""
-    for plain in jobs_of(path):
+    for plain in golden.jobs(config_lib.plain(golden.load(path))):
         fits_together(with_classes(plain))
-
-
-def jobs_of(path, arg=""):
-    """The config, or those of its stages."""
-    plain = config_lib.plain(golden.load(path, arg))
-    return list(stages.configs(plain).values()) if fields.STAGES in plain else [plain]
 
 
 def fits_together(plain):
@@ -142,7 +136,7 @@ def fashion_mnist(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("fashion_mnist")
 @pytest.mark.parametrize("path", golden.CONFIGS)
 def test_takes_one_real_step_at_debug_size(path):
-    for config in jobs_of(path, "debug"):
+    for config in golden.jobs(config_lib.plain(golden.load(path, "debug"))):
         takes_a_step(config)
 
 

@@ -48,8 +48,8 @@ def test_any_field_of_any_section_can_be_set(parse, path):
         for name in field.split("."):
             found = found[name]
         assert found == value, field
-    job = config_lib.call(fields.Job, config, "config")
-    assert job.mesh == {"data": -1, "fsdp": 4, "tensor": 1}
+    for each in golden.jobs(config):
+        assert config_lib.call(fields.Job, each, "config").mesh == {"data": -1, "fsdp": 4, "tensor": 1}
 
 
 def test_every_section_of_a_job_can_be_opened(parse):
