@@ -49,6 +49,7 @@ setup(
     extras_require={
         "test": [
             "accelerate>=1.10",
+            "atheris>=3.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "beartype>=0.20",
             "easy-vqa==1.0",
             "gguf>=0.17",

@@ -58,7 +58,7 @@ def test_losses_are_per_token_and_gaps_are_paired(tmp_path):
 
 
 def test_images_are_swapped_within_a_type(tmp_path):
-    """Those of one colour alone have nobody to exchange images with: they are left out of both losses' difference."""
+    """Records of one colour alone have nobody to exchange images with: both losses' difference leaves them out."""
     result = gap(type_of=lambda i: "red" if COLOUR[i] == 0 else "").run(predict, {"looks": 1.0}, tmp_path)
     assert result.metrics["gap_other"] == pytest.approx(1) and result.metrics["n"] == N
     others = COLOUR != 0

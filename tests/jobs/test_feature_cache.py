@@ -164,7 +164,7 @@ def test_what_is_damaged_is_named_and_computed_again(tmp_path):
 
 
 def test_files_of_others_are_never_taken(tmp_path):
-    """Those of another encoder, at the place of this one's: by name, a file among them, or the whole folder."""
+    """Features of another encoder, at the place of this one's: by name, a file among them, or the whole folder."""
     job, state = a_job()
     other = state.replace(frozen=jax.tree.map(lambda leaf: leaf + 1e-3, state.frozen))
     begin(tmp_path / "other", state=other)

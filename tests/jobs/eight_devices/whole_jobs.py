@@ -29,7 +29,7 @@ def test_a_contrastive_job_with_a_frozen_tower(tmp_path, monkeypatch):
 
 
 def test_a_frozen_encoders_features(tmp_path):
-    """Of a model that is split over devices; the loss with them is the one with images."""
+    """Cached features of a model that is split over devices: the loss with them is the one with images."""
     config = golden.load("configs/llava.py", "debug")
     config.mesh, config.sharding = {"data": 4, "fsdp": 2}, "fsdp"
     config.batch_size, config.total, config.evals = 8, "1 steps", {}
